@@ -1,0 +1,20 @@
+"""Build hook: before the project is installed or packed, make ultralytics/ the pinned release with our patches on it."""
+
+import sys
+from pathlib import Path
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class UpstreamHook(BuildHookInterface):
+    """Runs `scripts/upstream.py apply`; what stops it is one line, not a traceback."""
+
+    def initialize(self, version: str, build_data: dict) -> None:
+        """Lay the tree down in the checkout, or in the folder that a front end has unpacked the sources to."""
+        sys.path.insert(0, str(Path(self.root, "scripts")))
+        import upstream
+
+        try:
+            print(upstream.apply(Path(self.root)))
+        except upstream.UpstreamError as e:
+            sys.exit(f"ultralytics set-up: {e}")

@@ -1,0 +1,223 @@
+"""Mobile multi-query attention.
+
+Paper: "MobileNetV4: Universal Models for the Mobile Ecosystem" (arXiv 2404.10518).
+Origin: tensorflow/models, in the form that the RT-DETR tutorials published; timm's `MultiQueryAttention2d` is the
+reference for the arithmetic.
+
+All query heads share one key and one value head; SR is an optional strided depth-wise convolution of both:
+
+    attention_j = softmax((X W^Qj) (SR(X) W^K)^T / sqrt(d_k)) (SR(X) W^V),   output = concat_j(attention_j) W^O
+
+Differences from the published code, which mixes channels and positions, scales by sqrt(d_k / heads), drops scores
+before the softmax and ignores `value_dim`: the equation above, any height and width, query strides that work, and
+scores that are never materialised. A module unpickled from a tutorial checkpoint keeps the arithmetic that its
+weights were trained with.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers.padding import get_padding
+from torch import nn
+
+from ultralytics.nn.AddModules.registry import keeps_channels, register, residual_stage
+from ultralytics.nn.modules.block import ResNetBlock as UpstreamResNetBlock
+from ultralytics.nn.modules.block import ResNetLayer
+from ultralytics.nn.modules.conv import Conv
+from ultralytics.utils.torch_utils import fuse_conv_and_bn
+
+__all__ = "MultiQueryAttentionLayerWithDownSampling", "ResNetLayer_MQA"
+
+ACT = nn.SiLU()  # one instance for all convolutions of this file: the published `layers` totals count it once
+
+
+def share_act(*convs: Conv) -> None:
+    """Give convolutions of the default activation this file's instance; another that a model file chose stays."""
+    for conv in convs:
+        if type(conv.act) is nn.SiLU:
+            conv.act = ACT
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float, scale: float | None) -> torch.Tensor:
+    """Scaled dot-product attention of (B, h, N, d_k) over (B, h, M, d_k) and (B, h, M, d_v) in a fused kernel.
+
+    The fused kernels want one head size: the smaller of d_k and d_v is zero-padded, which changes no result.
+    """
+    key_dim, value_dim = q.shape[-1], v.shape[-1]
+    scale = scale or key_dim**-0.5
+    if value_dim < key_dim:
+        v = F.pad(v, (0, key_dim - value_dim))
+    elif key_dim < value_dim:
+        q, k = (F.pad(t, (0, value_dim - key_dim)) for t in (q, k))
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)[..., :value_dim]
+
+
+@register(keeps_channels)
+class MultiQueryAttentionLayerWithDownSampling(nn.Module):
+    """Multi-query attention over a feature map, with optional down-sampling of queries, keys and values.
+
+    Args:
+        in_channels: Channels of the input and the output.
+        num_heads: Query heads.
+        key_dim: Channels of a query head and of the shared key head.
+        value_dim: Channels of the shared value head.
+        query_h_strides, query_w_strides: Average-pooling of the queries; the output is resized back.
+        kv_strides: Stride of the depth-wise convolution before keys and values; 1 for none.
+        dw_kernel_size: Kernel size of that convolution.
+        dropout: Dropout of the attention weights.
+
+    Shapes:
+        Input and output: (B, in_channels, H, W), any H and W of at least the query strides.
+
+    Raises:
+        ValueError: If a size or stride is below 1, or a map is smaller than the query strides.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_heads: int,
+        key_dim: int,
+        value_dim: int,
+        query_h_strides: int,
+        query_w_strides: int,
+        kv_strides: int,
+        dw_kernel_size: int = 3,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        sizes = num_heads, key_dim, value_dim, query_h_strides, query_w_strides, kv_strides, dw_kernel_size
+        if min(sizes) < 1:
+            raise ValueError(f"heads, dims, strides and kernel size must be at least 1, got {sizes}")
+        self.num_heads = num_heads
+        self.key_dim = key_dim
+        self.value_dim = value_dim
+        self.query_h_strides = query_h_strides
+        self.query_w_strides = query_w_strides
+        self.kv_strides = kv_strides
+        self.dw_kernel_size = dw_kernel_size
+
+        if query_h_strides > 1 or query_w_strides > 1:
+            self._query_downsampling_norm = nn.BatchNorm2d(in_channels)
+        self._query_proj = self._project(in_channels, num_heads * key_dim)
+        if kv_strides > 1:
+            self._key_dw_conv = self._reduce(in_channels)
+            self._value_dw_conv = self._reduce(in_channels)
+        self._key_proj = self._project(in_channels, key_dim)
+        self._value_proj = self._project(in_channels, value_dim)
+        self._output_proj = self._project(num_heads * value_dim, in_channels)
+        self.dropout = nn.Dropout(dropout)
+
+    @staticmethod
+    def _project(c1: int, c2: int) -> nn.Sequential:
+        """A 1x1 convolution without bias, initialised as timm does."""
+        conv = nn.Conv2d(c1, c2, kernel_size=1, bias=False)
+        nn.init.xavier_uniform_(conv.weight)
+        return nn.Sequential(conv)
+
+    def _reduce(self, c: int) -> nn.Sequential:
+        """The paper's spatial reduction: a strided depth-wise convolution and its norm."""
+        k, s = self.dw_kernel_size, self.kv_strides
+        conv = nn.Conv2d(c, c, k, stride=s, padding=get_padding(k, s), groups=c, bias=False)
+        nn.init.xavier_uniform_(conv.weight)
+        return nn.Sequential(conv, nn.BatchNorm2d(c))
+
+    @property
+    def has_query_strides(self) -> bool:
+        return self.query_h_strides > 1 or self.query_w_strides > 1
+
+    @property
+    def is_tutorial(self) -> bool:
+        """Whether the module was unpickled from a tutorial checkpoint; only those carry `head_dim`."""
+        return "head_dim" in self.__dict__
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the attended map of the same shape."""
+        B, _, H, W = x.shape
+        h, w = H // self.query_h_strides, W // self.query_w_strides
+        if not (h and w):
+            strides = self.query_h_strides, self.query_w_strides
+            raise ValueError(f"a {H} x {W} map is smaller than the query strides {strides}")
+        query = x
+        if self.has_query_strides:
+            query = F.avg_pool2d(x, (self.query_h_strides, self.query_w_strides))
+            query = self._query_downsampling_norm(query)
+        key = value = x
+        if self.kv_strides > 1:
+            key, value = self._key_dw_conv(x), self._value_dw_conv(x)
+        q = self._query_proj(query)  # (B, heads * key_dim, h, w)
+        k = self._key_proj(key)  # (B, key_dim, h', w')
+        v = self._value_proj(value)  # (B, value_dim, h', w')
+
+        dropout = self.dropout.p if self.training else 0.0
+        if self.is_tutorial:
+            out = self._attend_as_tutorial(q, k, v, dropout)
+        else:
+            # One key head serves every query head: heads and positions together are the queries of one head.
+            q = q.reshape(B, self.num_heads, self.key_dim, h * w).transpose(2, 3)  # (B, heads, N, key_dim)
+            q = q.reshape(B, 1, self.num_heads * h * w, self.key_dim)
+            k, v = (t.flatten(2).transpose(1, 2).unsqueeze(1) for t in (k, v))  # (B, 1, M, key_dim or value_dim)
+            out = attend(q, k, v, dropout, None).reshape(B, self.num_heads, h * w, self.value_dim)
+            out = out.transpose(2, 3).reshape(B, self.num_heads * self.value_dim, h, w)
+        if self.has_query_strides:
+            out = F.interpolate(out, size=(H, W), mode="bilinear", align_corners=False)
+        return self._output_proj(out)
+
+    def _attend_as_tutorial(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
+        """The published arithmetic: Q and V in NCHW read as (tokens, dim) without a transpose, another scale."""
+        B, C, h, w = q.shape
+        q, v = (t.reshape(B, 1, -1, self.key_dim) for t in (q, v))  # (B, 1, heads * N or M, key_dim)
+        k = k.flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, M, key_dim)
+        return attend(q, k, v, dropout, self.head_dim**-0.5).reshape(B, C, h, w)
+
+    def fuse(self) -> None:
+        """Fold the norms of the spatial reduction into its convolutions, for inference."""
+        for name in ("_key_dw_conv", "_value_dw_conv"):
+            reduce = getattr(self, name, None)
+            if reduce is not None and len(reduce) == 2:
+                setattr(self, name, nn.Sequential(fuse_conv_and_bn(*reduce)))
+
+
+class ResNetBlock(UpstreamResNetBlock):
+    """Upstream's bottleneck with multi-query attention `cv4` between its second and its third convolution."""
+
+    def __init__(self, c1: int, c2: int, s: int = 1, e: int = 4, kv_strides: int = 1):
+        super().__init__(c1, c2, s, e)
+        share_act(self.cv1, self.cv2)
+        self.cv4 = MultiQueryAttentionLayerWithDownSampling(c2, 2, 48, 48, 1, 1, kv_strides)
+        self.shortcut = self._modules.pop("shortcut")  # behind cv4, as in tutorial checkpoints
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, c1, H, W) to (B, e * c2, H / s, W / s)."""
+        return F.relu(self.cv3(self.cv4(self.cv2(self.cv1(x)))) + self.shortcut(x))
+
+
+@register(residual_stage)
+class ResNetLayer_MQA(ResNetLayer):
+    """Upstream's `ResNetLayer` whose bottlenecks hold multi-query attention of two heads of 48 channels.
+
+    Args:
+        c1: Input channels.
+        c2: Output channels of the stem (`is_first`), else of the bottleneck: the stage gives e * c2.
+        s: Stride of the first block.
+        is_first: Build the stem: a 7x7 convolution of stride 2 and max-pooling, no attention.
+        n: Blocks.
+        e: Expansion.
+        kv_strides: Spatial reduction of keys and values in every block; 1, as published, for none.
+
+    Shapes:
+        Input (B, c1, H, W); output (B, c2, H / 4, W / 4) of the stem, else (B, e * c2, H / s, W / s).
+    """
+
+    def __init__(
+        self, c1: int, c2: int, s: int = 1, is_first: bool = False, n: int = 1, e: int = 4, kv_strides: int = 1
+    ):
+        if is_first:
+            super().__init__(c1, c2, s, is_first, n, e)
+            share_act(self.layer[0])
+        else:  # upstream's constructor would first build the blocks that these replace
+            nn.Module.__init__(self)
+            self.is_first = False
+            blocks = (ResNetBlock(e * c2 if i else c1, c2, 1 if i else s, e, kv_strides) for i in range(n))
+            self.layer = nn.Sequential(*blocks)

@@ -1,0 +1,239 @@
+"""What the patches call: upstream's nn/tasks.py and engine/model.py, each in a line or two."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ultralytics.nn.AddModules.registry import NAMES, READERS, Row, RowError, backbone
+
+__all__ = "checked", "fuse", "read_row", "route", "run", "seat"
+
+SLOTS = 5  # layer indices of a multi-output backbone: index i is the map of stride 2 ** (i + 1), index 0 stays empty
+
+
+class Builder:
+    """What `parse_model` calls and prints in place of a registered class."""
+
+    def __init__(self, cls: type[nn.Module], args: list, name: str | None):
+        self.cls = cls
+        self.args = args
+        self.name = name or f"{cls.__module__}.{cls.__qualname__}"
+
+    def __call__(self, *_: Any) -> nn.Module:
+        """Build the layer with the constructor's arguments, not with those that the summary shows."""
+        return self.cls(*self.args)
+
+    def __str__(self) -> str:
+        """Look like a class to `parse_model`, which prints what stands between the quotes."""
+        return f"<class '{self.name}'>"
+
+
+class Built(Builder):
+    """A builder whose layer exists already: a backbone, whose widths `parse_model` must know beforehand."""
+
+    def __init__(self, cls: type[nn.Module], args: list, name: str | None):
+        super().__init__(cls, args, name)
+        self.layer = cls(*args)
+
+    def __call__(self, *_: Any) -> nn.Module:
+        """Give the layer."""
+        return self.layer
+
+
+def read_row(
+    module: type[nn.Module],
+    i: int,
+    f: int | list[int],
+    n: int,
+    args: list,
+    ch: list[int],
+    width: float,
+    max_channels: float,
+) -> tuple[Builder, list, int, int]:
+    """Read the row of a registered module, from its branch in `parse_model`.
+
+    Returns:
+        What `parse_model` goes on with: the module, its arguments, its output channels and its repeats.
+    """
+    row = Row(module, i, f, n, args, ch, width, max_channels)
+    layer = READERS[module](row)
+    try:
+        inspect.signature(module).bind(*layer.args)
+    except TypeError as e:
+        raise row.error(f"arguments {args}: {e}", signature(module)) from None
+    printed = layer.args if layer.printed is None else layer.printed
+    if not is_backbone(module):
+        return Builder(module, layer.args, layer.name), printed, layer.c2, layer.n
+    if layer.n != 1:
+        raise row.error(f"{layer.n} repeats", "1")
+    built = Built(module, layer.args, layer.name)
+    return built, printed, built.layer.width_list[-1], 1
+
+
+def seat(m: nn.Module, ch: list[int], save: list[int]) -> None:
+    """Give the layer that `parse_model` has just built its index, which the channels so far tell.
+
+    Upstream counts rows. After a multi-output backbone the layer index is ahead of the row's, and what upstream has
+    put on the savelist for this row is put right.
+    """
+    if is_backbone(type(m)):
+        ch.extend([0] * (SLOTS - len(m.width_list)) + list(m.width_list[:-1]))
+    elif m.i != len(ch):
+        sources = [x for x in ([m.f] if isinstance(m.f, int) else m.f) if x != -1]
+        save[len(save) - len(sources) :] = [x % len(ch) for x in sources]
+    m.i = len(ch)
+
+
+def run(m: nn.Module, x: Any, y: list, save: list[int]) -> Any:
+    """Run a layer in a forward loop; of a multi-output one, put all outputs but the last where later rows look."""
+    x = m(x)
+    if m.i > len(y):  # more indices than one: only a backbone has them
+        outputs = [None] * (m.i + 1 - len(x)) + list(x)
+        y.extend(out if j in save else None for j, out in enumerate(outputs[:-1]))
+        x = outputs[-1]
+    return x
+
+
+def fuse(m: nn.Module) -> None:
+    """Fold the norms of an added module for inference, where its class has a `fuse` method."""
+    if type(m).__module__.startswith(__package__) and callable(getattr(m, "fuse", None)):
+        m.fuse()
+
+
+def route(model: Any, cfg: dict, task: str | None) -> str | None:
+    """Make a model built from a YAML an `RTDETR` if its head is RT-DETR's, whatever the file's name; give its task."""
+    head = cfg["head"][-1] if cfg.get("head") else ()
+    if len(head) > 2 and head[2] == "RTDETRDecoder":
+        from ultralytics.models import RTDETR
+
+        model.__class__ = RTDETR
+        return "detect"
+    return task
+
+
+def checked(parse_model: Callable) -> Callable:
+    """Wrap `parse_model`: registered modules can be named, and an error says which row of which file is wrong."""
+
+    @functools.wraps(parse_model)
+    def parse(d: dict, ch: int, verbose: bool = True) -> tuple[nn.Sequential, list[int]]:
+        install(parse_model.__globals__)
+        file = d.get("yaml_file", "model YAML")
+        rows = check_rows(d, parse_model.__globals__, file)
+        try:
+            return parse_model(d, ch, verbose)
+        except Exception as e:
+            i = current_row(e, parse_model)
+            if i is None:
+                raise
+            where = place(file, d, i, rows[i])
+            if isinstance(e, RowError):
+                raise RowError(f"{where}: {e}") from None
+            cls = resolve(rows[i][2], parse_model.__globals__)
+            expected = f"; expected {signature(cls)}" if isinstance(e, TypeError) and inspect.isclass(cls) else ""
+            try:  # callers of upstream's catch its types
+                error = type(e)(f"{where}: {cls.__name__}: {e}{expected}")
+            except Exception:
+                raise e from None
+            raise error from e
+
+    return parse
+
+
+def install(names: dict[str, Any]) -> None:
+    """Put the registered classes where `parse_model` looks names up, and refuse to shadow one that is there."""
+    for name, cls in NAMES.items():
+        if names.setdefault(name, cls) is not cls:
+            raise RowError(f"{cls.__module__}.{name}: upstream's nn/tasks.py has the name {name}, choose another")
+
+
+def check_rows(d: dict, names: dict[str, Any], file: str) -> list[list]:
+    """Check what can be checked before anything is built, and give the rows.
+
+    Raises:
+        RowError: For a row of another form than `[from, repeats, module, arguments]`, a module that nobody has, a
+            backbone elsewhere than in row 0, or a layer index that does not exist.
+    """
+    for section in ("backbone", "head"):
+        if not isinstance(d.get(section), list):
+            raise RowError(f"{file}: no `{section}:` with a list of rows [from, repeats, module, arguments]")
+    rows = d["backbone"] + d["head"]
+    layers, empty = 0, set()
+    for i, row in enumerate(rows):
+        where = place(file, d, i, row)
+        if not (isinstance(row, list) and len(row) == 4 and isinstance(row[2], str) and isinstance(row[3], list)):
+            raise RowError(f"{where}: expected [from, repeats, module, arguments]")
+        f, n, name, _ = row
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise RowError(f"{where}: repeats are {n!r}, expected a whole number of at least 1")
+        cls = resolve(name, names)
+        if cls is None:
+            near = difflib.get_close_matches(name, module_names(names), n=3, cutoff=0.5)
+            advice = f"did you mean {' or '.join(near)}?" if near else "see ultralytics/nn/AddModules for what there is"
+            raise RowError(f"{where}: no module is named {name!r}; {advice}")
+        if is_backbone(cls) and i:
+            raise RowError(f"{where}: {name} is a multi-output backbone; expected in row 0, the first of `backbone:`")
+        for x in f if isinstance(f, list) else [f]:
+            if not isinstance(x, int) or isinstance(x, bool):
+                raise RowError(f"{where}: 'from' is {x!r}, expected a layer index or a list of them")
+            if x == -1:
+                continue
+            if not -layers <= x < layers:
+                there = f"layers 0 to {layers - 1} are before this one" if layers else "the first layer is from -1"
+                raise RowError(f"{where}: 'from' names layer {x}, which does not exist here; {there}")
+            if x % layers in empty:
+                raise RowError(f"{where}: 'from' names layer {x}, which {rows[0][2]} leaves empty; its maps are 1 to 4")
+        if is_backbone(cls):
+            layers, empty = SLOTS, {0}
+        else:
+            layers += 1
+    return rows
+
+
+def resolve(name: str, names: dict[str, Any]) -> Any:
+    """Give what `parse_model` finds under a row's module name, or None."""
+    if name.startswith("nn."):
+        return getattr(nn, name[3:], None)
+    if name.startswith("torchvision.ops."):
+        import torchvision
+
+        return getattr(torchvision.ops, name[16:], None)
+    return names.get(name)
+
+
+def module_names(names: dict[str, Any]) -> list[str]:
+    """List the module classes among the names that a row can use."""
+    return [name for name, cls in names.items() if inspect.isclass(cls) and issubclass(cls, nn.Module)]
+
+
+def place(file: str, d: dict, i: int, row: Any) -> str:
+    """Say where a row stands: file, number, section and text."""
+    backbone_rows = len(d["backbone"])
+    section, j = ("backbone", i) if i < backbone_rows else ("head", i - backbone_rows)
+    return f"{file}, row {i} (`{section}:` row {j}) {row}"
+
+
+def signature(cls: type) -> str:
+    """Show how a class is constructed, for an error message."""
+    parameters = inspect.signature(cls).parameters.values()
+    return f"{cls.__name__}({', '.join(str(p.replace(annotation=p.empty)) for p in parameters)})"
+
+
+def current_row(error: Exception, parse_model: Callable) -> int | None:
+    """Find the row that `parse_model` was at when it raised, in the traceback."""
+    tb = error.__traceback__
+    while tb is not None:
+        if tb.tb_frame.f_code is parse_model.__code__:
+            return tb.tb_frame.f_locals.get("i")
+        tb = tb.tb_next
+    return None
+
+
+def is_backbone(cls: Any) -> bool:
+    """Whether a class is registered as a multi-output backbone."""
+    return inspect.isclass(cls) and READERS.get(cls) is backbone
