@@ -1,4 +1,4 @@
-"""Build hook: before the project is installed or packed, make ultralytics/ the pinned release with our patches on it."""
+"""Build hook: before the project is installed or packed, make ultralytics/ the pinned release with our patches."""
 
 import sys
 from pathlib import Path

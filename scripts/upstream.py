@@ -449,7 +449,7 @@ def export(root: Path, message: str | None = None, new: bool = False) -> str:
                 make_repository(repo, fetch(root, pin, Path(stage)), pin)
                 apply_queue(repo, patches(root))
             edited = copy_edits(root, repo, stamp["files"])
-            folded, added = (commit_edits(repo, pin, message, new) if edited else (0, 0))
+            folded, added = commit_edits(repo, pin, message, new) if edited else (0, 0)
             out = Path(stage) / "patches"
             git("format-patch", "--quiet", *FORMAT_PATCH, "-o", str(out), release_tag(pin), cwd=repo)
             files = manifest(repo)

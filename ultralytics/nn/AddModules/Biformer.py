@@ -172,9 +172,7 @@ class BiLevelRoutingAttention_nchw(nn.Module):
         state.pop("attn_fn", None)  # tutorial checkpoints carry the function that this class calls by itself
         super().__setstate__(state)
 
-    def forward(
-        self, x: torch.Tensor, ret_attn_mask: bool = False
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, ret_attn_mask: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Attend over (N, dim, H, W).
 
         Args:

@@ -205,7 +205,8 @@ class iRMB(nn.Module):
         x = F.pad(x, (0, -W % w, 0, -H % h))  # attended to as zeros, as in the origin's code
         rows, columns = x.shape[2] // h, x.shape[3] // w
 
-        windows = rearrange(x, "b c (h r) (w s) -> (b r s) c h w", h=h, w=w)  # strided: pixel (i, j) is in (i % r, j % s)
+        # Strided windows: pixel (i, j) is in window (i % rows, j % columns)
+        windows = rearrange(x, "b c (h r) (w s) -> (b r s) c h w", h=h, w=w)
         value = windows if self.attn_pre else self.v(windows)
         q, k, value = (
             rearrange(t, "n (heads d) h w -> n heads (h w) d", heads=self.num_head)

@@ -53,7 +53,7 @@ def warn_if_stale() -> None:
 
 
 def describe() -> str:
-    """Describe the fork in a line: the release under it, the queue, and whether the tree on disk is the recorded one."""
+    """Describe the fork in a line: the release under it, the queue, and whether the tree on disk is as recorded."""
     stamp = read_stamp()
     if not stamp:
         return "AddModules, on a tree that set-up did not lay down"

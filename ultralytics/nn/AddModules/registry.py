@@ -32,6 +32,7 @@ __all__ = (
     "residual_stage",
 )
 
+
 class RowError(ValueError):
     """A row of a model YAML that cannot become a layer."""
 
