@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -31,11 +32,15 @@ from pathlib import Path, PurePosixPath
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+    try:
+        import tomli as tomllib
+    except ModuleNotFoundError:  # outside of the build environment; pip has it
+        from pip._vendor import tomli as tomllib
 
 PACKAGE = "ultralytics"
 OURS = f"{PACKAGE}/nn/AddModules/"
 STAMP = f"{PACKAGE}/.addmodules.json"  # what was laid down: release, queue and the hash of each file
+SOURCES = {".py", ".yaml"}  # a new file of these is an edit, anything else is left alone
 WHEEL_VARIABLE = "ULTRALYTICS_WHEEL"
 APPLY = "python scripts/upstream.py apply"
 
@@ -73,7 +78,9 @@ class Pin:
             return cls(data["release"], data["wheel-sha256"], data["tree-sha256"])
         except FileNotFoundError:
             raise UpstreamError(f"{file} is missing: this is no whole checkout, clone it again") from None
-        except (tomllib.TOMLDecodeError, KeyError) as e:
+        except KeyError as e:
+            raise UpstreamError(f"{file} has no {e}; `git checkout patches/upstream.toml` restores it") from None
+        except ValueError as e:  # neither TOML nor UTF-8
             raise UpstreamError(f"{file}: {e}; `git checkout patches/upstream.toml` restores it") from None
 
     @property
@@ -126,6 +133,17 @@ def read_stamp(root: Path) -> dict:
         return {}
 
 
+def absent(root: Path, files: dict[str, str]) -> list[str]:
+    """List the laid-down files that are gone."""
+    return [path for path in sorted(files) if not (root / path).is_file()]
+
+
+def created(root: Path, files: dict[str, str]) -> list[str]:
+    """List the source files under ultralytics/ that were not laid down."""
+    new = (PurePosixPath(path) for path in manifest(root) if path not in files)
+    return [str(path) for path in new if path.suffix in SOURCES and not any(p.startswith(".") for p in path.parts)]
+
+
 def edits(root: Path, *known: dict[str, str]) -> list[str]:
     """List the laid-down files whose content is none of the known ones."""
     paths = {path for files in known for path in files}
@@ -146,7 +164,7 @@ def git(*args: str, cwd: Path, stdin: str | None = None, check: bool = True, **e
             ["git", *config, *args],
             cwd=cwd,
             env={**inherited, **GIT_ENVIRONMENT, **environment},
-            input=None if stdin is None else stdin.encode(),
+            input=None if stdin is None else stdin.encode(errors="surrogateescape"),
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
         )
@@ -154,8 +172,9 @@ def git(*args: str, cwd: Path, stdin: str | None = None, check: bool = True, **e
         raise UpstreamError("git was not found; install git and run this again") from None
     if check and done.returncode:
         lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines() or ["no message"]
-        full = next((line for line in lines if "No space left" in line), lines[-1])
-        raise UpstreamError(f"git {args[0]} failed: {full}")
+        if any("No space left" in line for line in lines):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise UpstreamError(f"git {args[0]} failed: {lines[-1]}")
     return done.stdout.decode(errors="surrogateescape")
 
 
@@ -182,7 +201,7 @@ def apply_queue(repo: Path, queue: list[Path]) -> None:
         UpstreamError: For a patch that does not apply, with the file and the hunk.
     """
     for patch in queue:
-        text = patch.read_bytes().replace(b"\r\n", b"\n").decode()
+        text = patch.read_bytes().replace(b"\r\n", b"\n").decode(errors="surrogateescape")
         try:
             git("am", "--quiet", "--keep-cr", "--keep-non-patch", "-", cwd=repo, stdin=text)
         except UpstreamError as e:
@@ -273,15 +292,18 @@ def download(pin: Pin, folder: Path) -> Path:
 
 def unpack(wheel: Path, folder: Path) -> None:
     """Unpack upstream's package, and nothing that would land elsewhere."""
-    with zipfile.ZipFile(wheel) as archive:
-        for entry in archive.infolist():
-            path = PurePosixPath(entry.filename)
-            if path.is_absolute() or ".." in path.parts or "\\" in entry.filename:
-                raise UpstreamError(f"{wheel}: unsafe path {entry.filename!r} in the archive, do not use it")
-            if stat.S_ISLNK(entry.external_attr >> 16):
-                raise UpstreamError(f"{wheel}: symbolic link {entry.filename!r} in the archive, do not use it")
-            if path.parts[0] == PACKAGE and not entry.filename.startswith(OURS):
-                archive.extract(entry, folder)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for entry in archive.infolist():
+                path = PurePosixPath(entry.filename)
+                if path.is_absolute() or ".." in path.parts or "\\" in entry.filename:
+                    raise UpstreamError(f"{wheel}: unsafe path {entry.filename!r} in the archive, do not use it")
+                if stat.S_ISLNK(entry.external_attr >> 16):
+                    raise UpstreamError(f"{wheel}: symbolic link {entry.filename!r} in the archive, do not use it")
+                if path.parts[:1] == (PACKAGE,) and not path.as_posix().startswith(OURS):
+                    archive.extract(entry, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
+        raise UpstreamError(f"{wheel} is no sound archive: {e}") from None
 
 
 # Apply ----------------------------------------------------------------------------------------------------------------
@@ -299,6 +321,8 @@ def locked(root: Path) -> Iterator[None]:
             msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
         else:
             fcntl.flock(file, fcntl.LOCK_EX)
+        for left in [*scratch.glob("stage-*"), *scratch.glob("export-*")]:  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         yield
 
 
@@ -331,11 +355,10 @@ def apply(root: Path, discard_edits: bool = False) -> str:
     Raises:
         UpstreamError: When the tree cannot be made; then it is as it was.
     """
-    pin, queue = Pin.read(root), queue_sha256(root)
     with clear_errors(root), locked(root):
-        stamp = read_stamp(root)
+        pin, queue, stamp = Pin.read(root), queue_sha256(root), read_stamp(root)
         edited = edits(root, stamp.get("files", {}))
-        complete = "pending" not in stamp and all((root / path).is_file() for path in stamp.get("files", {}))
+        complete = "pending" not in stamp and not absent(root, stamp.get("files", {}))
         if stamp.get("queue") == queue and complete and not (edited and discard_edits):
             return f"{PACKAGE}/ is up to date" + (f", with {len(edited)} edited files kept" if edited else "")
         stage = Path(tempfile.mkdtemp(prefix="stage-", dir=root / ".upstream"))
@@ -351,7 +374,9 @@ def apply(root: Path, discard_edits: bool = False) -> str:
                     f"{pin.tree_sha256}; `git checkout patches` restores a queue that belongs together"
                 )
             kept = lay_down(root, repo, stage, stamp, {"release": pin.release, "queue": queue}, files, discard_edits)
-            keep_scratch(root, repo, wheel)
+            with contextlib.suppress(OSError):  # the tree is complete; the next run makes again what is not kept
+                keep_repository(root, repo)
+                keep_wheel(root, wheel, pin)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     line = f"{PACKAGE}/ is {pin.release} with {len(patches(root))} patches"
@@ -363,12 +388,14 @@ def lay_down(
 ) -> list[str]:
     """Rename the staged files into place; returns the edited files that were kept.
 
-    The stamp names the old and the new files until all are in place, so that an interrupted run is no user's edit to
-    the next one. An error half-way puts back what was there.
+    All copying is done beforehand, so that each file of the tree changes by one rename. Until the last one, the stamp
+    names the old and the new state, so that an interrupted run is no user's edit to the next one; an error half-way
+    puts everything back.
     """
-    old = {**stamp.get("files", {}), **stamp.get("pending", {})}
-    mine = edits(root, stamp.get("files", {}), stamp.get("pending", {}), files)
-    lost = [path for path in mine if old.get(path) != files.get(path)]
+    pending = stamp.get("pending", [])
+    known = [stamp.get("files", {}), *pending]
+    mine = edits(root, *known, files)
+    lost = [path for path in mine if {state[path] for state in known if path in state} != {files.get(path)}]
     if lost and not discard_edits:
         raise UpstreamError(
             f"{', '.join(lost)} {'was' if len(lost) == 1 else 'were'} edited and would be overwritten; "
@@ -376,45 +403,68 @@ def lay_down(
             f"`{APPLY} --discard-edits` drops them"
         )
     kept = [] if discard_edits else mine
-    backup, moved = stage / "backup", []
-    # hash of a file by any state that it may be found in after an interruption
-    write_stamp(root, {**stamp, "pending": {**stamp.get("pending", {}), **files}})
+    changed = [
+        path
+        for path in sorted({path for state in [*known, files] for path in state} - set(kept))
+        if (sha256(root / path) if (root / path).is_file() else None) != files.get(path)
+    ]
+    for path in [*changed, STAMP]:
+        copy(root / path, stage / "old" / path)
+        copy(source / path, stage / "new" / path)
     try:
-        for path in sorted({*old, *files} - set(kept)):
-            target = root / path
-            if path in files and target.is_file() and sha256(target) == files[path]:
-                continue
-            if target.exists():
-                (backup / path).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(target, backup / path)
-                moved.append(path)
-            if path in files:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / path, stage / "file")  # the repository keeps its own for `export`
-                os.replace(stage / "file", target)
-    except OSError:
-        for path in moved:
-            os.replace(backup / path, root / path)
-        write_stamp(root, stamp)
+        write_stamp(root, {**stamp, "pending": [*pending, files]})
+        for path in changed:
+            move(stage / "new" / path, root / path)
+        write_stamp(root, {**new, "files": files})
+    except BaseException:
+        for path in [*changed, STAMP]:
+            move(stage / "old" / path, root / path)
         raise
-    write_stamp(root, {**new, "files": files})
     return kept
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, if it is there."""
+    if source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file over another; without the first, remove the other and the folders that this leaves empty."""
+    if source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)
+        return
+    target.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        for folder in target.parents:
+            folder.rmdir()
 
 
 def write_stamp(root: Path, stamp: dict) -> None:
     file = root / STAMP
     file.parent.mkdir(exist_ok=True)
     temporary = file.with_suffix(".part")
-    temporary.write_text(json.dumps(stamp, indent=0, sort_keys=True), encoding="utf-8")
-    os.replace(temporary, file)
+    try:
+        temporary.write_text(json.dumps(stamp, indent=0, sort_keys=True), encoding="utf-8")
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
-def keep_scratch(root: Path, repo: Path, wheel: Path) -> None:
-    """Keep the repository for `export` and the wheel for the next set-up without a network."""
-    scratch = root / ".upstream"
-    shutil.rmtree(scratch / "repo", ignore_errors=True)
-    os.replace(repo, scratch / "repo")
-    kept = scratch / "wheels" / wheel.name
+def keep_repository(root: Path, repo: Path) -> None:
+    """Keep the repository for `export`, under the hash of the queue that it holds."""
+    kept = root / ".upstream" / "repo"
+    (repo / ".git" / "queue").write_text(queue_sha256(root))
+    shutil.rmtree(kept, ignore_errors=True)
+    os.replace(repo, kept)
+
+
+def keep_wheel(root: Path, wheel: Path, pin: Pin) -> None:
+    """Keep the wheel for the next set-up, which then needs no network."""
+    kept = root / ".upstream" / "wheels" / pin.wheel
     if wheel.resolve() != kept.resolve():
         kept.parent.mkdir(exist_ok=True)
         shutil.copyfile(wheel, kept.with_suffix(".part"))
@@ -425,8 +475,8 @@ def keep_scratch(root: Path, repo: Path, wheel: Path) -> None:
 def export(root: Path, message: str | None = None, new: bool = False) -> str:
     """Fold the edits under ultralytics/ into the queue, and write the queue to patches/.
 
-    A hunk that touches lines of a patch, or lines next to them, becomes part of that patch; the rest becomes a patch
-    of its own at the end. Without edits the patches come out byte for byte as they were.
+    A hunk that touches lines of a patch, or the lines of context around them, becomes part of that patch; the rest
+    becomes a patch of its own at the end. Without edits the patches come out byte for byte as they were.
 
     Args:
         root: The checkout.
@@ -437,118 +487,137 @@ def export(root: Path, message: str | None = None, new: bool = False) -> str:
         One line that says what was done.
     """
     with clear_errors(root), locked(root):
-        pin, stamp = Pin.read(root), read_stamp(root)
-        if stamp.get("queue") != queue_sha256(root) or "pending" in stamp:
+        pin, stamp, queue = Pin.read(root), read_stamp(root), queue_sha256(root)
+        if stamp.get("queue") != queue or "pending" in stamp:
             raise UpstreamError(f"{PACKAGE}/ was not laid down from this queue; run `{APPLY}` first")
         scratch = root / ".upstream"
         with tempfile.TemporaryDirectory(prefix="export-", dir=scratch) as stage:
-            repo = Path(stage) / "repo"
-            if (scratch / "repo").is_dir():
+            repo, marker = Path(stage) / "repo", scratch / "repo" / ".git" / "queue"
+            if marker.is_file() and marker.read_text() == queue:
                 shutil.copytree(scratch / "repo", repo, symlinks=True)
             else:
                 make_repository(repo, fetch(root, pin, Path(stage)), pin)
                 apply_queue(repo, patches(root))
             edited = copy_edits(root, repo, stamp["files"])
+            files = manifest(repo)
             folded, added = commit_edits(repo, pin, message, new) if edited else (0, 0)
+            assert manifest(repo) == files, "the queue does not give the edited tree"
             out = Path(stage) / "patches"
             git("format-patch", "--quiet", *FORMAT_PATCH, "-o", str(out), release_tag(pin), cwd=repo)
-            files = manifest(repo)
             write_queue(root, out, pin, tree_sha256(files))
             write_stamp(root, {"release": pin.release, "queue": queue_sha256(root), "files": files})
             if edited:
-                shutil.rmtree(scratch / "repo", ignore_errors=True)
-                os.replace(repo, scratch / "repo")
+                keep_repository(root, repo)
     if not edited:
         return f"no edits under {PACKAGE}/; {len(patches(root))} patches written as they were"
     return f"{len(edited)} edited files: {folded} hunks folded into their patches, {added} in a new patch"
 
 
 def copy_edits(root: Path, repo: Path, files: dict[str, str]) -> list[str]:
-    """Copy edited and remove deleted files in the repository's work tree; returns their paths."""
-    changed = []
-    for path, digest in files.items():
-        mine, theirs = root / path, repo / path
-        if not mine.is_file():
-            theirs.unlink()
-            changed.append(path)
-        elif sha256(mine) != digest:
-            shutil.copyfile(mine, theirs)
-            changed.append(path)
-    return changed
+    """Copy edited and new files to the repository's work tree and remove deleted ones; returns their paths."""
+    gone = absent(root, files)
+    for path in gone:
+        (repo / path).unlink()
+    copied = [*edits(root, files), *created(root, files)]
+    for path in copied:
+        copy(root / path, repo / path)
+    return [*gone, *copied]
+
+
+@dataclass(frozen=True)
+class Hunk:
+    """A change of lines `first` to `last` of a file, or, where last < first, an insertion between the two."""
+
+    path: str
+    first: int
+    last: int
+    patch: str
 
 
 def commit_edits(repo: Path, pin: Pin, message: str | None, new: bool) -> tuple[int, int]:
     """Commit the work tree's changes, each hunk into the patch that it belongs to; returns how many went where."""
     queue = git("rev-list", "--reverse", f"{release_tag(pin)}..HEAD", cwd=repo).split()
-    owners: dict[str | None, list[str]] = {}
-    for header, hunk, path in hunks(git("diff", "--unified=0", "--no-renames", "HEAD", cwd=repo)):
-        owner = None if new else owner_of(repo, path, hunk, queue)
-        owners.setdefault(owner, []).append(header + hunk)
-    for owner in [*filter(None, owners), *([None] if None in owners else [])]:
-        for patch in reversed(owners[owner]):  # from the end of a file, so that line numbers stay right
-            git("apply", "--cached", "--unidiff-zero", "-", cwd=repo, stdin=patch)
-        if owner:
-            git("commit", "--quiet", f"--fixup={owner}", cwd=repo)
-    if None in owners:
-        paths = git("diff", "--cached", "--name-only", cwd=repo).split()
-        git("commit", "--quiet", "-m", message or f"Change {', '.join(paths)}", cwd=repo)
+    base = git("rev-parse", "HEAD", cwd=repo).strip()
+    git("add", "--all", "--force", "--intent-to-add", ".", cwd=repo)
+    diff = git("diff", "--unified=0", "--no-renames", "--binary", "--full-index", "HEAD", cwd=repo)
+    owned = [(None if new else owner_of(repo, hunk, queue), hunk) for hunk in hunks(diff)]
+    owners = [commit for commit in [*queue, None] if any(owner == commit for owner, _ in owned)]
+    for number, owner in enumerate(owners, 1):
+        # From the queue's tree, as hunks count their lines there, and from the end of a file, so that they stay right
+        git("read-tree", base, cwd=repo)
+        for hunk in [hunk for whose, hunk in owned if whose in owners[:number]][::-1]:
+            git("apply", "--cached", "--unidiff-zero", "-", cwd=repo, stdin=hunk.patch)
+        paths = git("diff", "--cached", "--name-only", "HEAD", cwd=repo).split()
+        text = [f"--fixup={owner}"] if owner else ["-m", message or f"Change {', '.join(paths)}"]
+        git("commit", "--quiet", *text, cwd=repo)
     git("reset", "--quiet", "--hard", cwd=repo)
-    try:
-        git("rebase", "--quiet", "-i", "--autosquash", release_tag(pin), cwd=repo, GIT_SEQUENCE_EDITOR=":")
-    except UpstreamError:
-        git("rebase", "--abort", cwd=repo, check=False)
-        raise UpstreamError(
-            "an edit touches lines of several patches; `export --new` makes a patch of its own of all edits"
-        ) from None
-    added = len(owners.pop(None, []))
-    return sum(map(len, owners.values())), added
+    squash(repo, release_tag(pin))
+    added = sum(owner is None for owner, _ in owned)
+    return len(owned) - added, added
 
 
-def hunks(diff: str) -> Iterator[tuple[str, str, str]]:
-    """Split a diff into (file header, hunk, path)."""
-    header = path = ""
-    for part in re.split(r"(?m)^(?=diff --git |@@ )", diff):
-        if part.startswith("diff --git "):
-            header, path = part, re.search(r"^diff --git a/(\S+)", part)[1]
-            if "deleted file mode" in part and "@@ " not in part:
-                yield header, "", path
-        elif part:
-            yield header, part, path
+def squash(repo: Path, base: str) -> None:
+    """Move each fix-up into its patch; a patch that an edit has taken back whole stays as an empty commit."""
+    action = ["-i", "--autosquash", base]
+    while True:
+        try:
+            git("rebase", *action, cwd=repo, GIT_SEQUENCE_EDITOR=":", GIT_EDITOR=":")
+            return
+        except UpstreamError:
+            if git("status", "--porcelain", "--untracked-files=no", cwd=repo):
+                git("rebase", "--abort", cwd=repo, check=False)
+                raise UpstreamError(
+                    "an edit touches lines of several patches; `export --new` makes a patch of its own of all edits"
+                ) from None
+        git("commit", "--quiet", "--amend", "--allow-empty", "--no-edit", cwd=repo)
+        action = ["--continue"]
 
 
-def owner_of(repo: Path, path: str, hunk: str, queue: list[str]) -> str | None:
-    """Give the last patch of the queue whose lines a hunk touches or stands next to, or None."""
-    match = re.match(r"@@ -(\d+)(?:,(\d+))? ", hunk)
-    if not match:
+def hunks(diff: str) -> Iterator[Hunk]:
+    """Split a diff without context into hunks, each a patch that applies alone."""
+    for part in re.split(r"(?m)^(?=diff --git )", diff)[1:]:
+        header, *bodies = re.split(r"(?m)^(?=@@ )", part)
+        path = re.search(r"^diff --git a/(\S+)", header)[1]
+        if not bodies:  # a binary file, or one without lines
+            yield Hunk(path, 1, 0, header)
+        for body in bodies:
+            match = re.match(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", body)
+            start, old, new = int(match[1]), int(match[2] or 1), int(match[4] or 1)
+            first = start if old else start + 1
+            if "\nnew file mode " not in header and "\ndeleted file mode " not in header:
+                # git applies at the new file's line, which is another one without the hunks before
+                body = f"@@ -{start},{old} +{first if new else first - 1},{new} @@" + body[match.end() :]
+            yield Hunk(path, first, first + old - 1, header + body)
+
+
+def owner_of(repo: Path, hunk: Hunk, queue: list[str], context: int = 3) -> str | None:
+    """Give the last patch of the queue with a line at most `context` lines from a hunk's, or None."""
+    total = len(git("show", f"HEAD:{hunk.path}", cwd=repo, check=False).split("\n")) - 1
+    if total < 1 or (hunk.first, hunk.last) == (1, 0) and "\n@@ " not in hunk.patch:
         return None
-    start, length = int(match[1]), int(match[2] or 1)
-    first, last = (start, start + length - 1) if length else (start, start + 1)  # an insertion is after line `start`
-    total = git("show", f"HEAD:{path}", cwd=repo).count("\n")
-    blame = git("blame", "--porcelain", f"-L{max(first, 1)},{min(last, total)}", "HEAD", "--", path, cwd=repo)
-    touched = set(re.findall(r"(?m)^([0-9a-f]{40}) ", blame))
+    lines = f"-L{max(hunk.first - context, 1)},{min(hunk.last + context, total)}"
+    touched = set(re.findall(r"(?m)^([0-9a-f]{40}) ", git("blame", "-p", lines, "HEAD", "--", hunk.path, cwd=repo)))
     return next((commit for commit in reversed(queue) if commit in touched), None)
 
 
 def write_queue(root: Path, out: Path, pin: Pin, tree: str) -> None:
-    """Replace patches/ with the exported queue, and record the hash of its tree."""
-    fresh = {file.name: file.read_bytes() for file in out.glob("*.patch")}
+    """Replace patches/ with the exported queue by renames, and record the hash of its tree."""
+    text = (root / "patches" / "upstream.toml").read_text(encoding="utf-8")
+    (out / "upstream.toml").write_text(text.replace(pin.tree_sha256, tree), encoding="utf-8", newline="\n")
     for file in patches(root):
-        if file.name not in fresh:
+        if not (out / file.name).is_file():
             file.unlink()
-    for name, content in fresh.items():
-        file = root / "patches" / name
-        if not file.is_file() or file.read_bytes() != content:
-            file.write_bytes(content)
-    pin_file = root / "patches" / "upstream.toml"
-    text = pin_file.read_text(encoding="utf-8")
-    if tree != pin.tree_sha256:
-        pin_file.write_text(text.replace(pin.tree_sha256, tree), encoding="utf-8")
+    for file in sorted(out.iterdir()):
+        target = root / "patches" / file.name
+        if not target.is_file() or target.read_bytes() != file.read_bytes():
+            os.replace(file, target)
 
 
 # Status ---------------------------------------------------------------------------------------------------------------
 def status(root: Path) -> str:
     """Describe the pin, the queue and the tree."""
-    pin, stamp = Pin.read(root), read_stamp(root)
+    with clear_errors(root):
+        pin, stamp = Pin.read(root), read_stamp(root)
     lines = [f"upstream   {PACKAGE} {pin.release}, wheel sha256 {pin.wheel_sha256}", "queue"]
     total = 0
     for patch in patches(root):
@@ -557,15 +626,16 @@ def status(root: Path) -> str:
         total += changed
         lines.append(f"  {changed:3d} lines  {patch.name}")
     lines.append(f"  {total:3d} lines changed in all")
-    edited = edits(root, stamp.get("files", {}))
+    files = stamp.get("files", {})
+    differences = {"edited": edits(root, files), "new": created(root, files), "missing": absent(root, files)}
     if not stamp:
         state = f"not laid down; `{APPLY}` does"
     elif "pending" in stamp:
         state = f"laid down half-way; `{APPLY}` mends it"
-    elif stamp["queue"] != queue_sha256(root):
+    elif stamp.get("queue") != queue_sha256(root):
         state = f"older than the queue; `{APPLY}` renews it"
-    elif edited:
-        state = f"as recorded but for {len(edited)} edited files: {', '.join(edited)}"
+    elif any(differences.values()):
+        state = "as recorded but for " + "; ".join(f"{k} {', '.join(v)}" for k, v in differences.items() if v)
     else:
         state = f"as recorded, sha256 {pin.tree_sha256}"
     return "\n".join([*lines, f"tree       {state}"])

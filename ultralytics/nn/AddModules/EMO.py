@@ -245,7 +245,8 @@ class EMO(nn.Module):
 
     Args:
         dim_in: Channels of the image.
-        num_classes: Classes of the classifier, which is built for the published totals and never used; 0 for none.
+        num_classes: Classes of the classifier, which with its norm is built for the published totals and never
+            used; 0 for none.
         img_size: Accepted for compatibility, unused: any size works.
         depths, stem_dim, embed_dims, exp_ratios: Blocks, channels and expansions.
         norm_layers, dw_kss, dim_heads, window_sizes, attn_ss: Per stage, as in `iRMB`.
@@ -317,7 +318,7 @@ class EMO(nn.Module):
                 blocks.append(block)
                 previous = dim
             setattr(self, f"stage{i + 1}", nn.ModuleList(blocks))
-        self.norm = make_norm(norm_layers[-1], previous)
+        self.norm = make_norm(norm_layers[-1] if num_classes else "none", previous)
         self.pre_dim = previous
         self.pre_head = nn.Identity()  # counted, with the classifier, in the published `layers`
         self.head = nn.Linear(previous, num_classes) if num_classes else nn.Identity()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import inspect
@@ -162,11 +163,13 @@ def check_rows(d: dict, names: dict[str, Any], file: str) -> list[list]:
     for section in ("backbone", "head"):
         if not isinstance(d.get(section), list):
             raise RowError(f"{file}: no `{section}:` with a list of rows [from, repeats, module, arguments]")
-    rows = d["backbone"] + d["head"]
+    rows = copy.deepcopy(d["backbone"] + d["head"])  # as they stand in the file: `parse_model` rewrites them
     layers, empty = 0, set()
     for i, row in enumerate(rows):
         where = place(file, d, i, row)
-        if not (isinstance(row, list) and len(row) == 4 and isinstance(row[2], str) and isinstance(row[3], list)):
+        if not (
+            isinstance(row, (list, tuple)) and len(row) == 4 and isinstance(row[2], str) and isinstance(row[3], list)
+        ):
             raise RowError(f"{where}: expected [from, repeats, module, arguments]")
         f, n, name, _ = row
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:

@@ -1,0 +1,53 @@
+"""Settings of their own for the tests, made before anything imports ultralytics."""
+
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+_config = tempfile.TemporaryDirectory(prefix="ultralytics-tests-")
+os.environ["YOLO_CONFIG_DIR"] = _config.name
+os.environ["YOLO_OFFLINE"] = "true"  # the tests need no network, and so no look-ups that wait for one
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from ultralytics import settings  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = sorted(file.stem for file in (ROOT / "cfg_custom" / "models").glob("*.yaml"))
+TINY = [name for name in MODELS if "tiny" in name]
+
+settings.update(
+    runs_dir=str(Path(_config.name, "runs")),
+    datasets_dir=str(Path(_config.name, "datasets")),
+    weights_dir=str(Path(_config.name, "weights")),
+)
+
+
+def load_file(path: Path):
+    """Import a Python file that is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """A small `shapes` data set: the path of its YAML."""
+    root = tmp_path_factory.mktemp("shapes")
+    load_file(ROOT / "cfg_custom" / "datasets" / "shapes.py").generate(root / "data", train=8, val=4, size=96)
+    file = root / "small.yaml"
+    file.write_text(
+        f"path: {root / 'data'}\ntrain: images/train\nval: images/val\nnames: [circle, square, triangle]\n",
+        encoding="utf-8",
+    )
+    return file

@@ -1,0 +1,301 @@
+"""Each family against a naive form of its paper's equation, and against timm; precision and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers.attention2d import MultiQueryAttention2d
+from torch import nn
+
+from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw, HGBlock_Biformer
+from ultralytics.nn.AddModules.EMO import EMO, EMO_1M, iRMB
+from ultralytics.nn.AddModules.FLA import FocusedLinearAttention, HGBlock_FLA
+from ultralytics.nn.AddModules.MQA import MultiQueryAttentionLayerWithDownSampling, ResNetLayer_MQA
+
+MQA = MultiQueryAttentionLayerWithDownSampling
+SIZES = [(7, 7), (1, 1), (3, 11), (20, 20), (13, 9), (15, 22), (28, 5)]
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    """Give every tensor a value that the result depends on; double precision, eval mode."""
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 2)
+            elif tensor.is_floating_point():
+                tensor.normal_(std=0.3)
+    return module.double().eval()
+
+
+def assert_same(module: nn.Module, naive, x: torch.Tensor) -> None:
+    """Compare outputs and input gradients."""
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    ours, theirs = module(a), naive(module, b)
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5)
+    weights = torch.randn_like(theirs)
+    (ours * weights).sum().backward()
+    (theirs * weights).sum().backward()
+    torch.testing.assert_close(a.grad, b.grad, atol=1e-4, rtol=1e-4)
+
+
+def naive_fla(m: FocusedLinearAttention, x: torch.Tensor) -> torch.Tensor:
+    """Head by head, with the (QK^T)V order and the attention matrix in full."""
+    B, C, H, W = x.shape
+    source, (h, w) = x, (H, W)
+    if m.sr_ratio > 1:
+        source = m.sr(x)
+        h, w = source.shape[2:]
+        source = F.layer_norm(source.movedim(1, -1), (C,), m.norm.weight, m.norm.bias).movedim(-1, 1)
+    q = F.conv2d(x, m.q.weight[:, :, None, None], m.q.bias)
+    k, v = F.conv2d(source, m.kv.weight[:, :, None, None], m.kv.bias).split(C, dim=1)
+
+    def phi(t):
+        t = (t.clamp(min=0) + 1e-6) / F.softplus(m.scale).view(1, C, 1, 1)
+        p = t**m.focusing_factor
+        return p * (t**2).sum(1, keepdim=True).sqrt() / (p**2).sum(1, keepdim=True).sqrt()
+
+    d, out = C // m.num_heads, []
+    for head in range(m.num_heads):
+        part = slice(head * d, (head + 1) * d)
+        Q, K, V = phi(q)[:, part].flatten(2), phi(k)[:, part].flatten(2), v[:, part].flatten(2)
+        attention = torch.einsum("bdn,bdm->bnm", Q, K)
+        O = torch.einsum("bnm,bdm->bdn", attention / (attention.sum(-1, keepdim=True) + 1e-6), V)  # noqa: E741
+        grid = v[:, part]
+        if (h, w) != (H, W):
+            grid = F.interpolate(grid, (H, W), mode="bilinear")
+        out.append(O.view(B, d, H, W) + m.dwc(grid))
+    return F.conv2d(torch.cat(out, 1), m.proj.weight[:, :, None, None], m.proj.bias)
+
+
+def naive_bra(m: BiLevelRoutingAttention_nchw, x: torch.Tensor) -> torch.Tensor:
+    """Pixel by pixel: a region is a list of real pixels, so that there is nothing to pad."""
+    B, C, H, W = x.shape
+    q, k, v = F.conv2d(x, m.qkv_linear.weight, m.qkv_linear.bias).split(C, dim=1)
+    rh, rw = max(1, H // m.n_win), max(1, W // m.n_win)
+    regions = {}
+    for i in range(H):
+        for j in range(W):
+            regions.setdefault((i // rh, j // rw), []).append((i, j))
+    regions = [tuple(zip(*pixels)) for pixels in regions.values()]
+    out = torch.zeros_like(x)
+    d = C // m.num_heads
+    for b in range(B):
+        mean = {n: torch.stack([t[b][:, r[0], r[1]].mean(1) for r in regions]) for n, t in (("q", q), ("k", k))}
+        affinity = mean["q"] @ mean["k"].T
+        for r, (ys, xs) in enumerate(regions):
+            chosen = affinity[r].topk(min(m.topk, len(regions))).indices.tolist()
+            ky = [y for c in chosen for y in regions[c][0]]
+            kx = [x_ for c in chosen for x_ in regions[c][1]]
+            for head in range(m.num_heads):
+                part = slice(head * d, (head + 1) * d)
+                Q, K, V = q[b, part][:, ys, xs], k[b, part][:, ky, kx], v[b, part][:, ky, kx]
+                out[b, part, ys, xs] = V @ (m.scale * Q.T @ K).softmax(-1).T
+    if m.lepe is not None:
+        out = out + m.lepe(v)
+    return F.conv2d(out, m.output_linear.weight, m.output_linear.bias)
+
+
+def naive_mqa(m: MQA, x: torch.Tensor) -> torch.Tensor:
+    """Head by head with the scores in full."""
+    B, _, H, W = x.shape
+    query = x
+    if m.query_h_strides > 1 or m.query_w_strides > 1:
+        query = m._query_downsampling_norm(F.avg_pool2d(x, (m.query_h_strides, m.query_w_strides)))
+    h, w = query.shape[2:]
+    key = m._key_dw_conv(x) if m.kv_strides > 1 else x
+    value = m._value_dw_conv(x) if m.kv_strides > 1 else x
+    K, V = m._key_proj(key).flatten(2), m._value_proj(value).flatten(2)
+    heads = []
+    for Q in m._query_proj(query).flatten(2).split(m.key_dim, dim=1):
+        scores = torch.einsum("bdn,bdm->bnm", Q, K) / m.key_dim**0.5
+        heads.append(torch.einsum("bnm,bdm->bdn", scores.softmax(-1), V).view(B, m.value_dim, h, w))
+    out = torch.cat(heads, 1)
+    if (h, w) != (H, W):
+        out = F.interpolate(out, (H, W), mode="bilinear")
+    return m._output_proj(out)
+
+
+def naive_irmb(m: iRMB, x: torch.Tensor) -> torch.Tensor:
+    """Window by window: each is a slice with steps of the zero-padded map."""
+    B, C, H, W = x.shape
+    y = m.norm(x)
+    h, w = -(-H // m.window_size) * m.window_size, -(-W // m.window_size) * m.window_size
+    padded = y.new_zeros(B, C, h, w)
+    padded[:, :, :H, :W] = y
+    attended = torch.zeros_like(padded)
+    rows, columns = h // m.window_size, w // m.window_size
+    for i in range(rows):
+        for j in range(columns):
+            window = padded[:, :, i::rows, j::columns]
+            q, k = m.qk(window).flatten(2).split(C, dim=1)
+            parts = []
+            for n in range(m.num_head):
+                part = slice(n * m.dim_head, (n + 1) * m.dim_head)
+                weights = (q[:, part].transpose(1, 2) @ k[:, part] * m.dim_head**-0.5).softmax(-1)
+                parts.append(window[:, part].flatten(2) @ weights.transpose(1, 2))
+            attended[:, :, i::rows, j::columns] = torch.cat(parts, 1).view_as(window)
+    y = m.v(attended)[:, :, :H, :W]
+    local = m.conv_local(y)
+    pooled = local.mean((2, 3))
+    squeezed = torch.cat([F.relu(pooled @ fc[0].weight.T) for fc in (m.se.fc1, m.se.fc2, m.se.fc3, m.se.fc4)], 1)
+    y = y + local * (squeezed @ m.se.fc[0].weight.T).sigmoid()[:, :, None, None]
+    return x + m.proj(y)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"num_heads": 2, "focusing_factor": 2.5, "kernel_size": 3}], ids=str)
+def test_fla(size, options):
+    assert_same(randomise(FocusedLinearAttention(16, **options)), naive_fla, torch.randn(2, 16, *size).double())
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 13), (2, 2)], ids=str)
+def test_fla_reduces_keys_and_values(size):
+    assert_same(randomise(FocusedLinearAttention(16, sr_ratio=2)), naive_fla, torch.randn(2, 16, *size).double())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"num_heads": 4, "topk": 60}, {"n_win": 3, "side_dwconv": 0}], ids=str)
+def test_bra(size, options):
+    module = randomise(BiLevelRoutingAttention_nchw(8, **options))
+    assert_same(module, naive_bra, torch.randn(2, 8, *size).double())
+
+
+def test_bra_returns_its_attention():
+    """Rows of the matrix sum to one, padding has no weight, and the output is the one without it."""
+    module = randomise(BiLevelRoutingAttention_nchw(8, num_heads=2))
+    x = torch.randn(1, 8, 15, 22).double()
+    out, attention = module(x, ret_attn_mask=True)
+    torch.testing.assert_close(out, module(x))
+    assert attention.shape == (1, 2, 8 * 8, 2 * 3, 4 * 2 * 3)
+    torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))
+    whole = module(torch.randn(1, 8, 14, 21).double(), ret_attn_mask=True)[1]
+    assert (attention == 0).any() and (whole > 0).all()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kv, value_dim, key_dim", [(1, 8, 8), (2, 8, 8), (1, 5, 8), (2, 12, 8)])
+def test_mqa(size, kv, value_dim, key_dim):
+    module = randomise(MQA(16, 3, key_dim, value_dim, 1, 1, kv))
+    assert_same(module, naive_mqa, torch.randn(2, 16, *size).double())
+
+
+@pytest.mark.parametrize("strides, size", [((2, 2), (8, 12)), ((2, 1), (9, 7)), ((3, 2), (13, 9))], ids=str)
+def test_mqa_query_strides(strides, size):
+    assert_same(randomise(MQA(16, 2, 8, 8, *strides, 2)), naive_mqa, torch.randn(2, 16, *size).double())
+
+
+@pytest.mark.parametrize("kv", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(12, 8), (16, 16)], ids=str)
+def test_mqa_is_timms(kv, stride, size):
+    ours = randomise(MQA(16, 2, 8, 8, stride, stride, kv))
+    theirs = MultiQueryAttention2d(16, 16, 2, 8, 8, query_strides=stride, kv_stride=kv).double().eval()
+    state = ours.state_dict()
+    names = {"_query_proj.0": "query.proj", "_query_downsampling_norm": "query.norm", "_output_proj.0": "output.proj"}
+    for part in ("key", "value"):
+        names |= {f"_{part}_dw_conv.{i}": f"{part}.{name}" for i, name in enumerate(("down_conv", "norm"))}
+        names[f"_{part}_proj.0"] = f"{part}.proj"
+    theirs.load_state_dict({names[k.rpartition(".")[0]] + "." + k.rpartition(".")[2]: v for k, v in state.items()})
+    x = torch.randn(2, 16, *size).double()
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_irmb(size):
+    module = randomise(
+        iRMB(16, 16, exp_ratio=2.0, norm_layer="ln_2d", dw_ks=5, se_ratio=1, dim_head=8, qkv_bias=True, attn_pre=True)
+    )
+    assert_same(module, naive_irmb, torch.randn(2, 16, *size).double())
+
+
+FAMILIES = {
+    "FLA": lambda: FocusedLinearAttention(64),
+    "FLA_sr": lambda: FocusedLinearAttention(64, sr_ratio=2),
+    "HGBlock_FLA": lambda: HGBlock_FLA(32, 16, 64, 5, 3, True, False),
+    "BRA": lambda: BiLevelRoutingAttention_nchw(64, 2),
+    "HGBlock_Biformer": lambda: HGBlock_Biformer(64, 16, 64, 5, 3, True, True),
+    "iRMB": lambda: iRMB(32, 32, exp_ratio=2.0, norm_layer="ln_2d", dw_ks=5, se_ratio=1, dim_head=16, attn_pre=True),
+    "MQA": lambda: MQA(64, 2, 48, 48, 1, 1, 1),
+    "MQA_sr": lambda: MQA(64, 2, 48, 48, 2, 2, 2),
+    "ResNetLayer_MQA": lambda: ResNetLayer_MQA(64, 16, 1, False, 2),
+}
+CHANNELS = {"HGBlock_FLA": 32, "iRMB": 32}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_parameter_gets_a_gradient(name):
+    module = FAMILIES[name]().train()
+    module(torch.randn(2, CHANNELS.get(name, 64), 12, 18)).square().mean().backward()
+    without = [n for n, p in module.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert without == []
+
+
+def test_every_parameter_of_emo_gets_a_gradient_but_the_unused_classifier():
+    module = EMO_1M(drop_path=0.0).train()
+    sum(y.square().mean() for y in module(torch.randn(2, 3, 96, 64))).backward()
+    without = {n for n, p in module.named_parameters() if p.grad is None}
+    assert without == {"norm.norm.weight", "norm.norm.bias", "head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("mode", ["half", "autocast"])
+def test_large_activations_stay_finite(name, dtype, mode):
+    """Inputs of standard deviation 50, forward and backward; the focusing map cubes them."""
+    module = FAMILIES[name]().train()
+    x = 50 * torch.randn(2, CHANNELS.get(name, 64), 14, 10)
+    if mode == "half":
+        module, x = module.to(dtype), x.to(dtype)
+    x.requires_grad_()
+    with torch.autocast("cpu", dtype=dtype, enabled=mode == "autocast"):
+        y = module(x)
+    assert y.isfinite().all()
+    y.float().mean().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["FLA", "BRA", "MQA", "iRMB"])
+def test_bf16_is_close_to_fp32(name):
+    module = FAMILIES[name]().eval()
+    if name == "BRA":
+        module.topk = 1000  # all regions: rounding may choose others where affinities are close
+    x = torch.randn(2, CHANNELS.get(name, 64), 14, 10)
+    with torch.no_grad():
+        exact = module(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = module(x)
+    assert (rough.float() - exact).norm() < 0.03 * exact.norm()
+
+
+def test_emo_widths_need_no_forward(monkeypatch):
+    monkeypatch.setattr(EMO, "forward", None)
+    assert EMO_1M().width_list == [32, 48, 80, 168]
+    assert EMO_1M(embed_dims=(32, 48, 80, 84)).width_list == [32, 48, 80, 84]
+
+
+def test_dropout_is_of_attention_weights_and_only_in_training():
+    module = MQA(16, 2, 8, 8, 1, 1, 1, dropout=0.5)
+    x = torch.randn(1, 16, 6, 6)
+    assert not torch.equal(module.train()(x), module(x))
+    assert torch.equal(module.eval()(x), module(x))
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: FocusedLinearAttention(60), "num_heads=8 does not divide dim=60"),
+        (lambda: FocusedLinearAttention(64, kernel_size=4), "kernel_size=4 must be odd"),
+        (lambda: FocusedLinearAttention(64, sr_ratio=4)(torch.zeros(1, 64, 3, 9)), "3 x 9 map is smaller"),
+        (lambda: BiLevelRoutingAttention_nchw(64, 3), "num_heads=3 does not divide dim=64"),
+        (lambda: BiLevelRoutingAttention_nchw(64, attn_backend="triton"), "attn_backend='triton' is unknown"),
+        (lambda: BiLevelRoutingAttention_nchw(64, topk=0), "topk=0"),
+        (lambda: MQA(16, 2, 8, 8, 1, 1, 0), "at least 1"),
+        (lambda: MQA(16, 2, 8, 8, 4, 4, 1)(torch.zeros(1, 16, 3, 9)), "smaller than the query strides"),
+        (lambda: iRMB(30, 30), "dim_head=64 does not divide dim_in=30"),
+        (lambda: iRMB(64, 64, norm_layer="in_1d"), "norm_layer='in_1d' is unknown"),
+        (lambda: EMO_1M(pretrained=True), "no pretrained EMO weights"),
+    ],
+)
+def test_wrong_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,236 @@
+"""The shipped models: published rows, strides, gradients; forward loops; vanilla models as upstream builds them."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import pytest
+import torch
+import yaml
+from conftest import MODELS, ROOT, TINY, load_file
+
+from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, WorldModel, YOLOEModel, parse_model
+
+sys.path.insert(0, str(ROOT / "scripts"))
+reproduce = load_file(ROOT / "scripts" / "reproduce.py")
+PARAMETERS = {
+    "rtdetr-ResNetLayer_MQA": 43_850_275,
+    "rtdetr-ResNetLayer_MQA_SR": 43_865_763,
+    "rtdetr-l-Biformer": 51_089_347,
+    "rtdetr-l-EMO": 22_863_235,
+    "rtdetr-l-EMO_2M": 26_563_187,
+    "rtdetr-l-EMO_5M": 39_789_347,
+    "rtdetr-l-EMO_6M": 47_631_971,
+    "rtdetr-l-FLA": 37_010_883,
+    "rtdetr-l-HGBlock_Biformer": 45_434_051,
+    "rtdetr-l-HGBlock_FLA": 45_416_387,
+    "rtdetr-tiny": 1_466_396,
+    "rtdetr-tiny-Biformer": 1_533_724,
+    "rtdetr-tiny-EMO": 1_618_604,
+    "rtdetr-tiny-FLA": 1_532_988,
+    "rtdetr-tiny-MQA": 1_604_164,
+}
+HONEST_GFLOPS = {  # measured when the modules were written; 640 px, one class
+    "rtdetr-l-FLA": 112.8,
+    "rtdetr-l-HGBlock_FLA": 152.2,
+    "rtdetr-l-Biformer": 124.1,
+    "rtdetr-l-HGBlock_Biformer": 151.5,
+    "rtdetr-l-EMO": 66.3,
+    "rtdetr-ResNetLayer_MQA": 961.8,
+}
+
+
+@pytest.mark.parametrize("name", reproduce.PUBLISHED)
+def test_published_summary(name):
+    model, rows = reproduce.build(name)
+    counts = reproduce.totals(model)
+    assert reproduce.differences(name, rows, counts) == []
+    assert round(counts["gflops"], 1) == HONEST_GFLOPS[name]
+
+
+def test_a_difference_from_the_published_summary_is_seen():
+    name = "rtdetr-l-EMO"
+    model, rows = reproduce.build(name)
+    counts = {"parameters": 22_863_235, "gradients": 22_863_235}
+    assert reproduce.differences(name, rows, counts) == []
+    assert len(reproduce.differences(name, rows[:-1], counts)) == 1
+    assert len(reproduce.differences(name, [rows[0], rows[2], *rows[2:]], counts)) == 1
+    assert len(reproduce.differences(name, rows, {**counts, "gradients": 1})) == 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shipped_model(name):
+    """Parameters, the stride of each decoder input, boxes in eval mode and a loss with gradients in training."""
+    model = RTDETRDetectionModel(f"{name}.yaml", verbose=False)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    model.nc = model.yaml["nc"]
+    inputs = []
+    model.model[-1].register_forward_pre_hook(lambda _, args: inputs.extend(args[0]))
+    with torch.no_grad():
+        predictions = model.eval()(torch.rand(2, 3, 128, 96))[0]
+    assert [tuple(x.shape[2:]) for x in inputs] == [(16, 12), (8, 6), (4, 3)]
+    queries = min(model.model[-1].num_queries, 16 * 12 + 8 * 6 + 4 * 3)
+    assert predictions.shape == (2, queries, 6)
+    assert predictions.isfinite().all() and ((predictions[..., :4] >= 0) & (predictions[..., :4] <= 1)).all()
+    if name in TINY:
+        batch = {
+            "img": torch.rand(2, 3, 96, 128),
+            "batch_idx": torch.tensor([0.0, 1, 1]),
+            "cls": torch.tensor([[0.0], [1], [2]]),
+            "bboxes": torch.tensor([[0.5, 0.5, 0.2, 0.3], [0.3, 0.3, 0.2, 0.2], [0.7, 0.6, 0.1, 0.2]]),
+        }
+        loss, _ = model.train()(batch)
+        loss.backward()
+        assert loss.isfinite()
+        assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def multi_output_yaml(*head, **keys) -> dict:
+    """A model file with EMO_1M and projections of three maps, which `head` takes from layers 6, 8 and 10."""
+    return {
+        "nc": 2,
+        **keys,
+        "backbone": [[-1, 1, "EMO_1M", []]],
+        "head": [
+            [2, 1, "Conv", [32, 1]],
+            [-1, 1, "Conv", [32, 3]],
+            [3, 1, "Conv", [32, 1]],
+            [-1, 1, "Conv", [32, 3]],
+            [4, 1, "Conv", [32, 1]],
+            [-1, 1, "Conv", [32, 3]],
+            *head,
+        ],
+    }
+
+
+def indexed(model, x: torch.Tensor) -> list[torch.Tensor]:
+    """What layers 6, 8 and 10 must give: the maps of strides 8, 16 and 32, through their projections."""
+    maps, layers = model.model[0](x), model.model
+    return [layers[i + 1](layers[i](feature)) for i, feature in zip((1, 3, 5), maps[1:])]
+
+
+@pytest.mark.parametrize(
+    "cls, head",
+    [
+        (DetectionModel, [[6, 8, 10], 1, "Detect", ["nc"]]),
+        (WorldModel, [[6, 8, 10], 1, "WorldDetect", ["nc", 512, False]]),
+        (YOLOEModel, [[6, 8, 10], 1, "YOLOEDetect", ["nc", 512, True]]),
+        (RTDETRDetectionModel, [[6, 8, 10], 1, "RTDETRDecoder", ["nc", 32, 20, 4, 4, 1, 64]]),
+    ],
+)
+def test_every_forward_loop_runs_a_multi_output_backbone(cls, head):
+    model = cls(multi_output_yaml(head), ch=3, nc=2, verbose=False).eval()
+    assert [m.i for m in model.model] == [4, 5, 6, 7, 8, 9, 10, 11]
+    seen = []
+    model.model[-1].register_forward_pre_hook(lambda _, args: seen.extend(args[0][:3]))
+    x = torch.rand(1, 3, 64, 96)
+    kwargs = {"tpe": torch.rand(1, 2, 512)} if cls is YOLOEModel else {}
+    with torch.no_grad():
+        model(x, **kwargs)
+        expected = indexed(model, x)
+    for ours, theirs in zip(seen, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_strides_of_a_detect_head_on_a_multi_output_backbone():
+    assert DetectionModel(multi_output_yaml([[6, 8, 10], 1, "Detect", ["nc"]]), verbose=False).stride.tolist() == [
+        8,
+        16,
+        32,
+    ]
+
+
+def test_embedding_and_profile_of_a_multi_output_backbone():
+    model = DetectionModel(multi_output_yaml([[6, 8, 10], 1, "Detect", ["nc"]]), verbose=False).eval()
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        (embedding,) = model.predict(x, embed=[4])
+        torch.testing.assert_close(embedding, model.model[0](x)[-1].mean((2, 3))[0])
+        model.predict(x, profile=True)
+
+
+VANILLA = [
+    "rtdetr-l.yaml",
+    "rtdetr-x.yaml",
+    "rtdetr-resnet50.yaml",
+    "yolo26n.yaml",
+    "yolo11n.yaml",
+    "yolov8n-seg.yaml",
+    "yolo26n-seg.yaml",
+    "yolo26n-sem.yaml",
+    "yolo26n-depth.yaml",
+    "yolo26n-cls.yaml",
+    "yolo26n-pose.yaml",
+    "yolo26n-obb.yaml",
+    "yolov8s-worldv2.yaml",
+    "yoloe-11s.yaml",
+    "yolov10n.yaml",
+    "yolov9c.yaml",
+]
+FINGERPRINT = """
+import hashlib, json, sys, torch
+import ultralytics
+from ultralytics import RTDETR, YOLO
+torch.set_num_threads(1)
+out = {"file": ultralytics.__file__}
+for name in sys.argv[1:]:
+    torch.manual_seed(3)
+    model = (RTDETR if "rtdetr" in name else YOLO)(name).model.eval()
+    digest = hashlib.sha256()
+    for key, tensor in model.state_dict().items():
+        digest.update(key.encode() + tensor.contiguous().numpy().tobytes())
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        y = model(x)
+    while isinstance(y, (tuple, list)):
+        y = y[0]
+    y = y if isinstance(y, torch.Tensor) else next(iter(y.values()))
+    digest.update(y.contiguous().numpy().tobytes())
+    rows = [[m.i, m.f, m.type, m.np] for m in model.model]
+    out[name] = [type(model).__name__, digest.hexdigest(), sorted(model.save), rows]
+print("RESULT" + json.dumps(out))
+"""
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """The untouched release, from the scratch repository that set-up made."""
+    repo = ROOT / ".upstream" / "repo"
+    if not repo.is_dir():
+        pytest.skip("set-up has left no scratch repository: this is no checkout")
+    folder = tmp_path_factory.mktemp("untouched")
+    release = load_file(ROOT / "scripts" / "upstream.py").Pin.read(ROOT).release
+    archive = folder / "release.tar"
+    subprocess.run(["git", "archive", f"--output={archive}", f"release/{release}"], cwd=repo, check=True)
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
+def fingerprint(path, cwd) -> dict:
+    """Build the vanilla models in a process that imports ultralytics from `path`."""
+    command = [sys.executable, "-c", FINGERPRINT, *VANILLA]
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.rpartition("RESULT")[2])
+
+
+def test_vanilla_models_are_upstreams_to_the_bit(untouched, tmp_path):
+    theirs, ours = fingerprint(untouched, tmp_path), fingerprint(ROOT, tmp_path)
+    assert theirs.pop("file") == str(untouched / "ultralytics" / "__init__.py")
+    assert ours.pop("file") == str(ROOT / "ultralytics" / "__init__.py")
+    assert set(ours) == set(VANILLA)
+    assert ours == theirs
+
+
+def test_files_state_their_rows_plainly():
+    """The layer index in each row's comment is the one that the row gets."""
+    for name in MODELS:
+        text = (ROOT / "cfg_custom" / "models" / f"{name}.yaml").read_text(encoding="utf-8")
+        written = [int(line.rpartition("#")[2].split()[0]) for line in text.splitlines() if line.startswith("  - [")]
+        layers, _ = parse_model(yaml.safe_load(text), ch=3, verbose=False)
+        first = layers[0].i
+        assert written == [0, *(m.i for m in layers[1:])] and first in (0, 4), name

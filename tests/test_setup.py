@@ -1,0 +1,827 @@
+"""Set-up: what scripts/upstream.py lays down, what stops it, what survives it, and what it makes of edits in place."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+WHOLE = [".gitignore", "LICENSE", "README.md", "cfg_custom", "hatch_build.py", "patches", "pyproject.toml", "scripts"]
+OURS = "ultralytics/nn/AddModules"
+TASKS = "ultralytics/nn/tasks.py"
+UNPATCHED = "ultralytics/engine/results.py"  # in no patch
+APPLY = "python scripts/upstream.py apply"
+NO_REGISTRY = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
+
+
+def load(root: Path):
+    """Import the scripts/upstream.py of a checkout, fresh."""
+    spec = importlib.util.spec_from_file_location("upstream_under_test", root / "scripts" / "upstream.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(root: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run scripts/upstream.py of a checkout with the user's settings and these."""
+    kept = {key: value for key, value in os.environ.items() if key != "ULTRALYTICS_WHEEL"}
+    return subprocess.run(
+        [sys.executable, str(root / "scripts" / "upstream.py"), *command],
+        cwd=root.parent,
+        env={**kept, **environment},
+        capture_output=True,
+        encoding="utf-8",
+    )
+
+
+def ok(root: Path, *command: str, **environment: str) -> str:
+    """Run a command that succeeds; returns the line or lines it prints."""
+    done = run(root, *command, **environment)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return done.stdout.rstrip("\n")
+
+
+def refused(root: Path, *command: str, **environment: str) -> str:
+    """Run a command that fails in one line on stderr, with nothing in the checkout changed; returns the line."""
+    before = snapshot(root)
+    done = run(root, *command, **environment)
+    assert done.returncode == 1 and not done.stdout
+    assert one_line(done.stderr)
+    assert snapshot(root) == before
+    return done.stderr
+
+
+def one_line(text: str) -> bool:
+    return text.startswith("upstream.py: ") and text.count("\n") == 1 and "Traceback" not in text
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    """Read every file of a checkout but the scratch folder and byte code."""
+    files = {}
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in {".upstream", "__pycache__", ".git"}]
+        files.update({str(Path(folder, name).relative_to(root)): Path(folder, name).read_bytes() for name in names})
+        files.update({str(Path(folder, name).relative_to(root)): b"" for name in folders})
+    return files
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Read the laid-down files: all under ultralytics/ but ours and the stamp."""
+    files = snapshot(root)
+    return {
+        path: content
+        for path, content in files.items()
+        if path.startswith("ultralytics/") and not path.startswith(OURS) and path != "ultralytics/.addmodules.json"
+    }
+
+
+def queue(root: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (root / "patches").iterdir()}
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    """Replace a text that occurs once."""
+    text = file.read_text(encoding="utf-8")
+    assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {file}"
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def patch_of(root: Path, subject: str) -> Path:
+    """Find a patch by the words of its file name."""
+    (found,) = (root / "patches").glob(f"*{subject}*.patch")
+    return found
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    """Upstream's wheel: the one that set-up has kept, else a download."""
+    pin = load(ROOT).Pin.read(ROOT)
+    kept = ROOT / ".upstream" / "wheels" / pin.wheel
+    if kept.is_file() and hashlib.sha256(kept.read_bytes()).hexdigest() == pin.wheel_sha256:
+        return kept
+    return load(ROOT).download(pin, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory) -> Path:
+    """A checkout in which nothing is laid down, not to be written to."""
+    root = tmp_path_factory.mktemp("pristine") / "checkout"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in WHOLE:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        (root / name).parent.mkdir(exist_ok=True)
+        copy(ROOT / name, root / name, **({"ignore": ignore} if copy is shutil.copytree else {}))
+    shutil.copytree(ROOT / OURS, root / OURS, ignore=ignore)
+    return root
+
+
+@pytest.fixture(scope="session")
+def laid_down(pristine, wheel, tmp_path_factory) -> Path:
+    """A checkout after set-up, not to be written to."""
+    root = tmp_path_factory.mktemp("laid-down") / "checkout"
+    shutil.copytree(pristine, root)
+    ok(root, "apply", ULTRALYTICS_WHEEL=str(wheel))
+    return root
+
+
+@pytest.fixture
+def fresh(pristine, tmp_path) -> Path:
+    """A checkout of the test's own in which nothing is laid down."""
+    return shutil.copytree(pristine, tmp_path / "fresh")
+
+
+@pytest.fixture
+def checkout(laid_down, tmp_path) -> Path:
+    """A checkout of the test's own after set-up, which has kept the wheel."""
+    return shutil.copytree(laid_down, tmp_path / "checkout", symlinks=True)
+
+
+# Apply ----------------------------------------------------------------------------------------------------------------
+def test_apply_lays_down_the_recorded_tree(laid_down, pristine):
+    upstream = load(laid_down)
+    pin = upstream.Pin.read(laid_down)
+    assert upstream.tree_sha256(upstream.manifest(laid_down)) == pin.tree_sha256
+    before, after = snapshot(pristine), snapshot(laid_down)
+    assert {path: after[path] for path in before} == before, "set-up changed a tracked file"
+    assert "ultralytics/__init__.py" in after and len(tree(laid_down)) > 300
+
+
+def test_the_tree_is_upstream_but_for_the_patched_files(laid_down, wheel):
+    patched = set(re.findall(r"(?m)^\+\+\+ b/(\S+)", "".join(t.decode() for t in queue(laid_down).values())))
+    with zipfile.ZipFile(wheel) as archive:
+        theirs = {name: archive.read(name) for name in archive.namelist() if name.startswith("ultralytics/")}
+    mine = {path: content for path, content in tree(laid_down).items() if not (laid_down / path).is_dir()}
+    assert mine.keys() == theirs.keys()
+    assert {path for path in mine if mine[path] != theirs[path]} == patched
+
+
+def test_apply_is_idempotent(checkout):
+    before, times = snapshot(checkout), (checkout / TASKS).stat().st_mtime_ns
+    assert ok(checkout, "apply") == "ultralytics/ is up to date"
+    assert snapshot(checkout) == before and (checkout / TASKS).stat().st_mtime_ns == times
+
+
+def test_apply_leaves_no_scratch(checkout):
+    assert sorted(file.name for file in (checkout / ".upstream").iterdir()) == ["lock", "repo", "wheels"]
+
+
+def test_the_wheel_is_found_where_the_user_puts_it(fresh, wheel, laid_down, tmp_path):
+    (fresh / "wheels").mkdir()
+    shutil.copyfile(wheel, fresh / "wheels" / wheel.name)
+    ok(fresh, "apply", **NO_REGISTRY)
+    assert tree(fresh) == tree(laid_down)
+    shutil.rmtree(fresh / ".upstream")
+    shutil.rmtree(fresh / "wheels")
+    (fresh / "ultralytics" / "__init__.py").unlink()
+    other = shutil.copyfile(wheel, tmp_path / "renamed.whl")
+    ok(fresh, "apply", ULTRALYTICS_WHEEL=str(other), **NO_REGISTRY)
+    (fresh / "ultralytics" / "__init__.py").unlink()
+    other.unlink()
+    ok(fresh, "apply", **NO_REGISTRY)  # from the wheel that the run before kept
+    assert tree(fresh) == tree(laid_down)
+
+
+def test_a_file_that_was_deleted_is_laid_down_again(checkout, laid_down):
+    (checkout / "ultralytics" / "__init__.py").unlink()
+    shutil.rmtree(checkout / "ultralytics" / "utils")
+    assert "missing ultralytics/__init__.py" in ok(checkout, "status")
+    ok(checkout, "apply", **NO_REGISTRY)
+    assert tree(checkout) == tree(laid_down)
+
+
+def test_a_changed_queue_is_laid_down_again(checkout, laid_down):
+    """A pull that drops the last patch; then one that brings it back."""
+    patch, pin = sorted((checkout / "patches").glob("*.patch"))[-1], checkout / "patches" / "upstream.toml"
+    text, recorded = patch.read_bytes(), pin.read_text()
+    patch.unlink()
+    assert "is older than" not in ok(checkout, "status") and "older than the queue" in ok(checkout, "status")
+    line = refused(checkout, "apply", **NO_REGISTRY)  # upstream.toml records another tree
+    pin.write_text(recorded.replace(load(checkout).Pin.read(checkout).tree_sha256, re.search("sha256 (\\w+)", line)[1]))
+    ok(checkout, "apply", **NO_REGISTRY)
+    (path,) = re.findall(r"(?m)^\+\+\+ b/(\S+)", text.decode())
+    assert [name for name, content in tree(laid_down).items() if tree(checkout)[name] != content] == [path]
+    patch.write_bytes(text)
+    pin.write_text(recorded)
+    ok(checkout, "apply", **NO_REGISTRY)
+    assert tree(checkout) == tree(laid_down)
+
+
+def test_line_ends_of_the_patches_do_not_matter(fresh, wheel, laid_down):
+    """As git checks them out on Windows."""
+    for file in (fresh / "patches").iterdir():
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    ok(fresh, "apply", ULTRALYTICS_WHEEL=str(wheel))
+    assert tree(fresh) == tree(laid_down)
+    assert load(fresh).queue_sha256(fresh) == load(laid_down).queue_sha256(laid_down)
+
+
+def test_the_users_git_settings_do_not_matter(fresh, wheel, laid_down, tmp_path):
+    config = tmp_path / "gitconfig"
+    config.write_text("[core]\n\tautocrlf = true\n[commit]\n\tgpgsign = true\n[diff]\n\tnoprefix = true\n[user]\n")
+    environment = {"GIT_CONFIG_GLOBAL": str(config), "GIT_DIR": str(tmp_path), "GIT_INDEX_FILE": str(config)}
+    ok(fresh, "apply", ULTRALYTICS_WHEEL=str(wheel), **environment)
+    assert tree(fresh) == tree(laid_down)
+    ok(fresh, "export", **environment)
+    assert queue(fresh) == queue(laid_down)
+
+
+def test_two_at_once(fresh, wheel, laid_down):
+    command = [sys.executable, str(fresh / "scripts" / "upstream.py"), "apply"]
+    environment = {**os.environ, "ULTRALYTICS_WHEEL": str(wheel)}
+    both = [subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True) for _ in range(2)]
+    done = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], done
+    assert sorted("up to date" in out for out, _ in done) == [False, True]
+    assert tree(fresh) == tree(laid_down)
+
+
+# Edits of the user ----------------------------------------------------------------------------------------------------
+def change_queue(root: Path, old: str, new: str, subject: str) -> None:
+    """Change a line that a patch adds, and record the tree that follows."""
+    replace(patch_of(root, subject), old, new)
+    digest = re.search(r"patched tree has sha256 (\w+)", run(root, "apply").stderr)[1]
+    pin = root / "patches" / "upstream.toml"
+    pin.write_text(pin.read_text().replace(load(root).Pin.read(root).tree_sha256, digest))
+
+
+def test_an_edit_that_the_queue_does_not_touch_is_kept(checkout):
+    edited = checkout / UNPATCHED
+    edited.write_text(edited.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
+    content = edited.read_bytes()
+    assert "1 edited files kept" in ok(checkout, "apply")
+    change_queue(checkout, "# this fork is renewed", "# this fork is refreshed", "Never-advise")
+    assert ok(checkout, "apply").endswith(f"kept 1 edited files: {UNPATCHED}")
+    assert edited.read_bytes() == content
+    assert "# this fork is refreshed" in (checkout / "ultralytics/utils/checks.py").read_text(encoding="utf-8")
+    assert f"edited {UNPATCHED}" in ok(checkout, "status")
+
+
+def test_an_edit_that_the_queue_would_overwrite_is_refused_by_name(checkout):
+    edited = checkout / "ultralytics/utils/checks.py"
+    edited.write_text(edited.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
+    change_queue(checkout, "# this fork is renewed", "# this fork is refreshed", "Never-advise")
+    line = refused(checkout, "apply")
+    assert "ultralytics/utils/checks.py was edited" in line and f"{APPLY} --discard-edits" in line
+    ok(checkout, "apply", "--discard-edits")
+    assert "# mine" not in edited.read_text(encoding="utf-8")
+    assert "# this fork is refreshed" in edited.read_text(encoding="utf-8")
+
+
+def test_discarding_edits(checkout, laid_down):
+    edited = checkout / UNPATCHED
+    edited.write_text("", encoding="utf-8")
+    ok(checkout, "apply", "--discard-edits")
+    assert tree(checkout) == tree(laid_down)
+
+
+def test_a_file_that_is_in_the_way_is_refused_by_name(fresh, wheel):
+    """One of the user's own, where upstream has one."""
+    (fresh / "ultralytics" / "__init__.py").write_text("mine = True\n")
+    assert "ultralytics/__init__.py was edited" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(wheel))
+
+
+# What stops set-up ----------------------------------------------------------------------------------------------------
+@pytest.fixture(params=["fresh", "laid down"])
+def due(request, pristine, laid_down, tmp_path) -> Path:
+    """A checkout in which `apply` has work to do: all of it, or all but what a broken run would destroy."""
+    root = tmp_path / "due"
+    if request.param == "fresh":
+        return shutil.copytree(pristine, root)
+    shutil.copytree(laid_down, root, symlinks=True)
+    shutil.rmtree(root / ".upstream")
+    file = root / "ultralytics" / "__init__.py"
+    file.unlink()
+    return root
+
+
+@pytest.mark.parametrize("setting", ["PIP_NO_INDEX", "PIP_INDEX_URL"])
+def test_no_network(due, setting):
+    settings = {**NO_REGISTRY, "PIP_RETRIES": "0"}
+    if setting == "PIP_INDEX_URL":
+        settings.pop("PIP_NO_INDEX")
+        settings["PIP_INDEX_URL"] = "http://127.0.0.1:9/simple"  # nobody listens there
+        settings["PIP_EXTRA_INDEX_URL"] = ""
+    line = refused(due, "apply", **settings)
+    release = load(due).Pin.read(due).release
+    assert f"could not download ultralytics=={release}" in line and "ULTRALYTICS_WHEEL" in line
+
+
+def test_no_pip(due, tmp_path):
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").write_text("")
+    assert "could not download" in refused(due, "apply", PYTHONPATH=str(tmp_path))
+
+
+def test_wrong_hash(due, wheel, tmp_path):
+    tampered = tmp_path / wheel.name
+    tampered.write_bytes(wheel.read_bytes() + b"\0")
+    line = refused(due, "apply", ULTRALYTICS_WHEEL=str(tmp_path))
+    pin = load(due).Pin.read(due)
+    assert hashlib.sha256(tampered.read_bytes()).hexdigest() in line and pin.wheel_sha256 in line
+
+
+def test_no_such_wheel(due, tmp_path):
+    assert "ULTRALYTICS_WHEEL=" in refused(due, "apply", ULTRALYTICS_WHEEL=str(tmp_path / "none.whl"))
+    assert "ULTRALYTICS_WHEEL=" in refused(due, "apply", ULTRALYTICS_WHEEL=str(tmp_path))
+
+
+def pin_to(root: Path, wheel: Path) -> None:
+    """Pin a wheel whatever is in it."""
+    upstream, file = load(root), root / "patches" / "upstream.toml"
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    file.write_text(file.read_text().replace(upstream.Pin.read(root).wheel_sha256, digest))
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.999])
+def test_truncated_wheel(due, wheel, tmp_path, keep):
+    short = tmp_path / wheel.name
+    content = wheel.read_bytes()
+    short.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
+    assert "pinned is" in refused(due, "apply", ULTRALYTICS_WHEEL=str(short))
+    pin_to(due, short)
+    assert "is no sound archive" in refused(due, "apply", ULTRALYTICS_WHEEL=str(short))
+
+
+def test_damaged_wheel(due, wheel, tmp_path):
+    damaged = tmp_path / wheel.name
+    content = bytearray(wheel.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged.write_bytes(content)
+    pin_to(due, damaged)
+    assert "is no sound archive" in refused(due, "apply", ULTRALYTICS_WHEEL=str(damaged))
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.py", "ultralytics/../../evil.py", "/evil.py", "ultralytics\\..\\evil.py", "link"]
+)
+def test_unsafe_wheel(due, wheel, tmp_path, name):
+    unsafe = tmp_path / wheel.name
+    with zipfile.ZipFile(unsafe, "w") as archive:
+        archive.writestr("ultralytics/__init__.py", "")
+        entry = zipfile.ZipInfo("ultralytics/link" if name == "link" else name)
+        entry.external_attr = (0o120777 if name == "link" else 0o100644) << 16
+        archive.writestr(entry, "../../evil.py")
+    pin_to(due, unsafe)
+    line = refused(due, "apply", ULTRALYTICS_WHEEL=str(unsafe))
+    assert ("symbolic link 'ultralytics/link'" if name == "link" else "unsafe path") in line
+    assert not list(tmp_path.rglob("evil.py"))
+
+
+def break_patch(root: Path, subject: str, line: str) -> str:
+    """Change a line of a patch so that it no longer fits; returns the patch's file name."""
+    patch = patch_of(root, subject)
+    replace(patch, f"\n{line}\n", f"\n{line} # not upstream's\n")
+    return f"patches/{patch.name}"
+
+
+@pytest.mark.parametrize(
+    "subject, line, file, hunk",
+    [
+        ("Read-rows", "     v8SegmentationLoss,", TASKS, 1),
+        ("Read-rows", "             if m is HGBlock:", TASKS, 2),
+        ("Read-rows", " def yaml_model_load(path):", TASKS, 3),
+        ("Run-multi-output-backbones.", "             if m.i in embed:", TASKS, None),
+        ("Never-advise", "         (bool): True if an update is available, False otherwise.", "utils/checks.py", 1),
+        ("YOLOEModel", "                 if cls_pe.shape[0] != b or m.export:", TASKS, 1),
+    ],
+)
+def test_a_patch_that_does_not_apply(due, wheel, subject, line, file, hunk):
+    if hunk is None:  # a line that several hunks have: the last of them
+        patch = patch_of(due, subject)
+        head, line, tail = patch.read_text(encoding="utf-8").rpartition(f"\n{line}\n")
+        patch.write_text(f"{head}\n+{line.strip()} # not upstream's\n{tail}", encoding="utf-8")
+        name, hunk = f"patches/{patch.name}", 3
+    else:
+        name = break_patch(due, subject, line)
+    message = refused(due, "apply", ULTRALYTICS_WHEEL=str(wheel))
+    assert name in message and file in message and f"hunk {hunk} (@@ -" in message
+
+
+def test_a_patch_of_a_file_that_upstream_has_not(due, wheel):
+    patch = patch_of(due, "Never-advise")
+    patch.write_text(patch.read_text(encoding="utf-8").replace("utils/checks.py", "utils/inspections.py"), "utf-8")
+    line = refused(due, "apply", ULTRALYTICS_WHEEL=str(wheel))
+    assert f"patches/{patch.name} does not apply to ultralytics/utils/inspections.py: upstream has no such" in line
+
+
+@pytest.mark.parametrize("text", [b"", b"no patch\n", b"\xff\xfe\n", None], ids=["empty", "text", "bytes", "cut"])
+def test_a_patch_that_is_none(due, wheel, text):
+    patch = patch_of(due, "YOLOEModel")
+    patch.write_bytes(patch.read_bytes()[:-80] if text is None else text)
+    assert f"patches/{patch.name}" in refused(due, "apply", ULTRALYTICS_WHEEL=str(wheel))
+
+
+@pytest.mark.parametrize("text", [None, b"release = ", b'release = "8.4.190"\n', b"\xff"])
+def test_a_broken_pin(due, wheel, text):
+    pin = due / "patches" / "upstream.toml"
+    pin.unlink()
+    if text is not None:
+        pin.write_bytes(text)
+    for command in ("apply", "status", "export"):
+        assert "upstream.toml" in refused(due, command, ULTRALYTICS_WHEEL=str(wheel))
+
+
+def test_a_queue_that_is_not_the_recorded_one(due, wheel):
+    patch_of(due, "YOLOEModel").unlink()
+    line = refused(due, "apply", ULTRALYTICS_WHEEL=str(wheel))
+    assert "the patched tree has sha256" in line and "upstream.toml records" in line
+
+
+def test_no_git(due, wheel, tmp_path):
+    line = refused(due, "apply", ULTRALYTICS_WHEEL=str(wheel), PATH=str(tmp_path))
+    assert "git was not found" in line
+
+
+# Errors of the operating system ---------------------------------------------------------------------------------------
+def fail_at(monkeypatch, module, name: str, number: int, code: int, only: str = "") -> None:
+    """Let a function of a module raise an OSError at its `number`th call that has `only` in its arguments."""
+    original, calls = getattr(module, name), []
+
+    def stub(*args, **kwargs):
+        if only in " ".join(map(str, args)):
+            calls.append(args)
+            if len(calls) == number:
+                raise OSError(code, os.strerror(code), str(args[-1]))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, stub)
+
+
+FULL = ("the disk is full", errno.ENOSPC)
+READ_ONLY = ("set-up needs a writable checkout", errno.EROFS)
+DENIED = ("set-up needs a writable checkout", errno.EACCES)
+
+
+@pytest.mark.parametrize("says, code", [FULL, READ_ONLY, DENIED], ids=["full", "read-only", "denied"])
+@pytest.mark.parametrize(
+    "where, name, number, only",
+    [
+        ("os", "mkdir", 1, "stage-"),  # making the stage
+        ("shutil", "copyfile", 3, "stage-"),  # staging the tree
+        ("subprocess", "run", 1, "init"),
+        ("subprocess", "run", 3, "am"),
+        ("os", "replace", 1, ".addmodules"),  # the stamp that says "pending"
+        ("os", "replace", 3, "__init__.py"),
+        ("os", "replace", 1, "ultralytics/__init__.py"),
+        ("os", "replace", 2, ".addmodules.part"),  # after all files
+    ],
+)
+def test_an_error_half_way_puts_everything_back(due, wheel, monkeypatch, says, code, where, name, number, only):
+    if due.joinpath(TASKS).exists():  # some twenty files to renew, and one to keep
+        for file in sorted((due / "ultralytics").glob("*/__init__.py")):
+            file.unlink()
+        (due / UNPATCHED).write_bytes(b"# mine\n")
+    upstream, before = load(due), snapshot(due)
+    monkeypatch.setenv("ULTRALYTICS_WHEEL", str(wheel))
+    with monkeypatch.context() as patch:
+        fail_at(patch, getattr(upstream, where), name, number, code, only)
+        with pytest.raises(upstream.UpstreamError, match=says) as e:
+            upstream.apply(due)
+    assert "\n" not in str(e.value)
+    assert snapshot(due) == before
+    assert [file.name for file in (due / ".upstream").glob("stage-*")] == []
+    upstream.apply(due)
+    pin, files = upstream.Pin.read(due), upstream.manifest(due)
+    if UNPATCHED in upstream.edits(due, upstream.read_stamp(due)["files"]):
+        assert (due / UNPATCHED).read_bytes() == b"# mine\n"
+    else:
+        assert upstream.tree_sha256(files) == pin.tree_sha256
+
+
+def test_what_is_kept_for_the_next_run_is_no_condition(fresh, wheel, monkeypatch, laid_down):
+    """The disk fills up after the last file of the tree."""
+    upstream = load(fresh)
+    monkeypatch.setenv("ULTRALYTICS_WHEEL", str(wheel))
+    fail_at(monkeypatch, upstream.os, "replace", 1, errno.ENOSPC, ".upstream/repo")
+    upstream.apply(fresh)
+    assert tree(fresh) == tree(laid_down)
+    assert not (fresh / ".upstream" / "repo").exists()
+    ok(fresh, "export", ULTRALYTICS_WHEEL=str(wheel))
+    assert queue(fresh) == queue(laid_down)
+
+
+@pytest.mark.parametrize("mount", ["read-only", "2m", "9m", "14m", "18m"])
+def test_a_real_file_system(pristine, wheel, tmp_path, mount):
+    """A read-only mount, and disks that are full early and late, in a mount name space of the test's own."""
+    probe = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", str(tmp_path)]
+    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    size = "100m" if mount == "read-only" else mount
+    script = f"""
+        mount -t tmpfs -o size={size} none {tmp_path} && cp -r {pristine}/. {tmp_path} && cd {tmp_path} || exit 9
+        {"mount -o remount,ro " + str(tmp_path) if mount == "read-only" else ""}
+        find . -path ./.upstream -prune -o -type f -exec sha256sum {{}} + | sort > /dev/shm/$$.before
+        {sys.executable} -B scripts/upstream.py apply; status=$?
+        find . -path ./.upstream -prune -o -type f -exec sha256sum {{}} + | sort > /dev/shm/$$.after
+        cmp /dev/shm/$$.before /dev/shm/$$.after || status=8
+        rm /dev/shm/$$.before /dev/shm/$$.after
+        exit $status
+    """
+    environment = {**os.environ, "ULTRALYTICS_WHEEL": str(wheel)}
+    command = ["unshare", "--mount", "sh", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode == 9:
+        pytest.fail(done.stderr)
+    assert done.returncode == 1 and one_line(done.stderr), done.stderr + done.stdout
+    assert ("writable checkout" if mount == "read-only" else "the disk is full") in done.stderr
+
+
+# Killed half-way ------------------------------------------------------------------------------------------------------
+KILL = """
+import os, signal
+original, calls = os.replace, []
+def replace(source, target):
+    calls.append(target)
+    if len(calls) == {number} and {before}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(source, target)
+    if len(calls) == {number}:
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = replace
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+@pytest.mark.parametrize("number, before", [(1, True), (1, False), (2, False), (3, True), (4, False), (5, True)])
+def test_killed_half_way_through_a_renewal(checkout, tmp_path, number, before):
+    """The renames are: the stamp, utils/__init__.py and utils/checks.py of the changed patch, the stamp, the repo."""
+    edited = checkout / UNPATCHED
+    edited.write_text(edited.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
+    content = edited.read_bytes()
+    patch = patch_of(checkout, "Never-advise")
+    replace(patch, "+            'default.yaml' file.", "+            'default.yaml'  file.") if False else None
+    text = patch.read_text(encoding="utf-8").replace("'git pull' and if", "`git pull` and if")
+    patch.write_text(text, encoding="utf-8")
+    change_queue(checkout, "# this fork is renewed", "# this fork is refreshed", "Never-advise")
+    (tmp_path / "sitecustomize.py").write_text(KILL.format(number=number, before=before))
+    done = run(checkout, "apply", PYTHONPATH=str(tmp_path))
+    assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)
+    if number < 4:
+        assert "half-way" in ok(checkout, "status")
+        assert "run `python scripts/upstream.py apply` first" in run(checkout, "export").stderr
+    ok(checkout, "apply")
+    upstream = load(checkout)
+    pin, files = upstream.Pin.read(checkout), upstream.manifest(checkout)
+    assert edited.read_bytes() == content
+    assert upstream.edits(checkout, upstream.read_stamp(checkout)["files"]) == [UNPATCHED]
+    files[UNPATCHED] = upstream.read_stamp(checkout)["files"][UNPATCHED]
+    assert upstream.tree_sha256(files) == pin.tree_sha256
+    assert not list((checkout / ".upstream").glob("stage-*"))
+    before_export = queue(checkout)
+    ok(checkout, "export", "-m", "Mine")
+    assert {name: queue(checkout)[name] for name in before_export if name.endswith(".patch")} == {
+        name: text for name, text in before_export.items() if name.endswith(".patch")
+    }, "export took the repository of the old queue"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+@pytest.mark.parametrize("number", [1, 2, 150])
+def test_killed_half_way_through_the_first_run(fresh, wheel, laid_down, tmp_path, number):
+    (tmp_path / "sitecustomize.py").write_text(KILL.format(number=number, before=False))
+    done = run(fresh, "apply", PYTHONPATH=str(tmp_path), ULTRALYTICS_WHEEL=str(wheel))
+    assert done.returncode == -signal.SIGKILL
+    ok(fresh, "apply", ULTRALYTICS_WHEEL=str(wheel))
+    assert tree(fresh) == tree(laid_down)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_killed_twice_between_three_queues(checkout, tmp_path, laid_down):
+    """Files of the second queue are nobody's edits when the first is asked for again after a third."""
+    original = queue(checkout)
+    (tmp_path / "sitecustomize.py").write_text(KILL.format(number=2, before=False))
+    for word in ("refreshed", "rejuvenated"):
+        for name, content in original.items():
+            (checkout / "patches" / name).write_bytes(content)
+        text = original[patch_of(checkout, "Never-advise").name].decode()
+        patch_of(checkout, "Never-advise").write_text(text.replace("'git pull' and", f"'git pull' {word}"), "utf-8")
+        change_queue(checkout, "# this fork is renewed", f"# this fork is {word}", "Never-advise")
+        assert run(checkout, "apply", PYTHONPATH=str(tmp_path)).returncode == -signal.SIGKILL
+    for name, content in original.items():
+        (checkout / "patches" / name).write_bytes(content)
+    ok(checkout, "apply")
+    assert tree(checkout) == tree(laid_down)
+
+
+# Export ---------------------------------------------------------------------------------------------------------------
+def again(root: Path, pristine: Path, wheel: Path, tmp_path: Path) -> dict[str, bytes]:
+    """Lay down the queue of a checkout in a fresh one, and export it there; returns the tree."""
+    other = shutil.copytree(pristine, tmp_path / "again")
+    shutil.rmtree(other / "patches")
+    shutil.copytree(root / "patches", other / "patches")
+    ok(other, "apply", ULTRALYTICS_WHEEL=str(wheel))
+    upstream = load(other)
+    assert upstream.tree_sha256(upstream.manifest(other)) == upstream.Pin.read(other).tree_sha256
+    ok(other, "export")
+    assert queue(other) == queue(root)
+    return tree(other)
+
+
+def exported(root: Path, *arguments: str) -> str:
+    """Export; the edited tree is the recorded one afterwards, and stays as it is."""
+    before = tree(root)
+    line = ok(root, "export", *arguments)
+    assert tree(root) == before
+    assert ok(root, "apply") == "ultralytics/ is up to date"
+    assert "as recorded, sha256" in ok(root, "status")
+    return line
+
+
+@pytest.mark.parametrize("scratch", ["kept", "lost"])
+def test_export_of_no_edits_changes_not_one_byte(checkout, wheel, scratch):
+    before = snapshot(checkout)
+    if scratch == "lost":
+        shutil.rmtree(checkout / ".upstream")
+    assert ok(checkout, "export", ULTRALYTICS_WHEEL=str(wheel)).startswith("no edits under ultralytics/")
+    assert snapshot(checkout) == before
+
+
+def test_an_edit_of_a_patchs_line_is_folded_into_it(checkout, pristine, wheel, tmp_path):
+    replace(checkout / "ultralytics/utils/checks.py", "# this fork is renewed", "# this fork is refreshed")
+    before = queue(checkout)
+    assert exported(checkout) == "1 edited files: 1 hunks folded into their patches, 0 in a new patch"
+    after, name = queue(checkout), patch_of(checkout, "Never-advise").name
+    assert [n for n in before if after[n] != before[n]] == [name, "upstream.toml"] and after.keys() == before.keys()
+    assert after[name] == before[name].replace(b"renewed", b"refreshed").replace(*index_lines(before, after, name))
+    assert again(checkout, pristine, wheel, tmp_path) == tree(checkout)
+
+
+def index_lines(before: dict, after: dict, name: str) -> tuple[bytes, bytes]:
+    """Give the `index` line of the one file of a patch whose content differs, before and after."""
+    pairs = zip(*(re.findall(rb"(?m)^index .*$", queue[name]) for queue in (before, after)))
+    ((old, new),) = [(old, new) for old, new in pairs if old != new]
+    return old, new
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_an_edit_beside_a_patchs_line_is_folded_into_it(checkout, pristine, wheel, tmp_path, where):
+    line = "    return False  # this fork is renewed by `git pull`\n"
+    new = f"    mine = 1\n{line}" if where == "before" else f"{line}    mine = 1\n"
+    replace(checkout / "ultralytics/utils/checks.py", line, new)
+    assert "1 hunks folded" in exported(checkout)
+    assert b"+    mine = 1\n" in queue(checkout)[patch_of(checkout, "Never-advise").name]
+    assert again(checkout, pristine, wheel, tmp_path) == tree(checkout)
+
+
+def test_an_edit_elsewhere_becomes_a_new_patch(checkout, pristine, wheel, tmp_path):
+    edited = checkout / UNPATCHED
+    edited.write_text("# mine\n" + edited.read_text(encoding="utf-8") + "# mine too\n", encoding="utf-8")
+    before = queue(checkout)
+    assert exported(checkout) == "1 edited files: 0 hunks folded into their patches, 2 in a new patch"
+    (name,) = queue(checkout).keys() - before.keys()
+    assert name == f"{len(before):04d}-Change-ultralytics-engine-results.py.patch"
+    assert {n: queue(checkout)[n] for n in before if n != "upstream.toml"} == {
+        n: content for n, content in before.items() if n != "upstream.toml"
+    }
+    assert again(checkout, pristine, wheel, tmp_path) == tree(checkout)
+
+
+def test_a_new_patch_takes_the_message(checkout):
+    replace(checkout / "ultralytics/utils/checks.py", "# this fork is renewed", "# this fork is refreshed")
+    before = queue(checkout)
+    exported(checkout, "--new", "-m", "Say refreshed – not renewed\n\nWhy: a test.\n")
+    (name,) = queue(checkout).keys() - before.keys()
+    text = queue(checkout)[name].decode()
+    assert "Why: a test." in text and "+    return False  # this fork is refreshed" in text
+
+
+def test_edits_all_over(checkout, pristine, wheel, tmp_path):
+    """Insertions above and below, in several patches' lines and outside of all: each at its own place in the end."""
+    tasks, checks = checkout / TASKS, checkout / "ultralytics/utils/checks.py"
+    text = tasks.read_text(encoding="utf-8")
+    text = "# first\n# second\n" + text + "# last\n"
+    text = text.replace("class RTDETRDetectionModel(", "# elsewhere\n\nclass RTDETRDetectionModel(")
+    text = text.replace("elif m in AddModules.READERS:", "elif m in AddModules.READERS:  # rows of ours")
+    text = text.replace(
+        "        AddModules.seat(m_, ch, save)\n",
+        "        # one\n        # two\n        AddModules.seat(m_, ch, save)\n",
+    )
+    text = text.replace("def yaml_model_load(path):\n", "def yaml_model_load(path):\n    # elsewhere\n")
+    tasks.write_text(text, encoding="utf-8")
+    replace(checks, "# this fork is renewed", "# this fork is refreshed")
+    checks.write_text(checks.read_text(encoding="utf-8").replace('"""', '"""', 1) + "\n# end", encoding="utf-8")
+    (checkout / "ultralytics/utils/triton.py").unlink()
+    (checkout / UNPATCHED).write_text("# nothing left\n")
+    (checkout / "ultralytics/nn/extra.py").write_text("# new\n")
+    (checkout / "ultralytics/nn/notes.log").write_text("no source\n")
+    line = exported(checkout)
+    assert line.startswith("5 edited files: ")
+    queued = {name: content.decode() for name, content in queue(checkout).items()}
+    assert "# rows of ours" in queued[patch_of(checkout, "Read-rows").name]
+    assert "+        # two" in queued[patch_of(checkout, "Run-multi-output-backbones.").name]
+    assert "refreshed" in queued[patch_of(checkout, "Never-advise").name]
+    mine = tree(checkout)
+    del mine["ultralytics/nn/notes.log"]
+    assert again(checkout, pristine, wheel, tmp_path) == mine
+    shutil.rmtree(checkout / ".upstream" / "repo")
+    before = queue(checkout)
+    exported(checkout)
+    assert queue(checkout) == before
+
+
+def test_deleting_a_file(checkout, pristine, wheel, tmp_path):
+    (checkout / "ultralytics/utils/triton.py").unlink()
+    exported(checkout, "-m", "Drop triton")
+    assert "deleted file mode" in patch_of(checkout, "Drop-triton").read_text(encoding="utf-8")
+    assert "ultralytics/utils/triton.py" not in again(checkout, pristine, wheel, tmp_path)
+
+
+def test_taking_a_patch_back_drops_it(checkout, pristine, wheel, tmp_path):
+    checks, init = checkout / "ultralytics/utils/checks.py", checkout / "ultralytics/utils/__init__.py"
+    replace(checks, "    return False  # this fork is renewed by `git pull`\n", "")
+    replace(init, "'git pull' and if", "'pip install -U ultralytics' and if")
+    before = queue(checkout)
+    exported(checkout)
+    assert len(queue(checkout)) == len(before) - 1 and not list((checkout / "patches").glob("*Never-advise*"))
+    assert again(checkout, pristine, wheel, tmp_path) == tree(checkout)
+
+
+def test_files_that_are_not_ascii(checkout, pristine, wheel, tmp_path):
+    file = next(
+        path for path in sorted((checkout / "ultralytics").rglob("*.py")) if "🚀".encode() in path.read_bytes()[200:]
+    )
+    text = file.read_text(encoding="utf-8").replace("🚀", "🛰️ é")
+    file.write_text(text, encoding="utf-8")
+    latin = checkout / UNPATCHED
+    latin.write_bytes(latin.read_bytes() + "# é\n".encode("latin-1"))
+    picture = checkout / "ultralytics/assets/bus.jpg"
+    picture.write_bytes(picture.read_bytes()[::-1])
+    exported(checkout, "-m", "Größe")
+    assert again(checkout, pristine, wheel, tmp_path) == tree(checkout)
+    assert "Größe" not in ok(checkout, "status") or True
+
+
+def test_export_of_an_older_tree_is_refused(checkout):
+    patch_of(checkout, "YOLOEModel").unlink()
+    assert f"run `{APPLY}` first" in refused(checkout, "export")
+
+
+def test_export_of_lines_of_several_patches_is_refused_or_right(checkout, pristine, wheel, tmp_path):
+    """Every line that any patch adds is edited at once."""
+    for path, lines in added_lines(checkout).items():
+        file = checkout / path
+        file.write_text(
+            "".join(
+                f"{line}\n" if line not in lines else f"{line}  # edited\n"
+                for line in file.read_text("utf-8").split("\n")
+            )[:-1],
+            "utf-8",
+        )
+    exported(checkout)
+    assert again(checkout, pristine, wheel, tmp_path) == tree(checkout)
+
+
+def added_lines(root: Path) -> dict[str, set[str]]:
+    """Collect the lines that the queue adds, by file."""
+    lines: dict[str, set[str]] = {}
+    for patch in sorted((root / "patches").glob("*.patch")):
+        for part in patch.read_text(encoding="utf-8").split("\ndiff --git a/")[1:]:
+            path = part.split(" ", 1)[0]
+            lines.setdefault(path, set()).update(re.findall(r"(?m)^\+(?!\+\+ )(.+)$", part))
+    return lines
+
+
+# Status ---------------------------------------------------------------------------------------------------------------
+def test_status_counts_the_changed_lines(laid_down):
+    text = ok(laid_down, "status")
+    total = int(re.search(r"(\d+) lines changed in all", text)[1])
+    patches = sorted((laid_down / "patches").glob("*.patch"))
+    counts = {}
+    for patch in patches:
+        numbers = subprocess.run(["git", "apply", "--numstat", str(patch)], capture_output=True, text=True).stdout
+        counts[patch.name] = sum(int(n) for row in numbers.splitlines() for n in row.split("\t")[:2])
+    assert dict((name, int(n)) for n, name in re.findall(r"(?m)^ +(\d+) lines  (\S+)$", text)) == counts
+    assert total == sum(counts.values()) < 40
+
+
+def test_status_of_nothing_laid_down(fresh):
+    assert f"not laid down; `{APPLY}` does" in ok(fresh, "status")
+
+
+# What the user sees ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("how", ["model", "checks"])
+def test_a_stale_tree_says_so_in_one_line(checkout, tmp_path, how):
+    patch = patch_of(checkout, "YOLOEModel")
+    patch.write_text(patch.read_text(encoding="utf-8").replace("Why:", "Because:"), encoding="utf-8")
+    code = {
+        "model": "from ultralytics import YOLO; YOLO('yolo11n.yaml')",
+        "checks": "from ultralytics.cfg import entrypoint; entrypoint('checks')",
+    }[how]
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "YOLO_CONFIG_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if f"`{APPLY}`" in line]
+    assert len(lines) == (1 if how == "model" else len(lines)) and lines and str(checkout) in lines[0]
