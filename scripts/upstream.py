@@ -172,7 +172,8 @@ def git(*args: str, cwd: Path, stdin: str | None = None, check: bool = True, **e
         raise UpstreamError("git was not found; install git and run this again") from None
     if check and done.returncode:
         lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines() or ["no message"]
-        if any("No space left" in line for line in lines):
+        # git does not always say so, and what it has cut short is no patch that does not apply
+        if any("No space left" in line for line in lines) or shutil.disk_usage(cwd).free < 2**20:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise UpstreamError(f"git {args[0]} failed: {lines[-1]}")
     return done.stdout.decode(errors="surrogateescape")
@@ -202,6 +203,8 @@ def apply_queue(repo: Path, queue: list[Path]) -> None:
     """
     for patch in queue:
         text = patch.read_bytes().replace(b"\r\n", b"\n").decode(errors="surrogateescape")
+        if "\ndiff --git " not in text:
+            raise UpstreamError(f"patches/{patch.name} holds no patch; `git checkout patches` restores it")
         try:
             git("am", "--quiet", "--keep-cr", "--keep-non-patch", "-", cwd=repo, stdin=text)
         except UpstreamError as e:
@@ -557,20 +560,23 @@ def commit_edits(repo: Path, pin: Pin, message: str | None, new: bool) -> tuple[
 
 
 def squash(repo: Path, base: str) -> None:
-    """Move each fix-up into its patch; a patch that an edit has taken back whole stays as an empty commit."""
-    action = ["-i", "--autosquash", base]
-    while True:
+    """Move each fix-up into its patch, and drop a patch that edits have taken back whole."""
+    action, emptied = ["--interactive", "--autosquash", base], False
+    while action:
         try:
             git("rebase", *action, cwd=repo, GIT_SEQUENCE_EDITOR=":", GIT_EDITOR=":")
-            return
+            action = []
         except UpstreamError:
-            if git("status", "--porcelain", "--untracked-files=no", cwd=repo):
+            if git("ls-files", "--unmerged", cwd=repo):
                 git("rebase", "--abort", cwd=repo, check=False)
                 raise UpstreamError(
                     "an edit touches lines of several patches; `export --new` makes a patch of its own of all edits"
                 ) from None
-        git("commit", "--quiet", "--amend", "--allow-empty", "--no-edit", cwd=repo)
-        action = ["--continue"]
+            # git stops where a fix-up leaves nothing of its patch
+            git("commit", "--quiet", "--amend", "--allow-empty", "--no-edit", cwd=repo)
+            action, emptied = ["--continue"], True
+    if emptied:
+        git("rebase", "--quiet", "--force-rebase", "--no-keep-empty", base, cwd=repo)
 
 
 def hunks(diff: str) -> Iterator[Hunk]:
@@ -621,7 +627,7 @@ def status(root: Path) -> str:
     lines = [f"upstream   {PACKAGE} {pin.release}, wheel sha256 {pin.wheel_sha256}", "queue"]
     total = 0
     for patch in patches(root):
-        diff = patch.read_text(encoding="utf-8").partition("\ndiff --git ")[2]
+        diff = patch.read_text(encoding="utf-8", errors="replace").partition("\ndiff --git ")[2]
         changed = len(re.findall(r"(?m)^(?:\+(?!\+\+ )|-(?!-- ))", diff))
         total += changed
         lines.append(f"  {changed:3d} lines  {patch.name}")

@@ -100,7 +100,7 @@ def replace(file: Path, old: str, new: str) -> None:
 
 def patch_of(root: Path, subject: str) -> Path:
     """Find a patch by the words of its file name."""
-    (found,) = (root / "patches").glob(f"*{subject}*.patch")
+    (found,) = (root / "patches").glob(f"*-{subject}*")
     return found
 
 
@@ -133,6 +133,7 @@ def laid_down(pristine, wheel, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("laid-down") / "checkout"
     shutil.copytree(pristine, root)
     ok(root, "apply", ULTRALYTICS_WHEEL=str(wheel))
+    subprocess.run(["git", "gc", "--quiet"], cwd=root / ".upstream" / "repo", check=True)  # fewer files to copy
     return root
 
 
@@ -211,7 +212,8 @@ def test_a_changed_queue_is_laid_down_again(checkout, laid_down):
     pin.write_text(recorded.replace(load(checkout).Pin.read(checkout).tree_sha256, re.search("sha256 (\\w+)", line)[1]))
     ok(checkout, "apply", **NO_REGISTRY)
     (path,) = re.findall(r"(?m)^\+\+\+ b/(\S+)", text.decode())
-    assert [name for name, content in tree(laid_down).items() if tree(checkout)[name] != content] == [path]
+    old, new = tree(laid_down), tree(checkout)
+    assert old.keys() == new.keys() and [name for name in old if old[name] != new[name]] == [path]
     patch.write_bytes(text)
     pin.write_text(recorded)
     ok(checkout, "apply", **NO_REGISTRY)
@@ -299,10 +301,8 @@ def due(request, pristine, laid_down, tmp_path) -> Path:
     root = tmp_path / "due"
     if request.param == "fresh":
         return shutil.copytree(pristine, root)
-    shutil.copytree(laid_down, root, symlinks=True)
-    shutil.rmtree(root / ".upstream")
-    file = root / "ultralytics" / "__init__.py"
-    file.unlink()
+    shutil.copytree(laid_down, root, ignore=shutil.ignore_patterns(".upstream"))
+    (root / "ultralytics" / "__init__.py").unlink()
     return root
 
 
@@ -318,10 +318,10 @@ def test_no_network(due, setting):
     assert f"could not download ultralytics=={release}" in line and "ULTRALYTICS_WHEEL" in line
 
 
-def test_no_pip(due, tmp_path):
+def test_no_pip(fresh, tmp_path):
     (tmp_path / "pip").mkdir()
     (tmp_path / "pip" / "__init__.py").write_text("")
-    assert "could not download" in refused(due, "apply", PYTHONPATH=str(tmp_path))
+    assert "could not download" in refused(fresh, "apply", PYTHONPATH=str(tmp_path))
 
 
 def test_wrong_hash(due, wheel, tmp_path):
@@ -332,9 +332,9 @@ def test_wrong_hash(due, wheel, tmp_path):
     assert hashlib.sha256(tampered.read_bytes()).hexdigest() in line and pin.wheel_sha256 in line
 
 
-def test_no_such_wheel(due, tmp_path):
-    assert "ULTRALYTICS_WHEEL=" in refused(due, "apply", ULTRALYTICS_WHEEL=str(tmp_path / "none.whl"))
-    assert "ULTRALYTICS_WHEEL=" in refused(due, "apply", ULTRALYTICS_WHEEL=str(tmp_path))
+def test_no_such_wheel(fresh, tmp_path):
+    assert "ULTRALYTICS_WHEEL=" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(tmp_path / "none.whl"))
+    assert "ULTRALYTICS_WHEEL=" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(tmp_path))
 
 
 def pin_to(root: Path, wheel: Path) -> None:
@@ -344,37 +344,37 @@ def pin_to(root: Path, wheel: Path) -> None:
     file.write_text(file.read_text().replace(upstream.Pin.read(root).wheel_sha256, digest))
 
 
-@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.999])
-def test_truncated_wheel(due, wheel, tmp_path, keep):
+@pytest.mark.parametrize("keep", [0, 0.5, 0.999])
+def test_truncated_wheel(fresh, wheel, tmp_path, keep):
     short = tmp_path / wheel.name
     content = wheel.read_bytes()
-    short.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
-    assert "pinned is" in refused(due, "apply", ULTRALYTICS_WHEEL=str(short))
-    pin_to(due, short)
-    assert "is no sound archive" in refused(due, "apply", ULTRALYTICS_WHEEL=str(short))
+    short.write_bytes(content[: int(keep * len(content))])
+    assert "pinned is" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(short))
+    pin_to(fresh, short)
+    assert "is no sound archive" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(short))
 
 
-def test_damaged_wheel(due, wheel, tmp_path):
+def test_damaged_wheel(fresh, wheel, tmp_path):
     damaged = tmp_path / wheel.name
     content = bytearray(wheel.read_bytes())
     content[len(content) // 2] ^= 0xFF
     damaged.write_bytes(content)
-    pin_to(due, damaged)
-    assert "is no sound archive" in refused(due, "apply", ULTRALYTICS_WHEEL=str(damaged))
+    pin_to(fresh, damaged)
+    assert "is no sound archive" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(damaged))
 
 
 @pytest.mark.parametrize(
     "name", ["../evil.py", "ultralytics/../../evil.py", "/evil.py", "ultralytics\\..\\evil.py", "link"]
 )
-def test_unsafe_wheel(due, wheel, tmp_path, name):
+def test_unsafe_wheel(fresh, wheel, tmp_path, name):
     unsafe = tmp_path / wheel.name
     with zipfile.ZipFile(unsafe, "w") as archive:
         archive.writestr("ultralytics/__init__.py", "")
         entry = zipfile.ZipInfo("ultralytics/link" if name == "link" else name)
         entry.external_attr = (0o120777 if name == "link" else 0o100644) << 16
         archive.writestr(entry, "../../evil.py")
-    pin_to(due, unsafe)
-    line = refused(due, "apply", ULTRALYTICS_WHEEL=str(unsafe))
+    pin_to(fresh, unsafe)
+    line = refused(fresh, "apply", ULTRALYTICS_WHEEL=str(unsafe))
     assert ("symbolic link 'ultralytics/link'" if name == "link" else "unsafe path") in line
     assert not list(tmp_path.rglob("evil.py"))
 
@@ -392,50 +392,50 @@ def break_patch(root: Path, subject: str, line: str) -> str:
         ("Read-rows", "     v8SegmentationLoss,", TASKS, 1),
         ("Read-rows", "             if m is HGBlock:", TASKS, 2),
         ("Read-rows", " def yaml_model_load(path):", TASKS, 3),
-        ("Run-multi-output-backbones.", "             if m.i in embed:", TASKS, None),
+        ("Run-multi-output-backbones.patch", "             if m.i in embed:", TASKS, None),
         ("Never-advise", "         (bool): True if an update is available, False otherwise.", "utils/checks.py", 1),
         ("YOLOEModel", "                 if cls_pe.shape[0] != b or m.export:", TASKS, 1),
     ],
 )
-def test_a_patch_that_does_not_apply(due, wheel, subject, line, file, hunk):
+def test_a_patch_that_does_not_apply(fresh, wheel, subject, line, file, hunk):
     if hunk is None:  # a line that several hunks have: the last of them
-        patch = patch_of(due, subject)
+        patch = patch_of(fresh, subject)
         head, line, tail = patch.read_text(encoding="utf-8").rpartition(f"\n{line}\n")
         patch.write_text(f"{head}\n+{line.strip()} # not upstream's\n{tail}", encoding="utf-8")
         name, hunk = f"patches/{patch.name}", 3
     else:
-        name = break_patch(due, subject, line)
-    message = refused(due, "apply", ULTRALYTICS_WHEEL=str(wheel))
+        name = break_patch(fresh, subject, line)
+    message = refused(fresh, "apply", ULTRALYTICS_WHEEL=str(wheel))
     assert name in message and file in message and f"hunk {hunk} (@@ -" in message
 
 
-def test_a_patch_of_a_file_that_upstream_has_not(due, wheel):
-    patch = patch_of(due, "Never-advise")
+def test_a_patch_of_a_file_that_upstream_has_not(fresh, wheel):
+    patch = patch_of(fresh, "Never-advise")
     patch.write_text(patch.read_text(encoding="utf-8").replace("utils/checks.py", "utils/inspections.py"), "utf-8")
-    line = refused(due, "apply", ULTRALYTICS_WHEEL=str(wheel))
+    line = refused(fresh, "apply", ULTRALYTICS_WHEEL=str(wheel))
     assert f"patches/{patch.name} does not apply to ultralytics/utils/inspections.py: upstream has no such" in line
 
 
 @pytest.mark.parametrize("text", [b"", b"no patch\n", b"\xff\xfe\n", None], ids=["empty", "text", "bytes", "cut"])
-def test_a_patch_that_is_none(due, wheel, text):
-    patch = patch_of(due, "YOLOEModel")
+def test_a_patch_that_is_none(fresh, wheel, text):
+    patch = patch_of(fresh, "YOLOEModel")
     patch.write_bytes(patch.read_bytes()[:-80] if text is None else text)
-    assert f"patches/{patch.name}" in refused(due, "apply", ULTRALYTICS_WHEEL=str(wheel))
+    assert f"patches/{patch.name}" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(wheel))
 
 
 @pytest.mark.parametrize("text", [None, b"release = ", b'release = "8.4.190"\n', b"\xff"])
-def test_a_broken_pin(due, wheel, text):
-    pin = due / "patches" / "upstream.toml"
+def test_a_broken_pin(fresh, wheel, text):
+    pin = fresh / "patches" / "upstream.toml"
     pin.unlink()
     if text is not None:
         pin.write_bytes(text)
     for command in ("apply", "status", "export"):
-        assert "upstream.toml" in refused(due, command, ULTRALYTICS_WHEEL=str(wheel))
+        assert "upstream.toml" in refused(fresh, command, ULTRALYTICS_WHEEL=str(wheel))
 
 
-def test_a_queue_that_is_not_the_recorded_one(due, wheel):
-    patch_of(due, "YOLOEModel").unlink()
-    line = refused(due, "apply", ULTRALYTICS_WHEEL=str(wheel))
+def test_a_queue_that_is_not_the_recorded_one(fresh, wheel):
+    patch_of(fresh, "YOLOEModel").unlink()
+    line = refused(fresh, "apply", ULTRALYTICS_WHEEL=str(wheel))
     assert "the patched tree has sha256" in line and "upstream.toml records" in line
 
 
@@ -464,18 +464,18 @@ READ_ONLY = ("set-up needs a writable checkout", errno.EROFS)
 DENIED = ("set-up needs a writable checkout", errno.EACCES)
 
 
-@pytest.mark.parametrize("says, code", [FULL, READ_ONLY, DENIED], ids=["full", "read-only", "denied"])
 @pytest.mark.parametrize(
-    "where, name, number, only",
+    "says, code, where, name, number, only",
     [
-        ("os", "mkdir", 1, "stage-"),  # making the stage
-        ("shutil", "copyfile", 3, "stage-"),  # staging the tree
-        ("subprocess", "run", 1, "init"),
-        ("subprocess", "run", 3, "am"),
-        ("os", "replace", 1, ".addmodules"),  # the stamp that says "pending"
-        ("os", "replace", 3, "__init__.py"),
-        ("os", "replace", 1, "ultralytics/__init__.py"),
-        ("os", "replace", 2, ".addmodules.part"),  # after all files
+        (*FULL, "os", "mkdir", 1, "stage-"),  # making the stage
+        (*FULL, "subprocess", "run", 3, " 'am', "),  # in the middle of the queue
+        (*FULL, "shutil", "copyfile", 3, "stage-"),  # staging the tree
+        (*FULL, "os", "replace", 1, ".addmodules.part"),  # the stamp that says "pending"
+        (*FULL, "os", "replace", 3, "__init__.py"),
+        (*FULL, "os", "replace", 2, ".addmodules.part"),  # after all files
+        (*READ_ONLY, "os", "mkdir", 1, ".upstream"),
+        (*READ_ONLY, "os", "replace", 1, ".addmodules.part"),
+        (*DENIED, "os", "replace", 3, "__init__.py"),
     ],
 )
 def test_an_error_half_way_puts_everything_back(due, wheel, monkeypatch, says, code, where, name, number, only):
@@ -512,7 +512,7 @@ def test_what_is_kept_for_the_next_run_is_no_condition(fresh, wheel, monkeypatch
     assert queue(fresh) == queue(laid_down)
 
 
-@pytest.mark.parametrize("mount", ["read-only", "2m", "9m", "14m", "18m"])
+@pytest.mark.parametrize("mount", ["read-only", "2m", "8m", "12m"])
 def test_a_real_file_system(pristine, wheel, tmp_path, mount):
     """A read-only mount, and disks that are full early and late, in a mount name space of the test's own."""
     probe = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", str(tmp_path)]
@@ -554,22 +554,20 @@ os.replace = replace
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-@pytest.mark.parametrize("number, before", [(1, True), (1, False), (2, False), (3, True), (4, False), (5, True)])
-def test_killed_half_way_through_a_renewal(checkout, tmp_path, number, before):
+@pytest.mark.parametrize("number, before", [(1, True), (1, False), (2, False), (4, False)])
+def test_killed_half_way_through_a_renewal(checkout, laid_down, tmp_path, number, before):
     """The renames are: the stamp, utils/__init__.py and utils/checks.py of the changed patch, the stamp, the repo."""
     edited = checkout / UNPATCHED
     edited.write_text(edited.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
     content = edited.read_bytes()
     patch = patch_of(checkout, "Never-advise")
-    replace(patch, "+            'default.yaml' file.", "+            'default.yaml'  file.") if False else None
-    text = patch.read_text(encoding="utf-8").replace("'git pull' and if", "`git pull` and if")
-    patch.write_text(text, encoding="utf-8")
+    replace(patch, "'git pull' and if", "'git  pull' and if")
     change_queue(checkout, "# this fork is renewed", "# this fork is refreshed", "Never-advise")
     (tmp_path / "sitecustomize.py").write_text(KILL.format(number=number, before=before))
     done = run(checkout, "apply", PYTHONPATH=str(tmp_path))
     assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)
     if number < 4:
-        assert "half-way" in ok(checkout, "status")
+        assert ("older than the queue" if (number, before) == (1, True) else "half-way") in ok(checkout, "status")
         assert "run `python scripts/upstream.py apply` first" in run(checkout, "export").stderr
     ok(checkout, "apply")
     upstream = load(checkout)
@@ -579,11 +577,9 @@ def test_killed_half_way_through_a_renewal(checkout, tmp_path, number, before):
     files[UNPATCHED] = upstream.read_stamp(checkout)["files"][UNPATCHED]
     assert upstream.tree_sha256(files) == pin.tree_sha256
     assert not list((checkout / ".upstream").glob("stage-*"))
-    before_export = queue(checkout)
-    ok(checkout, "export", "-m", "Mine")
-    assert {name: queue(checkout)[name] for name in before_export if name.endswith(".patch")} == {
-        name: text for name, text in before_export.items() if name.endswith(".patch")
-    }, "export took the repository of the old queue"
+    name = patch_of(checkout, "Never-advise").name
+    ok(checkout, "export", "-m", "Mine")  # from the repository of the new queue
+    assert b"# this fork is refreshed" in queue(checkout)[name] and len(queue(checkout)) == len(queue(laid_down)) + 1
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
@@ -652,7 +648,9 @@ def test_an_edit_of_a_patchs_line_is_folded_into_it(checkout, pristine, wheel, t
     before = queue(checkout)
     assert exported(checkout) == "1 edited files: 1 hunks folded into their patches, 0 in a new patch"
     after, name = queue(checkout), patch_of(checkout, "Never-advise").name
-    assert [n for n in before if after[n] != before[n]] == [name, "upstream.toml"] and after.keys() == before.keys()
+    assert (
+        sorted(n for n in before if after[n] != before[n]) == [name, "upstream.toml"] and after.keys() == before.keys()
+    )
     assert after[name] == before[name].replace(b"renewed", b"refreshed").replace(*index_lines(before, after, name))
     assert again(checkout, pristine, wheel, tmp_path) == tree(checkout)
 
@@ -703,14 +701,10 @@ def test_edits_all_over(checkout, pristine, wheel, tmp_path):
     text = "# first\n# second\n" + text + "# last\n"
     text = text.replace("class RTDETRDetectionModel(", "# elsewhere\n\nclass RTDETRDetectionModel(")
     text = text.replace("elif m in AddModules.READERS:", "elif m in AddModules.READERS:  # rows of ours")
-    text = text.replace(
-        "        AddModules.seat(m_, ch, save)\n",
-        "        # one\n        # two\n        AddModules.seat(m_, ch, save)\n",
-    )
-    text = text.replace("def yaml_model_load(path):\n", "def yaml_model_load(path):\n    # elsewhere\n")
+    text = text.replace("        AddModules.seat(m_,", "        # one\n        # two\n        AddModules.seat(m_,")
     tasks.write_text(text, encoding="utf-8")
     replace(checks, "# this fork is renewed", "# this fork is refreshed")
-    checks.write_text(checks.read_text(encoding="utf-8").replace('"""', '"""', 1) + "\n# end", encoding="utf-8")
+    checks.write_text(checks.read_text(encoding="utf-8") + "\n# no line end", encoding="utf-8")
     (checkout / "ultralytics/utils/triton.py").unlink()
     (checkout / UNPATCHED).write_text("# nothing left\n")
     (checkout / "ultralytics/nn/extra.py").write_text("# new\n")
@@ -719,7 +713,7 @@ def test_edits_all_over(checkout, pristine, wheel, tmp_path):
     assert line.startswith("5 edited files: ")
     queued = {name: content.decode() for name, content in queue(checkout).items()}
     assert "# rows of ours" in queued[patch_of(checkout, "Read-rows").name]
-    assert "+        # two" in queued[patch_of(checkout, "Run-multi-output-backbones.").name]
+    assert "+        # two" in queued[patch_of(checkout, "Run-multi-output-backbones.patch").name]
     assert "refreshed" in queued[patch_of(checkout, "Never-advise").name]
     mine = tree(checkout)
     del mine["ultralytics/nn/notes.log"]
@@ -759,7 +753,6 @@ def test_files_that_are_not_ascii(checkout, pristine, wheel, tmp_path):
     picture.write_bytes(picture.read_bytes()[::-1])
     exported(checkout, "-m", "Größe")
     assert again(checkout, pristine, wheel, tmp_path) == tree(checkout)
-    assert "Größe" not in ok(checkout, "status") or True
 
 
 def test_export_of_an_older_tree_is_refused(checkout):
@@ -767,18 +760,14 @@ def test_export_of_an_older_tree_is_refused(checkout):
     assert f"run `{APPLY}` first" in refused(checkout, "export")
 
 
-def test_export_of_lines_of_several_patches_is_refused_or_right(checkout, pristine, wheel, tmp_path):
-    """Every line that any patch adds is edited at once."""
-    for path, lines in added_lines(checkout).items():
-        file = checkout / path
-        file.write_text(
-            "".join(
-                f"{line}\n" if line not in lines else f"{line}  # edited\n"
-                for line in file.read_text("utf-8").split("\n")
-            )[:-1],
-            "utf-8",
-        )
-    exported(checkout)
+def test_every_line_of_every_patch_edited_at_once(checkout, pristine, wheel, tmp_path):
+    for path, added in added_lines(checkout).items():
+        lines = (checkout / path).read_text(encoding="utf-8").split("\n")
+        edited = [line + "  # edited" if line in added else line for line in lines]
+        (checkout / path).write_text("\n".join(edited), encoding="utf-8")
+    before = queue(checkout)
+    assert "0 in a new patch" in exported(checkout)
+    assert queue(checkout).keys() == before.keys()
     assert again(checkout, pristine, wheel, tmp_path) == tree(checkout)
 
 
@@ -815,8 +804,8 @@ def test_a_stale_tree_says_so_in_one_line(checkout, tmp_path, how):
     patch = patch_of(checkout, "YOLOEModel")
     patch.write_text(patch.read_text(encoding="utf-8").replace("Why:", "Because:"), encoding="utf-8")
     code = {
-        "model": "from ultralytics import YOLO; YOLO('yolo11n.yaml')",
-        "checks": "from ultralytics.cfg import entrypoint; entrypoint('checks')",
+        "model": "from ultralytics import YOLO",
+        "checks": "import sys; sys.argv[1:] = ['checks']; from ultralytics.cfg import entrypoint; entrypoint()",
     }[how]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "YOLO_CONFIG_DIR": str(tmp_path)}
     done = subprocess.run(
@@ -824,4 +813,5 @@ def test_a_stale_tree_says_so_in_one_line(checkout, tmp_path, how):
     )
     assert done.returncode == 0, done.stderr
     lines = [line for line in (done.stdout + done.stderr).splitlines() if f"`{APPLY}`" in line]
-    assert len(lines) == (1 if how == "model" else len(lines)) and lines and str(checkout) in lines[0]
+    assert len(lines) == {"model": 1, "checks": 2}[how]  # `yolo checks` says it again where it describes the fork
+    assert all(str(checkout) in line for line in lines)

@@ -93,12 +93,12 @@ class FocusedLinearAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the attended map of the same shape."""
         B, C, H, W = x.shape
-        if min(H, W) < self.sr_ratio:
-            raise ValueError(f"a {H} x {W} map is smaller than sr_ratio={self.sr_ratio}")
         tokens = x.flatten(2).transpose(1, 2)  # (B, N, C)
         q = self.q(tokens)
         h, w = H, W
         if self.sr_ratio > 1:
+            if min(H, W) < self.sr_ratio:
+                raise ValueError(f"a {H} x {W} map is smaller than sr_ratio={self.sr_ratio}")
             reduced = self.sr(x)
             h, w = reduced.shape[2:]
             tokens = self.norm(reduced.flatten(2).transpose(1, 2))  # (B, M, C)
@@ -107,7 +107,7 @@ class FocusedLinearAttention(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # cubes and sums over tokens leave the range of fp16
             out = self._attend(q.float(), k.float(), v.float())
         grid = v.transpose(1, 2).reshape(B * self.num_heads, C // self.num_heads, h, w)
-        if (h, w) != (H, W):
+        if self.sr_ratio > 1:
             grid = F.interpolate(grid, size=(H, W), mode="bilinear", align_corners=False)
         local = self.dwc(grid).reshape(B, C, H * W).transpose(1, 2)  # the same filter for every head
         return self.proj_drop(self.proj(out.to(v.dtype) + local)).transpose(1, 2).reshape(B, C, H, W)

@@ -39,20 +39,6 @@ def share_act(*convs: Conv) -> None:
             conv.act = ACT
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float, scale: float | None) -> torch.Tensor:
-    """Scaled dot-product attention of (B, h, N, d_k) over (B, h, M, d_k) and (B, h, M, d_v) in a fused kernel.
-
-    The fused kernels want one head size: the smaller of d_k and d_v is zero-padded, which changes no result.
-    """
-    key_dim, value_dim = q.shape[-1], v.shape[-1]
-    scale = scale or key_dim**-0.5
-    if value_dim < key_dim:
-        v = F.pad(v, (0, key_dim - value_dim))
-    elif key_dim < value_dim:
-        q, k = (F.pad(t, (0, value_dim - key_dim)) for t in (q, k))
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)[..., :value_dim]
-
-
 @register(keeps_channels)
 class MultiQueryAttentionLayerWithDownSampling(nn.Module):
     """Multi-query attention over a feature map, with optional down-sampling of queries, keys and values.
@@ -135,14 +121,13 @@ class MultiQueryAttentionLayerWithDownSampling(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the attended map of the same shape."""
         B, _, H, W = x.shape
-        h, w = H // self.query_h_strides, W // self.query_w_strides
-        if not (h and w):
-            strides = self.query_h_strides, self.query_w_strides
-            raise ValueError(f"a {H} x {W} map is smaller than the query strides {strides}")
+        strides = self.query_h_strides, self.query_w_strides
         query = x
         if self.has_query_strides:
-            query = F.avg_pool2d(x, (self.query_h_strides, self.query_w_strides))
-            query = self._query_downsampling_norm(query)
+            if H < strides[0] or W < strides[1]:
+                raise ValueError(f"a {H} x {W} map is smaller than the query strides {strides}")
+            query = self._query_downsampling_norm(F.avg_pool2d(x, strides))
+        h, w = query.shape[2:]
         key = value = x
         if self.kv_strides > 1:
             key, value = self._key_dw_conv(x), self._value_dw_conv(x)
@@ -158,18 +143,31 @@ class MultiQueryAttentionLayerWithDownSampling(nn.Module):
             q = q.reshape(B, self.num_heads, self.key_dim, h * w).transpose(2, 3)  # (B, heads, N, key_dim)
             q = q.reshape(B, 1, self.num_heads * h * w, self.key_dim)
             k, v = (t.flatten(2).transpose(1, 2).unsqueeze(1) for t in (k, v))  # (B, 1, M, key_dim or value_dim)
-            out = attend(q, k, v, dropout, None).reshape(B, self.num_heads, h * w, self.value_dim)
+            out = self._attend(q, k, v, dropout, self.key_dim**-0.5)
+            out = out.reshape(B, self.num_heads, h * w, self.value_dim)
             out = out.transpose(2, 3).reshape(B, self.num_heads * self.value_dim, h, w)
         if self.has_query_strides:
             out = F.interpolate(out, size=(H, W), mode="bilinear", align_corners=False)
         return self._output_proj(out)
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float, scale: float) -> torch.Tensor:
+        """Attention of (B, 1, N, key_dim) over (B, 1, M, key_dim) and (B, 1, M, value_dim) in a fused kernel.
+
+        The fused kernels want one head size: the smaller of the two is zero-padded, which changes no result.
+        """
+        missing = self.value_dim - self.key_dim
+        if missing < 0:
+            v = F.pad(v, (0, -missing))
+        elif missing > 0:
+            q, k = (F.pad(t, (0, missing)) for t in (q, k))
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)[..., : self.value_dim]
 
     def _attend_as_tutorial(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
         """The published arithmetic: Q and V in NCHW read as (tokens, dim) without a transpose, another scale."""
         B, C, h, w = q.shape
         q, v = (t.reshape(B, 1, -1, self.key_dim) for t in (q, v))  # (B, 1, heads * N or M, key_dim)
         k = k.flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, M, key_dim)
-        return attend(q, k, v, dropout, self.head_dim**-0.5).reshape(B, C, h, w)
+        return self._attend(q, k, v, dropout, self.head_dim**-0.5).reshape(B, C, h, w)
 
     def fuse(self) -> None:
         """Fold the norms of the spatial reduction into its convolutions, for inference."""

@@ -1,0 +1,61 @@
+"""`model.fuse()` folds the norms of added modules and changes no result."""
+
+import copy
+
+import pytest
+import torch
+from conftest import MODELS
+from torch import nn
+
+from ultralytics.nn.AddModules.EMO import EMO_1M
+from ultralytics.nn.AddModules.MQA import MultiQueryAttentionLayerWithDownSampling
+from ultralytics.nn.tasks import RTDETRDetectionModel
+
+
+def with_statistics(module: nn.Module) -> nn.Module:
+    """Give batch norms statistics and weights that folding has to carry over."""
+    for m in module.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_(std=0.1)
+            m.running_var.uniform_(0.5, 2)
+            m.weight.data.uniform_(0.5, 1.5)
+            m.bias.data.normal_(std=0.1)
+    return module.eval()
+
+
+def added(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if ".AddModules." in type(m).__module__]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fused_equals_unfused(name):
+    """Compare what enters the decoder: which of its queries win may hang on rounding."""
+    model = with_statistics(RTDETRDetectionModel(f"{name}.yaml", verbose=False))
+    fused = copy.deepcopy(model).fuse(verbose=False)
+    x, inputs = torch.rand(1, 3, 128, 96), []
+    for m in (model, fused):
+        m.model[-1].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        with torch.no_grad():
+            m(x)
+    for a, b in zip(*inputs):
+        assert (a - b).abs().max() < 1e-4 * a.abs().max()
+    left = [m for part in added(fused) for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
+    # Norms in front of attention and convolutions with padding cannot be folded
+    pre = [m.norm for m in added(fused) if type(m).__name__ == "iRMB" and isinstance(m.norm, nn.BatchNorm2d)]
+    assert {id(m) for m in left} == {id(m) for m in pre}
+
+
+@pytest.mark.parametrize(
+    "module, channels",
+    [(lambda: EMO_1M(), 3), (lambda: MultiQueryAttentionLayerWithDownSampling(16, 2, 8, 8, 2, 2, 2), 16)],
+)
+def test_a_module_fuses_alone_and_twice(module, channels):
+    module = with_statistics(module())
+    x = torch.rand(1, channels, 32, 48)
+    with torch.no_grad():
+        before = module(x)
+        for _ in range(2):
+            for m in list(module.modules()):
+                getattr(m, "fuse", lambda: None)()
+        after = module(x)
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
