@@ -37,9 +37,10 @@ def yolo(argv: list[str], cwd) -> str:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workplace(tmp_path_factory, shapes):
     """A folder in which the commands' relative paths hold, with the small data set under the name `my-data.yaml`."""
     folder = tmp_path_factory.mktemp("readme")
+    (folder / "my-data.yaml").write_text(shapes.read_text())
     (folder / "ultralytics").symlink_to(ROOT / "ultralytics")
     return folder
 
@@ -50,9 +51,8 @@ def test_the_first_two_commands_set_up_and_test():
     assert "uv run pytest" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_yolo_commands(workplace, shapes):
+def test_yolo_commands(workplace):
     """In their order, as later ones use what the first has trained; three per cent of the data, one epoch."""
-    (workplace / "my-data.yaml").write_text(shapes.read_text())
     commands = [command for command in COMMANDS if " yolo " in command]
     assert len(commands) >= 5
     for command in commands:
