@@ -21,23 +21,41 @@ def yolo(command: str, **arguments) -> None:
     entrypoint(" ".join(["yolo", command, *(f"{key}={value}" for key, value in arguments.items())]))
 
 
+class Stop(Exception):
+    """Ends a training from outside."""
+
+
 @pytest.fixture(scope="module", params=MODELS)
 def trained(request, shapes, tmp_path_factory):
-    """A model trained for an epoch: its name, its run's folder, and its weights under a name without "rtdetr"."""
-    folder = tmp_path_factory.mktemp(request.param)
-    yolo(
-        "train", model=f"{request.param}.yaml", data=shapes, epochs=1, imgsz=SIZE[request.param], batch=4,
-        project=folder, name="train", workers=0, plots=request.param in TINY,
-    )  # fmt: skip
+    """A model trained for two epochs: its name, its run's folder, and its weights under a name without "rtdetr".
+
+    The run is stopped in the second epoch and resumed by the command.
+    """
+
+    def stop(trainer):
+        if trainer.epoch == 1:
+            raise Stop
+
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    model = YOLO(f"{name}.yaml")
+    model.add_callback("on_train_epoch_start", stop)
+    options = {"imgsz": SIZE[name], "batch": 4, "workers": 0, "plots": name in TINY}
+    with pytest.raises(Stop):
+        model.train(data=shapes, epochs=2, project=folder, name="train", **options)
+    last = folder / "train" / "weights" / "last.pt"
+    assert torch.load(last, weights_only=False)["epoch"] == 0
+    yolo("train", resume=last, model=last)
     weights = shutil.copy(folder / "train" / "weights" / "best.pt", folder / "mine.pt")
-    yield request.param, folder, Path(weights)
+    yield name, folder, Path(weights)
     shutil.rmtree(folder)
 
 
-def test_train_leaves_what_upstream_leaves(trained):
+def test_train_and_resume_leave_what_upstream_leaves(trained):
     name, folder, _ = trained
     left = {f.relative_to(folder / "train").as_posix() for f in (folder / "train").rglob("*") if f.is_file()}
     assert {"weights/best.pt", "weights/last.pt", "results.csv", "args.yaml"} <= left
+    rows = (folder / "train" / "results.csv").read_text().splitlines()
+    assert [row.split(",")[0].strip() for row in rows[1:]] == ["1", "2"]  # the second one resumed
     if name in TINY:
         assert {"results.png", "confusion_matrix.png", "train_batch0.jpg", "val_batch0_pred.jpg"} <= left
 
@@ -90,27 +108,3 @@ def test_export_and_run(trained, form):
         (result,) = model.predict(ASSETS / "bus.jpg", imgsz=SIZE[name], conf=0.0, rect=False, verbose=False)
         scores.append(result.boxes.conf.sort(descending=True).values[:20])
     torch.testing.assert_close(scores[0], scores[1], atol=2e-3, rtol=0)
-
-
-def test_resume(trained, shapes):
-    """A run that stopped after its first epoch goes on with the second."""
-    name, folder, _ = trained
-
-    class Stop(Exception):
-        pass
-
-    def stop(trainer):
-        if trainer.epoch == 1:
-            raise Stop
-
-    model = YOLO(f"{name}.yaml")
-    model.add_callback("on_train_epoch_start", stop)
-    with pytest.raises(Stop):
-        model.train(
-            data=shapes, epochs=2, imgsz=SIZE[name], batch=4, project=folder, name="resumed", workers=0, plots=False
-        )
-    last = folder / "resumed" / "weights" / "last.pt"
-    assert torch.load(last, weights_only=False)["epoch"] == 0
-    yolo("train", resume=last, model=last)
-    rows = (folder / "resumed" / "results.csv").read_text().splitlines()
-    assert [row.split(",")[0].strip() for row in rows[1:]] == ["1", "2"]

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import zipfile
 from importlib import metadata
 
@@ -109,6 +110,13 @@ def test_nothing_advises_to_install_over_the_fork(monkeypatch):
     with pytest.raises(AttributeError) as error:
         getattr(ultralytics.utils.DEFAULT_CFG, "no_such_setting")  # noqa: B009
     assert "pip install" not in str(error.value) and "git pull" in str(error.value)
+
+
+def test_added_modules_import_no_more_than_upstream():
+    """timm brings torchvision, and that seconds; upstream imports neither before it needs them."""
+    code = "import sys, ultralytics.nn.tasks; print(*{'timm', 'torchvision'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "")
 
 
 def test_only_ours_is_tracked():

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import DropPath, trunc_normal_
 from torch import nn
 
 from ultralytics.nn.AddModules.registry import backbone, register
@@ -53,6 +52,15 @@ def make_norm(name: str, dim: int) -> nn.Module:
     raise ValueError(f"norm_layer={name!r} is unknown, choose 'none', 'bn_2d' or 'ln_2d'")
 
 
+def make_drop_path(rate: float) -> nn.Module:
+    """Build timm's drop path, or nothing for a rate of 0."""
+    if not rate:
+        return nn.Identity()
+    from timm.layers import DropPath  # here: timm imports torchvision, which takes longer than ultralytics itself
+
+    return DropPath(rate)
+
+
 class ConvNormAct(nn.Module):
     """Convolution, norm and GELU, with a residual of its own where `skip` is set and the shapes allow."""
 
@@ -75,7 +83,7 @@ class ConvNormAct(nn.Module):
         self.conv = nn.Conv2d(dim_in, dim_out, kernel_size, stride, padding, dilation, groups, bias)
         self.norm = make_norm(norm_layer, dim_out)
         self.act = nn.GELU()
-        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+        self.drop_path = make_drop_path(drop_path_rate)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.act(self.norm(self.conv(x)))
@@ -187,7 +195,7 @@ class iRMB(nn.Module):
         self.se = SELayerV2(dim_mid) if se_ratio > 0 else nn.Identity()
         self.proj_drop = nn.Dropout(drop)
         self.proj = ConvNormAct(dim_mid, dim_out, kernel_size=1, norm_layer="none")
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path = make_drop_path(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, dim_in, H, W) to (B, dim_out, H', W')."""
@@ -328,7 +336,7 @@ class EMO(nn.Module):
     @staticmethod
     def _init_weights(m: nn.Module) -> None:
         if isinstance(m, nn.Linear):
-            trunc_normal_(m.weight, std=0.02)
+            nn.init.trunc_normal_(m.weight, std=0.02)
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
 

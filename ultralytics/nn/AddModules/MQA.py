@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.layers.padding import get_padding
 from torch import nn
 
 from ultralytics.nn.AddModules.registry import keeps_channels, register, residual_stage
@@ -105,7 +104,7 @@ class MultiQueryAttentionLayerWithDownSampling(nn.Module):
     def _reduce(self, c: int) -> nn.Sequential:
         """The paper's spatial reduction: a strided depth-wise convolution and its norm."""
         k, s = self.dw_kernel_size, self.kv_strides
-        conv = nn.Conv2d(c, c, k, stride=s, padding=get_padding(k, s), groups=c, bias=False)
+        conv = nn.Conv2d(c, c, k, stride=s, padding=(s + k - 2) // 2, groups=c, bias=False)  # padded as timm does
         nn.init.xavier_uniform_(conv.weight)
         return nn.Sequential(conv, nn.BatchNorm2d(c))
 
