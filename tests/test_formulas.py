@@ -273,6 +273,62 @@ def test_emo_widths_need_no_forward(monkeypatch):
     assert EMO_1M(embed_dims=(32, 48, 80, 84)).width_list == [32, 48, 80, 84]
 
 
+def test_irmb_attends_to_the_expanded_input_without_attn_pre():
+    """`v` first, head by head if asked to, then attention over one window of the whole map."""
+    for v_group in (False, True):
+        module = randomise(iRMB(16, 16, exp_ratio=2.0, dim_head=8, window_size=0, v_group=v_group))
+        x = torch.randn(2, 16, 5, 9).double()
+        q, k = module.qk(module.norm(x)).flatten(2).split(16, dim=1)
+        v = module.v(module.norm(x)).flatten(2)
+        parts = []
+        for n in range(2):
+            weights = (q[:, 8 * n : 8 * n + 8].transpose(1, 2) @ k[:, 8 * n : 8 * n + 8] * 8**-0.5).softmax(-1)
+            parts.append(v[:, 16 * n : 16 * n + 16] @ weights.transpose(1, 2))
+        y = torch.cat(parts, 1).view(2, 32, 5, 9)
+        torch.testing.assert_close(module(x), x + module.proj(y + module.conv_local(y)))
+
+
+def test_drop_path_grows_linearly_over_the_blocks_of_emo():
+    rates = [getattr(m.drop_path, "drop_prob", 0.0) for m in EMO_1M().modules() if isinstance(m, iRMB)][1:]
+    assert rates == pytest.approx([0.04036 * i / 14 for i in range(15)])
+
+
+def test_bra_scale():
+    """dim ** -0.5 whatever the heads, or what is asked for."""
+    assert BiLevelRoutingAttention_nchw(64, 4).scale == 64**-0.5
+    assert_same(
+        randomise(BiLevelRoutingAttention_nchw(8, 2, qk_scale=2.0)), naive_bra, torch.randn(1, 8, 9, 9).double()
+    )
+    assert BiLevelRoutingAttention_nchw(8, 2, qk_scale=2.0).scale == 2.0
+
+
+@pytest.mark.parametrize("factor, scale", [(3.0, 0.0), (3.0, 60.0), (4.0, 0.0), (6.0, 20.0)])
+def test_fla_of_dead_tokens_is_finite(factor, scale):
+    """Queries and keys that the ReLU zeroes are 1e-6 in every channel, whose powers leave the range of fp32."""
+    module = FocusedLinearAttention(16, focusing_factor=factor)
+    module.q.bias.data -= 1000
+    module.kv.bias.data[:16] -= 1000
+    module.scale.data += scale
+    x = torch.randn(1, 16, 5, 7, requires_grad=True)
+    y = module(x)
+    y.sum().backward()
+    assert y.isfinite().all() and x.grad.isfinite().all() and module.scale.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_meta_device_and_empty_batch(name):
+    x = torch.randn(0, CHANNELS.get(name, 64), 15, 22)
+    module = FAMILIES[name]().eval()
+    assert module(x).shape[0] == 0
+    assert module.to("meta")(torch.empty(2, *x.shape[1:], device="meta")).shape[0] == 2
+
+
+def test_proj_drop():
+    module = FocusedLinearAttention(16, proj_drop=0.5).train()
+    zeros = (module(torch.randn(1, 16, 20, 20)) == 0).float().mean()
+    assert 0.4 < zeros < 0.6
+
+
 def test_dropout_is_of_attention_weights_and_only_in_training():
     module = MQA(16, 2, 8, 8, 1, 1, 1, dropout=0.5)
     x = torch.randn(1, 16, 6, 6)
@@ -291,6 +347,8 @@ def test_dropout_is_of_attention_weights_and_only_in_training():
         (lambda: BiLevelRoutingAttention_nchw(64, topk=0), "topk=0"),
         (lambda: MQA(16, 2, 8, 8, 1, 1, 0), "at least 1"),
         (lambda: MQA(16, 2, 8, 8, 4, 4, 1)(torch.zeros(1, 16, 3, 9)), "smaller than the query strides"),
+        (lambda: FocusedLinearAttention(64, sr_ratio=0), "sr_ratio=0 must be at least 1"),
+        (lambda: iRMB(64, 64, v_proj=False, exp_ratio=2), "exp_ratio=2 must be 1 without v_proj"),
         (lambda: iRMB(30, 30), "dim_head=64 does not divide dim_in=30"),
         (lambda: iRMB(64, 64, norm_layer="in_1d"), "norm_layer='in_1d' is unknown"),
         (lambda: EMO_1M(pretrained=True), "no pretrained EMO weights"),

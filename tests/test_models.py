@@ -11,6 +11,7 @@ import torch
 import yaml
 from conftest import MODELS, ROOT, TINY, load_file
 
+from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, WorldModel, YOLOEModel, parse_model
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -58,6 +59,17 @@ def test_a_difference_from_the_published_summary_is_seen():
     assert len(reproduce.differences(name, rows[:-1], counts)) == 1
     assert len(reproduce.differences(name, [rows[0], rows[2], *rows[2:]], counts)) == 1
     assert len(reproduce.differences(name, rows, {**counts, "gradients": 1})) == 1
+
+
+def test_the_command_fails_on_a_difference(monkeypatch, capsys):
+    """The published six pass but for the one whose figures are falsified; its difference is on stderr."""
+    name = "rtdetr-l-EMO"
+    monkeypatch.setattr(reproduce, "PUBLISHED", {name: {**reproduce.PUBLISHED[name], "parameters": 1}})
+    monkeypatch.setattr(sys, "argv", ["reproduce.py"])
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main()
+    out, err = capsys.readouterr()
+    assert stop.value.code and "| differ |" in out and "parameters 22,863,235, published are 1" in err
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -149,6 +161,13 @@ def test_embedding_and_profile_of_a_multi_output_backbone():
         (embedding,) = model.predict(x, embed=[4])
         torch.testing.assert_close(embedding, model.model[0](x)[-1].mean((2, 3))[0])
         model.predict(x, profile=True)
+
+
+@pytest.mark.parametrize("name, channels", [("rtdetr-tiny-EMO", 96), ("rtdetr-tiny", 96)])
+def test_embed_takes_the_layer_before_the_head(name, channels):
+    """Its index is not its place in the list behind a multi-output backbone."""
+    (embedding,) = YOLO(f"{name}.yaml").embed(torch.rand(1, 3, 64, 64), verbose=False)
+    assert embedding.shape == (channels,)
 
 
 VANILLA = [

@@ -12,6 +12,7 @@ from conftest import ROOT
 from torch import nn
 
 from ultralytics.nn import tasks
+from ultralytics.nn.AddModules import registry
 from ultralytics.nn.AddModules.registry import RowError, keeps_channels, register
 from ultralytics.nn.tasks import DetectionModel, parse_model
 
@@ -39,6 +40,7 @@ def parse(*rows, **keys):
             32,
         ),
         ([-1, 2, "HGBlock_FLA", [16, 64, 3]], {"add": False}, 64),
+        ([-1, 2, "HGBlock_FLA", [16, 64]], {"add": False}, 64),
         ([-1, 4, "HGBlock_Biformer", [16, 32, 5, True, True]], {"add": True}, 32),
         ([-1, 1, "ResNetLayer_MQA", [32, 16, 2, False, 2]], {"is_first": False}, 64),
         ([-1, 1, "ResNetLayer_MQA", [32, 16, 2, False, 2, 2, 2]], {"is_first": False}, 32),
@@ -91,10 +93,22 @@ ERRORS = {
     ),
     "too few for a block": ([-1, 1, "HGBlock_FLA", [16]], "expected [cm, c2, k, lightconv, shortcut]"),
     "too few for a stage": ([-1, 1, "ResNetLayer_MQA", [32, 16]], "expected [c1, c2, s, is_first, n]"),
-    "upstream's, wrong count": ([-1, 1, "SPPF", [32, 5, 1, 1, 1, 1, 1, 1]], "expected SPPF(c1, c2, k=5"),
+    "upstream's, wrong count": (
+        [-1, 1, "SPPF", [32, 5, 1, 1, 1, 1, 1, 1]],
+        "expected the arguments of SPPF(c1, c2, k=5",
+    ),
     "channels do not divide": ([-1, 1, "FocusedLinearAttention", [32, 5]], "num_heads=5 does not divide dim=32"),
     "other channels": ([-1, 1, "BiLevelRoutingAttention_nchw", [64]], "c2=64 where 32 channels come in; expected [32]"),
     "other channels of a stage": ([-1, 1, "ResNetLayer_MQA", [64, 16, 1, False, 1]], "c1=64 where 32 channels come in"),
+    "upstream's, too few": (
+        [-1, 1, "HGBlock", [32]],
+        "list index out of range; expected the arguments of HGBlock(c1, cm",
+    ),
+    "no blocks": ([-1, 1, "ResNetLayer_MQA", [32, 16, 1, False, 0]], "n=0 blocks; expected at least 1"),
+    "repeats that do not fit": (
+        [-1, 3, "ResNetLayer_MQA", [32, 16, 1, False, 1]],
+        "3 repeats of a layer that does not keep its channels; expected 1",
+    ),
     "a backbone in row 1": ([-1, 1, "EMO_1M", []], "expected in row 0"),
     "a layer that does not exist": (
         [7, 1, "Conv", [8]],
@@ -106,7 +120,7 @@ ERRORS = {
         [[-1, 0], 1, "FocusedLinearAttention", [32]],
         "'from' is [-1, 0]; expected one layer index",
     ),
-    "no repeats": ([-1, 0, "Conv", [8]], "repeats are 0"),
+    "no repeats": ([-1, 0, "FocusedLinearAttention", [8]], "repeats are 0"),
     "no row": ([-1, "Conv", [8]], "expected [from, repeats, module, arguments]"),
 }
 
@@ -114,7 +128,7 @@ ERRORS = {
 @pytest.mark.parametrize("case", ERRORS)
 def test_a_wrong_row_names_file_row_and_remedy(case):
     row, message = ERRORS[case]
-    with pytest.raises((ValueError, TypeError)) as error:
+    with pytest.raises((ValueError, TypeError, IndexError)) as error:
         parse(STEM, row)
     text = str(error.value)
     assert text.startswith("mine.yaml, row 1 (`backbone:` row 1) [")
@@ -135,8 +149,36 @@ def test_the_empty_index_of_a_backbone():
 
 
 def test_a_backbone_is_not_repeated():
-    with pytest.raises(RowError, match="2 repeats; expected 1"):
+    with pytest.raises(RowError, match="2 repeats of a layer that does not keep its channels; expected 1"):
         parse([-1, 2, "EMO_1M", []])
+
+
+def test_a_backbone_takes_the_image():
+    with pytest.raises(RowError, match=r"EMO_1M: 'from' is \[-1\]; expected -1, the image"):
+        parse([[-1], 1, "EMO_1M", []])
+    model, _ = parse_model({"nc": 1, "backbone": [[-1, 1, "EMO_1M", []]], "head": []}, ch=4, verbose=False)
+    assert model(torch.zeros(1, 4, 64, 64))[0].shape == (1, 32, 16, 16)
+
+
+def test_a_backbone_of_three_maps_is_refused(monkeypatch):
+    cls = type("ThreeMaps", (nn.Module,), {"width_list": [8, 16, 32]})
+    monkeypatch.setitem(registry.NAMES, "ThreeMaps", cls)
+    monkeypatch.setitem(registry.READERS, cls, registry.backbone)
+    monkeypatch.setitem(vars(tasks), "ThreeMaps", cls)
+    with pytest.raises(RowError, match=r"width_list=\[8, 16, 32\]; expected the channels of 4 maps"):
+        parse([-1, 1, "ThreeMaps", []])
+
+
+def test_channels_scale_with_the_model(monkeypatch):
+    """`changes_channels` reads c2 as upstream's Conv does: at most max_channels, times the width."""
+    cls = type("Scaled", (nn.Conv2d,), {"__init__": lambda self, c1, c2: nn.Conv2d.__init__(self, c1, c2, 1)})
+    monkeypatch.setitem(registry.NAMES, "Scaled", cls)
+    monkeypatch.setitem(registry.READERS, cls, registry.changes_channels)
+    monkeypatch.setitem(vars(tasks), "Scaled", cls)
+    for scale in ([1.0, 0.25, 512], [1.0, 0.33, 1024]):
+        rows = [-1, 1, "Conv", [1000, 1]], [-1, 1, "Scaled", [1000]]
+        model, _ = parse(*rows, scales={"s": scale}, scale="s")
+        assert model[1].out_channels == model[0].conv.out_channels < 1000
 
 
 def test_files_without_sections():
@@ -144,8 +186,7 @@ def test_files_without_sections():
         parse_model({"nc": 1, "yaml_file": "mine.yaml", "head": []}, ch=3)
 
 
-def test_types_of_upstreams_errors_stay():
-    """Code that catches upstream's own exceptions goes on working."""
+def test_an_error_of_upstreams_keeps_its_type():
     with pytest.raises(TypeError, match=re.escape("[[0], 1, 'Detect', [None]]: Detect: unsupported operand")):
         DetectionModel({"nc": 1, "backbone": [STEM], "head": [[[0], 1, "Detect", [None]]]}, verbose=False)
 
@@ -158,8 +199,6 @@ def test_a_taken_name_is_refused(name):
 
 def test_a_name_of_tasks_is_refused(monkeypatch):
     """Names that stand in tasks.py but are no modules, such as LOGGER, are known when a model is built."""
-    from ultralytics.nn.AddModules import registry
-
     monkeypatch.setitem(registry.NAMES, "LOGGER", type("LOGGER", (nn.Module,), {}))
     with pytest.raises(RowError, match="tasks.py has the name LOGGER"):
         parse(STEM)
@@ -221,6 +260,9 @@ d = {"nc": 1, "width_multiple": 0.5, "backbone": [[-1, 1, "Conv", [32, 3, 2]], [
 model, _ = parse_model(d, ch=3)
 assert type(model[1]) is NewcomersGate and model[1].power == 2.0
 assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 32, 16, 16)  # 60 * 0.5, up to a multiple of 8
+from ultralytics.nn import AddModules, tasks
+assert AddModules.run is AddModules.hooks.run and AddModules.RunnersGate.__module__.endswith(".run")
+assert tasks.DetectionModel("yolo11n.yaml", verbose=False).eval()(torch.zeros(1, 3, 64, 64))
 torch.save(model, "model.pt")
 torch.load("model.pt", weights_only=False)
 """
@@ -232,6 +274,8 @@ def test_a_new_module_is_one_new_file(tmp_path):
     shutil.copytree(ROOT / "ultralytics", package, ignore=shutil.ignore_patterns("__pycache__", "assets"))
     (package / "assets").mkdir()
     (package / "nn" / "AddModules" / "Newcomer.py").write_text(DROPPED)
+    hook = DROPPED.replace("Newcomers", "Runners")  # a file may have a hook's name
+    (package / "nn" / "AddModules" / "run.py").write_text(hook)
     done = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "ultralytics.nn.AddModules.Newcomer.NewcomersGate" in done.stdout + done.stderr

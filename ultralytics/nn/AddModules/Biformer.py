@@ -1,7 +1,7 @@
 """Bi-level routing attention.
 
-Paper: "BiFormer: Vision Transformer with Bi-Level Routing Attention" (CVPR 2023, arXiv 2303.08810).
-Origin: rayleizhu/BiFormer, in the NCHW form that the RT-DETR tutorials published.
+Paper: "BiFormer: Vision Transformer with Bi-Level Routing Attention", CVPR 2023, https://arxiv.org/abs/2303.08810
+Origin: https://github.com/rayleizhu/BiFormer, in the NCHW form that the RT-DETR tutorials published.
 
 The map is cut into regions of (H // n_win) x (W // n_win) pixels. Region means of Q and K give an affinity; each region
 attends to the tokens of the `topk` regions of highest affinity, the same ones for every head:
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from ultralytics.nn.AddModules.compatibility import no_autocast, warn_of_tutorial
 from ultralytics.nn.AddModules.hgblock import HGBlockAttention
 from ultralytics.nn.AddModules.registry import Layer, Row, hg_block, register
 from ultralytics.nn.modules.conv import Conv  # noqa: F401 - tutorial checkpoints name it by this module's path
@@ -44,7 +45,7 @@ def route(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int], topk: int) 
     Returns:
         (B, regions, topk) indices of regions in row-major order.
     """
-    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):  # sums over channels leave the range of fp16
+    with torch.no_grad(), no_autocast(q):  # sums over channels leave the range of fp16
         pool = {"kernel_size": region, "stride": region, "ceil_mode": True, "count_include_pad": False}
         q_mean = F.avg_pool2d(q.detach().float(), **pool).flatten(2)  # (B, C, R)
         k_mean = F.avg_pool2d(k.detach().float(), **pool).flatten(2)  # (B, C, R)
@@ -86,21 +87,22 @@ def regional_routing_attention_torch(
 
     batch = torch.arange(B, device=q.device).view(B, 1, 1, 1)
     head = torch.arange(heads, device=q.device).view(1, heads, 1, 1)
-    k_ = k_[batch, head, routes[:, None]].reshape(B * heads, R, -1, d)  # (B * heads, R, topk * L, d)
-    v_ = v_[batch, head, routes[:, None]].reshape(B * heads, R, -1, d)
+    M = routes.shape[-1] * L
+    k_ = k_[batch, head, routes[:, None]].reshape(B * heads, R, M, d)
+    v_ = v_[batch, head, routes[:, None]].reshape(B * heads, R, M, d)
     q_ = q_.reshape(B * heads, R, L, d)
     mask = None
     if ragged:
         real = F.pad(torch.ones(H, W, dtype=torch.bool, device=q.device), pad)
         real = rearrange(real, "(rows i) (columns j) -> (rows columns) (i j)", i=region[0], j=region[1])  # (R, L)
-        mask = real[routes].reshape(B, 1, R, 1, -1).expand(B, heads, R, L, -1).reshape(B * heads, R, L, -1)
+        mask = real[routes].reshape(B, 1, R, 1, M).expand(B, heads, R, L, M).reshape(B * heads, R, L, M)
 
     attention = None
     if return_attention:  # the fused kernel keeps the matrix to itself
         scores = (q_ * scale) @ k_.transpose(-2, -1)
         attention = (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(dim=-1)
         out = attention @ v_
-        attention = attention.reshape(B, heads, R, L, -1)
+        attention = attention.reshape(B, heads, R, L, M)
     else:
         out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask, scale=scale)
     out = out.reshape(B, heads, R, L, d)
@@ -169,7 +171,11 @@ class BiLevelRoutingAttention_nchw(nn.Module):
         self.output_linear = nn.Conv2d(dim, dim, kernel_size=1)
 
     def __setstate__(self, state: dict) -> None:
-        state.pop("attn_fn", None)  # tutorial checkpoints carry the function that this class calls by itself
+        if (
+            state.pop("attn_fn", None) is not None
+        ):  # tutorial checkpoints carry the function that this class calls itself
+            if state["head_dim"] == 1:
+                warn_of_tutorial(f"{state['num_heads']} heads of one channel")
         super().__setstate__(state)
 
     def forward(self, x: torch.Tensor, ret_attn_mask: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:

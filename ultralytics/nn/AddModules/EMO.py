@@ -1,7 +1,7 @@
 """EMO: multi-output backbones of inverted residual mobile blocks (iRMB).
 
-Paper: "Rethinking Mobile Block for Efficient Attention-based Models" (ICCV 2023, arXiv 2301.01146).
-Origin: zhangzjn/EMO, in the form that the RT-DETR tutorials published.
+Paper: "Rethinking Mobile Block for Efficient Attention-based Models", ICCV 2023, https://arxiv.org/abs/2301.01146
+Origin: https://github.com/zhangzjn/EMO, in the form that the RT-DETR tutorials published.
 
 An iRMB is attention and a depth-wise convolution between an expansion `v` and a projection:
 
@@ -79,7 +79,7 @@ class ConvNormAct(nn.Module):
     ):
         super().__init__()
         self.has_skip = skip and dim_in == dim_out and stride == 1
-        padding = math.ceil((kernel_size - stride) / 2)
+        padding = math.ceil((dilation * (kernel_size - 1) + 1 - stride) / 2)
         self.conv = nn.Conv2d(dim_in, dim_out, kernel_size, stride, padding, dilation, groups, bias)
         self.norm = make_norm(norm_layer, dim_out)
         self.act = nn.GELU()
@@ -143,8 +143,10 @@ class iRMB(nn.Module):
         attn_pre: Attend to the input and expand afterwards; otherwise attend to the expanded input.
 
     Shapes:
-        Input (B, dim_in, H, W); output (B, dim_out, ceil(H / stride), ceil(W / stride)) for even kernels' padding
-        ceil((dw_ks - stride) / 2).
+        Input (B, dim_in, H, W); output (B, dim_out, ceil(H / stride), ceil(W / stride)) for odd `dw_ks`.
+
+    Raises:
+        ValueError: If `dim_head` does not divide `dim_in`, or `exp_ratio` is not 1 without `v_proj`.
     """
 
     def __init__(
@@ -174,6 +176,8 @@ class iRMB(nn.Module):
         super().__init__()
         if attn_s and dim_in % dim_head:
             raise ValueError(f"dim_head={dim_head} does not divide dim_in={dim_in}")
+        if not v_proj and exp_ratio != 1:
+            raise ValueError(f"exp_ratio={exp_ratio} must be 1 without v_proj")
         self.norm = make_norm(norm_layer, dim_in) if norm_in else nn.Identity()
         dim_mid = int(dim_in * exp_ratio)
         self.has_skip = dim_in == dim_out and stride == 1 and has_skip
@@ -266,7 +270,7 @@ class EMO(nn.Module):
         width_list: Channels of the four outputs, whose reductions are 4, 8, 16 and 32.
 
     Shapes:
-        Input (B, dim_in, H, W); output a list of four maps (B, width_list[i], H / 2^(i + 2), W / 2^(i + 2)).
+        Input (B, dim_in, H, W); output four maps (B, width_list[i], H / 2^(i + 2), W / 2^(i + 2)), rounded up.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """Focused linear attention.
 
-Paper: "FLatten Transformer: Vision Transformer using Focused Linear Attention" (ICCV 2023, arXiv 2308.00442).
-Origin: LeapLabTHU/FLatten-Transformer, in the form that the RT-DETR tutorials published.
+Paper: "FLatten Transformer: Vision Transformer using Focused Linear Attention", ICCV 2023,
+https://arxiv.org/abs/2308.00442
+Origin: https://github.com/LeapLabTHU/FLatten-Transformer, in the form that the RT-DETR tutorials published.
 
 For each head, with phi(x) = f_p((relu(x) + 1e-6) / softplus(scale)) and f_p(x) = x^p * |x| / |x^p|,
 
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ultralytics.nn.AddModules.compatibility import no_autocast
 from ultralytics.nn.AddModules.hgblock import HGBlockAttention
 from ultralytics.nn.AddModules.registry import hg_block, keeps_channels, register
 from ultralytics.nn.modules.conv import Conv  # noqa: F401 - tutorial checkpoints name it by this module's path
@@ -28,7 +30,9 @@ EPS = 1e-6
 
 def focus(x: torch.Tensor, factor: float) -> torch.Tensor:
     """Sharpen the direction of positive feature vectors and keep their norm: x^p * |x| / |x^p| over the last axis."""
-    powered = x * x * x if factor == 3 else x.pow(factor)
+    # The map scales with its input: powers of values of at most 1 neither overflow nor all underflow
+    unit = x / x.detach().amax(dim=-1, keepdim=True)
+    powered = unit * unit * unit if factor == 3 else unit.pow(factor)
     return powered * (x.norm(dim=-1, keepdim=True) / powered.norm(dim=-1, keepdim=True))
 
 
@@ -52,7 +56,8 @@ class FocusedLinearAttention(nn.Module):
         Input and output: (B, dim, H, W), any H and W of at least `sr_ratio`.
 
     Raises:
-        ValueError: If `num_heads` does not divide `dim`, `kernel_size` is even, or a map is smaller than `sr_ratio`.
+        ValueError: If `num_heads` does not divide `dim`, `kernel_size` is even, `sr_ratio` is below 1, or a map is
+            smaller than it.
     """
 
     def __init__(
@@ -71,8 +76,10 @@ class FocusedLinearAttention(nn.Module):
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} must be odd")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size} must be odd and positive")
+        if sr_ratio < 1:
+            raise ValueError(f"sr_ratio={sr_ratio} must be at least 1")
         self.dim = dim
         self.num_heads = num_heads
         self.sr_ratio = sr_ratio
@@ -104,7 +111,7 @@ class FocusedLinearAttention(nn.Module):
             tokens = self.norm(reduced.flatten(2).transpose(1, 2))  # (B, M, C)
         k, v = self.kv(tokens).chunk(2, dim=-1)  # (B, M, C) each
 
-        with torch.autocast(x.device.type, enabled=False):  # cubes and sums over tokens leave the range of fp16
+        with no_autocast(x):  # cubes and sums over tokens leave the range of fp16
             out = self._attend(q.float(), k.float(), v.float())
         grid = v.transpose(1, 2).reshape(B * self.num_heads, C // self.num_heads, h, w)
         if self.sr_ratio > 1:

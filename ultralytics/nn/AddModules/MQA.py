@@ -1,8 +1,8 @@
 """Mobile multi-query attention.
 
-Paper: "MobileNetV4: Universal Models for the Mobile Ecosystem" (arXiv 2404.10518).
-Origin: tensorflow/models, in the form that the RT-DETR tutorials published; timm's `MultiQueryAttention2d` is the
-reference for the arithmetic.
+Paper: "MobileNetV4: Universal Models for the Mobile Ecosystem", https://arxiv.org/abs/2404.10518
+Origin: https://github.com/tensorflow/models, in the form that the RT-DETR tutorials published; timm's
+`MultiQueryAttention2d` is the reference for the arithmetic.
 
 All query heads share one key and one value head; SR is an optional strided depth-wise convolution of both:
 
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ultralytics.nn.AddModules.compatibility import warn_of_tutorial
 from ultralytics.nn.AddModules.registry import keeps_channels, register, residual_stage
 from ultralytics.nn.modules.block import ResNetBlock as UpstreamResNetBlock
 from ultralytics.nn.modules.block import ResNetLayer
@@ -107,6 +108,11 @@ class MultiQueryAttentionLayerWithDownSampling(nn.Module):
         conv = nn.Conv2d(c, c, k, stride=s, padding=(s + k - 2) // 2, groups=c, bias=False)  # padded as timm does
         nn.init.xavier_uniform_(conv.weight)
         return nn.Sequential(conv, nn.BatchNorm2d(c))
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        if self.is_tutorial:
+            warn_of_tutorial("the tutorial's attention arithmetic")
 
     @property
     def has_query_strides(self) -> bool:

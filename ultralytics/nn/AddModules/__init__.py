@@ -1,20 +1,23 @@
 """Modules of published RT-DETR improvements, one file a paper, and the hooks through which upstream uses them.
 
-Every file of this folder is imported, so that a new one registers its modules by being there.
+Every file of this folder is imported, so that a new one registers its modules by being there. Registered classes can be
+imported from here too, but for one that has its file's name.
 """
 
 import importlib
 import pkgutil
 
-from ultralytics.nn.AddModules.checkout import warn_if_stale
-from ultralytics.nn.AddModules.hooks import checked, fuse, read_row, route, run, seat
-from ultralytics.nn.AddModules.registry import READERS
+_files = {file.name for file in pkgutil.iter_modules(__path__)}
+for _file in sorted(_files):
+    importlib.import_module(f"{__name__}.{_file}")
 
-for _file in pkgutil.iter_modules(__path__):
-    _module = importlib.import_module(f"{__name__}.{_file.name}")
-    if _file.name not in ("hooks", "registry"):
-        globals().update({_name: getattr(_module, _name) for _name in getattr(_module, "__all__", ())})
+# Behind the loop, which binds each file's name here: one called `run.py` must not take a hook's place
+from ultralytics.nn.AddModules.checkout import warn_if_stale  # noqa: E402
+from ultralytics.nn.AddModules.hooks import checked, fuse, read_row, route, run, seat  # noqa: E402
+from ultralytics.nn.AddModules.registry import NAMES, READERS  # noqa: E402
 
 __all__ = "READERS", "checked", "fuse", "read_row", "route", "run", "seat"
+
+globals().update({_name: _cls for _name, _cls in NAMES.items() if _name not in {*_files, *__all__}})
 
 warn_if_stale()

@@ -7,28 +7,40 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
 
-from ultralytics.nn.AddModules.registry import NAMES, READERS, Row, RowError, backbone
+from ultralytics.nn.AddModules.registry import NAMES, READERS, Layer, Row, RowError, backbone
 
 __all__ = "checked", "fuse", "read_row", "route", "run", "seat"
 
 SLOTS = 5  # layer indices of a multi-output backbone: index i is the map of stride 2 ** (i + 1), index 0 stays empty
+# Exceptions that gain the row and keep their type, for callers that catch upstream's
+REPORTED = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    ZeroDivisionError,
+)
 
 
 class Builder:
     """What `parse_model` calls and prints in place of a registered class."""
 
-    def __init__(self, cls: type[nn.Module], args: list, name: str | None):
+    def __init__(self, cls: type[nn.Module], layer: Layer):
         self.cls = cls
-        self.args = args
-        self.name = name or f"{cls.__module__}.{cls.__qualname__}"
+        self.args, self.kwargs = layer.args, layer.kwargs
+        self.name = layer.name or f"{cls.__module__}.{cls.__qualname__}"
 
     def __call__(self, *_: Any) -> nn.Module:
         """Build the layer with the constructor's arguments, not with those that the summary shows."""
-        return self.cls(*self.args)
+        return self.cls(*self.args, **self.kwargs)
 
     def __str__(self) -> str:
         """Look like a class to `parse_model`, which prints what stands between the quotes."""
@@ -38,9 +50,9 @@ class Builder:
 class Built(Builder):
     """A builder whose layer exists already: a backbone, whose widths `parse_model` must know beforehand."""
 
-    def __init__(self, cls: type[nn.Module], args: list, name: str | None):
-        super().__init__(cls, args, name)
-        self.layer = cls(*args)
+    def __init__(self, cls: type[nn.Module], layer: Layer):
+        super().__init__(cls, layer)
+        self.layer = super().__call__()
 
     def __call__(self, *_: Any) -> nn.Module:
         """Give the layer."""
@@ -65,16 +77,19 @@ def read_row(
     row = Row(module, i, f, n, args, ch, width, max_channels)
     layer = READERS[module](row)
     try:
-        inspect.signature(module).bind(*layer.args)
+        inspect.signature(module).bind(*layer.args, **layer.kwargs)
     except TypeError as e:
         raise row.error(f"arguments {args}: {e}", signature(module)) from None
     printed = layer.args if layer.printed is None else layer.printed
+    if layer.n > 1 and (is_backbone(module) or layer.c2 != row.c1):
+        raise row.error(f"{layer.n} repeats of a layer that does not keep its channels", "1")
     if not is_backbone(module):
-        return Builder(module, layer.args, layer.name), printed, layer.c2, layer.n
-    if layer.n != 1:
-        raise row.error(f"{layer.n} repeats", "1")
-    built = Built(module, layer.args, layer.name)
-    return built, printed, built.layer.width_list[-1], 1
+        return Builder(module, layer), printed, layer.c2, layer.n
+    built = Built(module, layer)
+    widths = built.layer.width_list
+    if len(widths) != SLOTS - 1:
+        raise row.error(f"width_list={widths}", f"the channels of {SLOTS - 1} maps, of strides 4, 8, 16 and 32")
+    return built, printed, widths[-1], 1
 
 
 def seat(m: nn.Module, ch: list[int], save: list[int]) -> None:
@@ -84,7 +99,7 @@ def seat(m: nn.Module, ch: list[int], save: list[int]) -> None:
     put on the savelist for this row is put right.
     """
     if is_backbone(type(m)):
-        ch.extend([0] * (SLOTS - len(m.width_list)) + list(m.width_list[:-1]))
+        ch.extend([0, *m.width_list[:-1]])
     elif m.i != len(ch):
         sources = [x for x in ([m.f] if isinstance(m.f, int) else m.f) if x != -1]
         save[len(save) - len(sources) :] = [x % len(ch) for x in sources]
@@ -95,7 +110,7 @@ def run(m: nn.Module, x: Any, y: list, save: list[int]) -> Any:
     """Run a layer in a forward loop; of a multi-output one, put all outputs but the last where later rows look."""
     x = m(x)
     if m.i > len(y):  # more indices than one: only a backbone has them
-        outputs = [None] * (m.i + 1 - len(x)) + list(x)
+        outputs = [None, *x]
         y.extend(out if j in save else None for j, out in enumerate(outputs[:-1]))
         x = outputs[-1]
     return x
@@ -109,8 +124,9 @@ def fuse(m: nn.Module) -> None:
 
 def route(model: Any, cfg: dict, task: str | None) -> str | None:
     """Make a model built from a YAML an `RTDETR` if its head is RT-DETR's, whatever the file's name; give its task."""
-    head = cfg["head"][-1] if cfg.get("head") else ()
-    if len(head) > 2 and head[2] == "RTDETRDecoder":
+    head = cfg.get("head")
+    last = head[-1] if isinstance(head, (list, tuple)) and head else None
+    if isinstance(last, (list, tuple)) and len(last) > 2 and last[2] == "RTDETRDecoder":
         from ultralytics.models import RTDETR
 
         model.__class__ = RTDETR
@@ -135,13 +151,13 @@ def checked(parse_model: Callable) -> Callable:
             where = place(file, d, i, rows[i])
             if isinstance(e, RowError):
                 raise RowError(f"{where}: {e}") from None
+            if type(e) not in REPORTED:
+                raise
             cls = resolve(rows[i][2], parse_model.__globals__)
-            expected = f"; expected {signature(cls)}" if isinstance(e, TypeError) and inspect.isclass(cls) else ""
-            try:  # callers of upstream's catch its types
-                error = type(e)(f"{where}: {cls.__name__}: {e}{expected}")
-            except Exception:
-                raise e from None
-            raise error from e
+            counted = isinstance(e, (IndexError, TypeError)) and inspect.isclass(cls)
+            expected = f"; expected the arguments of {signature(cls)}" if counted else ""
+            message = " ".join(str(e).split())
+            raise type(e)(f"{where}: {rows[i][2]}: {message}{expected}") from e
 
     return parse
 
@@ -161,28 +177,29 @@ def check_rows(d: dict, names: dict[str, Any], file: str) -> list[list]:
             backbone elsewhere than in row 0, or a layer index that does not exist.
     """
     for section in ("backbone", "head"):
-        if not isinstance(d.get(section), list):
+        if not isinstance(d.get(section), (list, tuple)):
             raise RowError(f"{file}: no `{section}:` with a list of rows [from, repeats, module, arguments]")
-    rows = copy.deepcopy(d["backbone"] + d["head"])  # as they stand in the file: `parse_model` rewrites them
+    rows = copy.deepcopy([*d["backbone"], *d["head"]])  # as they stand in the file: `parse_model` rewrites them
     layers, empty = 0, set()
     for i, row in enumerate(rows):
         where = place(file, d, i, row)
-        if not (
-            isinstance(row, (list, tuple)) and len(row) == 4 and isinstance(row[2], str) and isinstance(row[3], list)
-        ):
+        form = isinstance(row, (list, tuple)) and len(row) == 4
+        if not (form and isinstance(row[2], str) and isinstance(row[3], (list, tuple))):
             raise RowError(f"{where}: expected [from, repeats, module, arguments]")
         f, n, name, _ = row
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise RowError(f"{where}: repeats are {n!r}, expected a whole number of at least 1")
+        if not isinstance(n, Real):
+            raise RowError(f"{where}: repeats are {n!r}, expected a number")
         cls = resolve(name, names)
         if cls is None:
             near = difflib.get_close_matches(name, module_names(names), n=3, cutoff=0.5)
             advice = f"did you mean {' or '.join(near)}?" if near else "see ultralytics/nn/AddModules for what there is"
             raise RowError(f"{where}: no module is named {name!r}; {advice}")
+        if cls in NAMES.values() and not (isinstance(n, Integral) and n >= 1):
+            raise RowError(f"{where}: repeats are {n!r}, expected a whole number of at least 1")
         if is_backbone(cls) and i:
             raise RowError(f"{where}: {name} is a multi-output backbone; expected in row 0, the first of `backbone:`")
-        for x in f if isinstance(f, list) else [f]:
-            if not isinstance(x, int) or isinstance(x, bool):
+        for x in f if isinstance(f, (list, tuple)) else [f]:
+            if not isinstance(x, Integral):
                 raise RowError(f"{where}: 'from' is {x!r}, expected a layer index or a list of them")
             if x == -1:
                 continue

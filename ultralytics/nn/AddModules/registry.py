@@ -13,7 +13,7 @@ and the row `[-1, 1, MyAttention, [4]]` builds `MyAttention(dim, 4)`, with the c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -46,6 +46,7 @@ class Layer:
     printed: list | None = None  # the row's arguments in the summary, where they differ from the constructor's
     n: int = 1  # how many to chain
     name: str | None = None  # the summary's module type, where it is not the class's path
+    kwargs: dict = field(default_factory=dict)  # of the constructor
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Row:
     @property
     def c1(self) -> int:
         """Channels of the layer that the row comes from."""
-        if not isinstance(self.f, int):
+        if isinstance(self.f, (list, tuple)):
             raise self.error(f"'from' is {self.f}", "one layer index")
         return self.channels[self.f]
 
@@ -96,8 +97,8 @@ def register(reader: Reader) -> Callable[[type[nn.Module]], type[nn.Module]]:
             raise TypeError(f"only nn.Module classes can be registered, not {cls!r}")
         name = cls.__name__
         taken = NAMES.get(name) or getattr(upstream, name, None) or getattr(nn, name, None)
-        if taken is not None:
-            where = getattr(taken, "__module__", upstream.__name__)
+        where = getattr(taken, "__module__", upstream.__name__)
+        if taken is not None and where != cls.__module__:  # a file may be loaded again, as notebooks do
             raise ValueError(f"{cls.__module__}.{name}: the name {name} is taken by {where}, choose another")
         NAMES[name] = cls
         READERS[cls] = reader
@@ -121,12 +122,11 @@ def changes_channels(row: Row) -> Layer:
 
 
 def hg_block(row: Row) -> Layer:
-    """Read `[cm, c2, k, ...]` for upstream's HGBlock constructor; the repeats are its fifth argument."""
+    """Read `[cm, c2, k, ...]`, k 3 by default, for upstream's HGBlock constructor, which takes the repeats too."""
     if len(row.args) < 2:
         raise row.error(f"arguments {row.args}", "[cm, c2, k, lightconv, shortcut], of which cm and c2 are required")
-    args = [row.c1, *row.args]
-    args.insert(4, row.n)
-    return Layer(args=args, c2=row.args[1])
+    cm, c2, k, *rest = row.args if len(row.args) > 2 else [*row.args, 3]
+    return Layer(args=[row.c1, cm, c2, k, row.n, *rest], c2=c2)
 
 
 def residual_stage(row: Row) -> Layer:
@@ -136,10 +136,20 @@ def residual_stage(row: Row) -> Layer:
     c1, c2, _, is_first = row.args[:4]
     if c1 != row.c1:
         raise row.error(f"c1={c1} where {row.c1} channels come in", f"[{row.c1}, {c2}, ...]")
+    blocks = row.args[4] if len(row.args) > 4 else 1
     expansion = row.args[5] if len(row.args) > 5 else 4
+    if not is_first and blocks < 1:
+        raise row.error(f"n={blocks} blocks", "at least 1")
     return Layer(args=row.args, c2=c2 if is_first else expansion * c2, n=row.n)
 
 
 def backbone(row: Row) -> Layer:
-    """Read the arguments of a multi-output backbone, whose instances give their outputs' channels as `width_list`."""
-    return Layer(args=row.args, c2=0, n=row.n, name=row.module.__name__)
+    """Read the arguments of a multi-output backbone, whose instances give their four maps' channels as `width_list`.
+
+    An image of other than three channels needs a constructor that takes `dim_in`.
+    """
+    if row.f != -1:
+        raise row.error(f"'from' is {row.f}", "-1, the image")
+    return Layer(
+        args=row.args, c2=0, n=row.n, name=row.module.__name__, kwargs={} if row.c1 == 3 else {"dim_in": row.c1}
+    )

@@ -1,0 +1,26 @@
+"""What the module families share: autocast off, and a word on checkpoints of the tutorials' code."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
+import torch
+
+from ultralytics.utils import LOGGER
+
+__all__ = ()
+
+
+def no_autocast(x: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Turn autocast off on the device of `x`, for what must run in fp32; the meta device has none."""
+    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+@functools.cache
+def warn_of_tutorial(what: str) -> None:
+    """Say once that a loaded module keeps what a tutorial's code did, and that training does not."""
+    LOGGER.warning(
+        f"This checkpoint was made by tutorial code and keeps {what} in predict, val and export; training from it "
+        "builds the layer anew, as the paper has it, with the same weights."
+    )
