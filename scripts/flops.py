@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 def count_gflops(model: nn.Module, imgsz: int | tuple[int, int] = 640) -> float:
     """Count the GFLOPs (10^9 multiplications and additions) of one image in eval mode with torch's `FlopCounterMode`.
 
-    Upstream's printed figure counts hooks of known modules and leaves out what a module does in functions: matrix
-    products of attention, above all. This one counts operators. Tensors are fake, so that no size is too large.
+    The figure that a model's summary prints comes from hooks of known modules; what it leaves out depends on the
+    release (all attention on the tutorials'). This one counts operators. Tensors are fake: no size is too large.
 
     Args:
         model: A detection model; left as it was.

@@ -363,7 +363,8 @@ def apply(root: Path, discard_edits: bool = False) -> str:
         edited = edits(root, stamp.get("files", {}))
         complete = "pending" not in stamp and not absent(root, stamp.get("files", {}))
         if stamp.get("queue") == queue and complete and not (edited and discard_edits):
-            return f"{PACKAGE}/ is up to date" + (f", with {len(edited)} edited files kept" if edited else "")
+            kept = f"; kept {count(edited)}: {', '.join(edited)} (--discard-edits drops them)" if edited else ""
+            return f"{PACKAGE}/ is up to date{kept}"
         stage = Path(tempfile.mkdtemp(prefix="stage-", dir=root / ".upstream"))
         try:
             repo = stage / "repo"
@@ -374,7 +375,8 @@ def apply(root: Path, discard_edits: bool = False) -> str:
             if tree_sha256(files) != pin.tree_sha256:
                 raise UpstreamError(
                     f"the patched tree has sha256 {tree_sha256(files)}, patches/upstream.toml records "
-                    f"{pin.tree_sha256}; `git checkout patches` restores a queue that belongs together"
+                    f"{pin.tree_sha256}; `git checkout patches && git clean -f patches` restores the queue; to change it, "
+                    f"edit under {PACKAGE}/ and run `export`"
                 )
             kept = lay_down(root, repo, stage, stamp, {"release": pin.release, "queue": queue}, files, discard_edits)
             with contextlib.suppress(OSError):  # the tree is complete; the next run makes again what is not kept
@@ -383,7 +385,11 @@ def apply(root: Path, discard_edits: bool = False) -> str:
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     line = f"{PACKAGE}/ is {pin.release} with {len(patches(root))} patches"
-    return line + (f"; kept {len(kept)} edited files: {', '.join(kept)}" if kept else "")
+    return line + (f"; kept {count(kept)}: {', '.join(kept)}" if kept else "")
+
+
+def count(edited: list[str]) -> str:
+    return f"{len(edited)} edited file{'s' if len(edited) > 1 else ''}"
 
 
 def lay_down(
@@ -513,7 +519,7 @@ def export(root: Path, message: str | None = None, new: bool = False) -> str:
                 keep_repository(root, repo)
     if not edited:
         return f"no edits under {PACKAGE}/; {len(patches(root))} patches written as they were"
-    return f"{len(edited)} edited files: {folded} hunks folded into their patches, {added} in a new patch"
+    return f"{count(edited)}: {folded} hunks folded into their patches, {added} in a new patch"
 
 
 def copy_edits(root: Path, repo: Path, files: dict[str, str]) -> list[str]:

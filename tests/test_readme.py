@@ -18,7 +18,7 @@ COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.spl
 
 def words(command: str) -> list[str]:
     """Split the part of a command line that `uv run` runs, without the comment behind it."""
-    return shlex.split(command.partition("uv run ")[2], comments=True)
+    return shlex.split(command.rpartition("uv run ")[2], comments=True)
 
 
 def run(argv: list[str], cwd) -> str:

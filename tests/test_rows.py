@@ -5,12 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 from conftest import ROOT
 from torch import nn
 
+from ultralytics import YOLO
 from ultralytics.nn import tasks
 from ultralytics.nn.AddModules import registry
 from ultralytics.nn.AddModules.registry import RowError, keeps_channels, register
@@ -120,6 +122,8 @@ ERRORS = {
         [[-1, 0], 1, "FocusedLinearAttention", [32]],
         "'from' is [-1, 0]; expected one layer index",
     ),
+    "one input for several": ([-1, 1, "Concat", [1]], "expected a list of layer indices as 'from'"),
+    "several inputs for a Conv": ([[-1, 0], 1, "Conv", [8]], "expected one layer index as 'from'"),
     "no repeats": ([-1, 0, "FocusedLinearAttention", [8]], "repeats are 0"),
     "no row": ([-1, "Conv", [8]], "expected [from, repeats, module, arguments]"),
 }
@@ -181,9 +185,25 @@ def test_channels_scale_with_the_model(monkeypatch):
         assert model[1].out_channels == model[0].conv.out_channels < 1000
 
 
-def test_files_without_sections():
+def test_files_without_sections(tmp_path):
     with pytest.raises(RowError, match="mine.yaml: no `backbone:`"):
         parse_model({"nc": 1, "yaml_file": "mine.yaml", "head": []}, ch=3)
+    (tmp_path / "mine.yaml").write_text("nc: 1\nbackbon: []\nhead: []\n")
+    with pytest.raises(RowError, match="mine.yaml: no `backbone:`"):
+        YOLO(tmp_path / "mine.yaml")
+
+
+def test_a_file_without_classes():
+    with pytest.raises(RowError, match=r"row 1 \(`head:` row 0\) .* no `nc:`"):
+        parse(STEM, nc=None, head=[[[0], 1, "Detect", ["nc"]]])
+
+
+def test_a_class_without_its_decorator(monkeypatch):
+    module = types.ModuleType("ultralytics.nn.AddModules.Forgotten")
+    module.Forgot = type("Forgot", (nn.Module,), {})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with pytest.raises(RowError, match=r"class of that name in .*AddModules.Forgotten has no decorator @register"):
+        parse([-1, 1, "Forgot", []])
 
 
 def test_an_error_of_upstreams_keeps_its_type():

@@ -262,9 +262,9 @@ def test_an_edit_that_the_queue_does_not_touch_is_kept(checkout):
     edited = checkout / UNPATCHED
     edited.write_text(edited.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
     content = edited.read_bytes()
-    assert "1 edited files kept" in ok(checkout, "apply")
+    assert "kept 1 edited file: " in ok(checkout, "apply")
     change_queue(checkout, "# this fork is renewed", "# this fork is refreshed", "Never-advise")
-    assert ok(checkout, "apply").endswith(f"kept 1 edited files: {UNPATCHED}")
+    assert ok(checkout, "apply").endswith(f"kept 1 edited file: {UNPATCHED}")
     assert edited.read_bytes() == content
     assert "# this fork is refreshed" in (checkout / "ultralytics/utils/checks.py").read_text(encoding="utf-8")
     assert f"edited {UNPATCHED}" in ok(checkout, "status")
@@ -646,7 +646,7 @@ def test_export_of_no_edits_changes_not_one_byte(checkout, wheel, scratch):
 def test_an_edit_of_a_patchs_line_is_folded_into_it(checkout, pristine, wheel, tmp_path):
     replace(checkout / "ultralytics/utils/checks.py", "# this fork is renewed", "# this fork is refreshed")
     before = queue(checkout)
-    assert exported(checkout) == "1 edited files: 1 hunks folded into their patches, 0 in a new patch"
+    assert exported(checkout) == "1 edited file: 1 hunks folded into their patches, 0 in a new patch"
     after, name = queue(checkout), patch_of(checkout, "Never-advise").name
     assert (
         sorted(n for n in before if after[n] != before[n]) == [name, "upstream.toml"] and after.keys() == before.keys()
@@ -676,7 +676,7 @@ def test_an_edit_elsewhere_becomes_a_new_patch(checkout, pristine, wheel, tmp_pa
     edited = checkout / UNPATCHED
     edited.write_text("# mine\n" + edited.read_text(encoding="utf-8") + "# mine too\n", encoding="utf-8")
     before = queue(checkout)
-    assert exported(checkout) == "1 edited files: 0 hunks folded into their patches, 2 in a new patch"
+    assert exported(checkout) == "1 edited file: 0 hunks folded into their patches, 2 in a new patch"
     (name,) = queue(checkout).keys() - before.keys()
     assert name == f"{len(before):04d}-Change-ultralytics-engine-results.py.patch"
     assert {n: queue(checkout)[n] for n in before if n != "upstream.toml"} == {

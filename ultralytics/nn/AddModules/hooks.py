@@ -6,6 +6,7 @@ import copy
 import difflib
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -124,8 +125,8 @@ def fuse(m: nn.Module) -> None:
 
 def route(model: Any, cfg: dict, task: str | None) -> str | None:
     """Make a model built from a YAML an `RTDETR` if its head is RT-DETR's, whatever the file's name; give its task."""
-    head = cfg.get("head")
-    last = head[-1] if isinstance(head, (list, tuple)) and head else None
+    check_sections(cfg)
+    last = cfg["head"][-1] if cfg["head"] else None
     if isinstance(last, (list, tuple)) and len(last) > 2 and last[2] == "RTDETRDecoder":
         from ultralytics.models import RTDETR
 
@@ -156,6 +157,9 @@ def checked(parse_model: Callable) -> Callable:
             cls = resolve(rows[i][2], parse_model.__globals__)
             counted = isinstance(e, (IndexError, TypeError)) and inspect.isclass(cls)
             expected = f"; expected the arguments of {signature(cls)}" if counted else ""
+            several = isinstance(rows[i][0], (list, tuple))
+            if isinstance(e, TypeError) and ("list indices" if several else "not iterable") in str(e):
+                expected = f"; expected {'one layer index' if several else 'a list of layer indices'} as 'from'"
             message = " ".join(str(e).split())
             raise type(e)(f"{where}: {rows[i][2]}: {message}{expected}") from e
 
@@ -176,9 +180,7 @@ def check_rows(d: dict, names: dict[str, Any], file: str) -> list[list]:
         RowError: For a row of another form than `[from, repeats, module, arguments]`, a module that nobody has, a
             backbone elsewhere than in row 0, or a layer index that does not exist.
     """
-    for section in ("backbone", "head"):
-        if not isinstance(d.get(section), (list, tuple)):
-            raise RowError(f"{file}: no `{section}:` with a list of rows [from, repeats, module, arguments]")
+    check_sections(d)
     rows = copy.deepcopy([*d["backbone"], *d["head"]])  # as they stand in the file: `parse_model` rewrites them
     layers, empty = 0, set()
     for i, row in enumerate(rows):
@@ -186,13 +188,18 @@ def check_rows(d: dict, names: dict[str, Any], file: str) -> list[list]:
         form = isinstance(row, (list, tuple)) and len(row) == 4
         if not (form and isinstance(row[2], str) and isinstance(row[3], (list, tuple))):
             raise RowError(f"{where}: expected [from, repeats, module, arguments]")
-        f, n, name, _ = row
+        f, n, name, args = row
+        if "nc" in args and d.get("nc") is None:
+            raise RowError(f"{where}: the file has no `nc:`, the number of classes")
         if not isinstance(n, Real):
             raise RowError(f"{where}: repeats are {n!r}, expected a number")
         cls = resolve(name, names)
         if cls is None:
             near = difflib.get_close_matches(name, module_names(names), n=3, cutoff=0.5)
             advice = f"did you mean {' or '.join(near)}?" if near else "see ultralytics/nn/AddModules for what there is"
+            undecorated = [key for key, m in sys.modules.items() if key.startswith(__package__) and name in vars(m)]
+            if undecorated:
+                advice = f"the class of that name in {undecorated[0]} has no decorator @register(...)"
             raise RowError(f"{where}: no module is named {name!r}; {advice}")
         if cls in NAMES.values() and not (isinstance(n, Integral) and n >= 1):
             raise RowError(f"{where}: repeats are {n!r}, expected a whole number of at least 1")
@@ -213,6 +220,14 @@ def check_rows(d: dict, names: dict[str, Any], file: str) -> list[list]:
         else:
             layers += 1
     return rows
+
+
+def check_sections(d: dict) -> None:
+    """Raise a `RowError` for a model file without its two lists of rows."""
+    for section in ("backbone", "head"):
+        if not isinstance(d.get(section), (list, tuple)):
+            file = d.get("yaml_file", "model YAML")
+            raise RowError(f"{file}: no `{section}:` with a list of rows [from, repeats, module, arguments]")
 
 
 def resolve(name: str, names: dict[str, Any]) -> Any:
