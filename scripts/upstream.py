@@ -375,8 +375,8 @@ def apply(root: Path, discard_edits: bool = False) -> str:
             if tree_sha256(files) != pin.tree_sha256:
                 raise UpstreamError(
                     f"the patched tree has sha256 {tree_sha256(files)}, patches/upstream.toml records "
-                    f"{pin.tree_sha256}; `git checkout patches && git clean -f patches` restores the queue; to change it, "
-                    f"edit under {PACKAGE}/ and run `export`"
+                    f"{pin.tree_sha256}; `git checkout patches && git clean -f patches` restores the queue; to change "
+                    f"it, edit under {PACKAGE}/ and run `export`"
                 )
             kept = lay_down(root, repo, stage, stamp, {"release": pin.release, "queue": queue}, files, discard_edits)
             with contextlib.suppress(OSError):  # the tree is complete; the next run makes again what is not kept
