@@ -116,6 +116,7 @@ class MultiQueryAttentionLayerWithDownSampling(nn.Module):
 
     @property
     def has_query_strides(self) -> bool:
+        """Whether queries are pooled before attention."""
         return self.query_h_strides > 1 or self.query_w_strides > 1
 
     @property
@@ -172,7 +173,8 @@ class MultiQueryAttentionLayerWithDownSampling(nn.Module):
         B, C, h, w = q.shape
         q, v = (t.reshape(B, 1, -1, self.key_dim) for t in (q, v))  # (B, 1, heads * N or M, key_dim)
         k = k.flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, M, key_dim)
-        return self._attend(q, k, v, dropout, self.head_dim**-0.5).reshape(B, C, h, w)
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.head_dim**-0.5)
+        return out.reshape(B, C, h, w)
 
     def fuse(self) -> None:
         """Fold the norms of the spatial reduction into its convolutions, for inference."""
