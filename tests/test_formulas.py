@@ -1,10 +1,14 @@
 """Each family against a naive form of its paper's equation, and against timm; precision and gradients."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers.attention2d import MultiQueryAttention2d
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw, HGBlock_Biformer
 from ultralytics.nn.AddModules.EMO import EMO, EMO_1M, iRMB
@@ -321,6 +325,35 @@ def test_meta_device_and_empty_batch(name):
     module = FAMILIES[name]().eval()
     assert module(x).shape[0] == 0
     assert module.to("meta")(torch.empty(2, *x.shape[1:], device="meta")).shape[0] == 2
+
+
+@pytest.mark.parametrize("kv, value_dim", [(1, 48), (2, 48), (1, 32), (1, 64)])
+@pytest.mark.parametrize("tutorial", [False, True])
+def test_mqa_never_materialises_its_scores(kv, value_dim, tutorial):
+    """The fused kernel alone is allowed, which refuses tensors that it cannot take, in training too."""
+    if tutorial and value_dim != 48:
+        pytest.skip("the published code ignores value_dim")
+    module = MQA(64, 2, 48, value_dim, 1, 1, kv)
+    if tutorial:
+        module.head_dim = 24
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        module(torch.randn(2, 64, 20, 13)).sum().backward()
+
+
+def test_memory_of_mqa_at_stride_4():
+    """64 channels at 160 x 160 have 2 x 25,600 x 25,600 scores, 4.9 GiB; forward and backward take under 1 GiB."""
+    code = """
+import resource, torch
+from ultralytics.nn.AddModules.MQA import MultiQueryAttentionLayerWithDownSampling
+module = MultiQueryAttentionLayerWithDownSampling(64, 2, 48, 48, 1, 1, 1)
+x = torch.randn(1, 64, 160, 160, requires_grad=True)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+module(x).sum().backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1  # GiB
 
 
 def test_proj_drop():

@@ -39,6 +39,11 @@ def share_act(*convs: Conv) -> None:
             conv.act = ACT
 
 
+def to_tokens(x: torch.Tensor) -> torch.Tensor:
+    """Bring a (B, d, h, w) map to (B, 1, h * w, d), contiguous: else fused attention falls back to scores in memory."""
+    return x.flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
+
+
 @register(keeps_channels)
 class MultiQueryAttentionLayerWithDownSampling(nn.Module):
     """Multi-query attention over a feature map, with optional down-sampling of queries, keys and values.
@@ -148,7 +153,7 @@ class MultiQueryAttentionLayerWithDownSampling(nn.Module):
             # One key head serves every query head: heads and positions together are the queries of one head.
             q = q.reshape(B, self.num_heads, self.key_dim, h * w).transpose(2, 3)  # (B, heads, N, key_dim)
             q = q.reshape(B, 1, self.num_heads * h * w, self.key_dim)
-            k, v = (t.flatten(2).transpose(1, 2).unsqueeze(1) for t in (k, v))  # (B, 1, M, key_dim or value_dim)
+            k, v = to_tokens(k), to_tokens(v)  # (B, 1, M, key_dim), (B, 1, M, value_dim)
             out = self._attend(q, k, v, dropout, self.key_dim**-0.5)
             out = out.reshape(B, self.num_heads, h * w, self.value_dim)
             out = out.transpose(2, 3).reshape(B, self.num_heads * self.value_dim, h, w)
@@ -172,7 +177,7 @@ class MultiQueryAttentionLayerWithDownSampling(nn.Module):
         """The published arithmetic: Q and V in NCHW read as (tokens, dim) without a transpose, another scale."""
         B, C, h, w = q.shape
         q, v = (t.reshape(B, 1, -1, self.key_dim) for t in (q, v))  # (B, 1, heads * N or M, key_dim)
-        k = k.flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, M, key_dim)
+        k = to_tokens(k)  # (B, 1, M, key_dim)
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.head_dim**-0.5)
         return out.reshape(B, C, h, w)
 
