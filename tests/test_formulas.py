@@ -356,6 +356,17 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
     assert float(done.stdout) < 1  # GiB
 
 
+@pytest.mark.parametrize("name", ["FLA", "BRA", "MQA", "iRMB"])
+@pytest.mark.parametrize("size", [(7, 7), (3, 5)], ids=str)
+def test_compiled_graph_is_eager(name, size):
+    """The graph that every backend of torch.compile starts from; a single window of iRMB among the sizes."""
+    torch._dynamo.reset()
+    module = FAMILIES[name]().eval()
+    x = torch.randn(1, CHANNELS.get(name, 64), *size)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(module, backend="aot_eager")(x), module(x))
+
+
 def test_proj_drop():
     module = FocusedLinearAttention(16, proj_drop=0.5).train()
     zeros = (module(torch.randn(1, 16, 20, 20)) == 0).float().mean()

@@ -220,8 +220,9 @@ class iRMB(nn.Module):
         # Strided windows: pixel (i, j) is in window (i % rows, j % columns)
         windows = rearrange(x, "b c (h r) (w s) -> (b r s) c h w", h=h, w=w)
         value = windows if self.attn_pre else self.v(windows)
+        # Contiguous, as fused attention wants them; the other kernel gave wrong values under torch.compile's aot_eager
         q, k, value = (
-            rearrange(t, "n (heads d) h w -> n heads (h w) d", heads=self.num_head)
+            rearrange(t, "n (heads d) h w -> n heads (h w) d", heads=self.num_head).contiguous()
             for t in (*self.qk(windows).chunk(2, dim=1), value)
         )
         dropout = self.attn_drop.p if self.training else 0.0
