@@ -12,9 +12,10 @@ class UpstreamHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict) -> None:
         """Lay the tree down in the checkout, or in the folder that a front end has unpacked the sources to."""
         sys.path.insert(0, str(Path(self.root, "scripts")))
-        import upstream
+        from maintain.apply import apply
+        from maintain.pin import UpstreamError
 
         try:
-            print(upstream.apply(Path(self.root)))
-        except upstream.UpstreamError as e:
+            print(apply(Path(self.root)))
+        except UpstreamError as e:
             sys.exit(f"ultralytics set-up: {e}")

@@ -7,7 +7,8 @@ import zipfile
 from importlib import metadata
 
 import pytest
-from conftest import ROOT, load_file
+from conftest import ROOT
+from maintain.pin import Pin, patches, queue_sha256
 from packaging.requirements import Requirement
 
 import ultralytics
@@ -20,7 +21,6 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-upstream = load_file(ROOT / "scripts" / "upstream.py")
 
 
 def requirement(text: str) -> tuple:
@@ -31,7 +31,7 @@ def requirement(text: str) -> tuple:
 
 @pytest.fixture(scope="module")
 def wheel():
-    pin = upstream.Pin.read(ROOT)
+    pin = Pin.read(ROOT)
     path = ROOT / ".upstream" / "wheels" / pin.wheel
     if not path.is_file():
         pytest.skip("set-up has kept no wheel: this is no checkout")
@@ -40,7 +40,7 @@ def wheel():
 
 def test_version_is_the_same_everywhere():
     assert ultralytics.__version__ == PROJECT["version"] == metadata.version("ultralytics")
-    assert ultralytics.__version__.partition("+")[0] == upstream.Pin.read(ROOT).release
+    assert ultralytics.__version__.partition("+")[0] == Pin.read(ROOT).release
 
 
 def test_dependencies_are_upstreams_and_two_more(wheel):
@@ -95,7 +95,7 @@ def test_a_stale_tree_says_so_in_one_line(stamp, message, monkeypatch):
 
 
 def test_both_hash_the_queue_alike():
-    assert checkout.queue_sha256() == upstream.queue_sha256(ROOT)
+    assert checkout.queue_sha256() == queue_sha256(ROOT)
 
 
 def test_nothing_advises_to_install_over_the_fork(monkeypatch):
@@ -144,7 +144,7 @@ def test_no_file_of_ours_repeats_upstreams_code():
 
 
 def test_patches_say_why_and_name_a_test():
-    for patch in upstream.patches(ROOT):
+    for patch in patches(ROOT):
         text = patch.read_text(encoding="utf-8")
         message = text.partition("\ndiff --git ")[0]
         assert "\nWhy: " in message and "\nRetired by: " in message, patch.name

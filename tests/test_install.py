@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from maintain.pin import Pin
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD_MODEL = """
@@ -89,9 +90,9 @@ def repository(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory) -> Path:
     """Upstream's wheel: the one that set-up has kept, else a download."""
-    kept = sorted((ROOT / ".upstream" / "wheels").glob("*.whl"))
-    if kept:
-        return kept[-1]
+    kept = ROOT / ".upstream" / "wheels" / Pin.read(ROOT).wheel
+    if kept.is_file():
+        return kept
     folder = tmp_path_factory.mktemp("wheel")
     release = version().partition("+")[0]
     run(sys.executable, "-m", "pip", "download", "--no-deps", f"ultralytics=={release}", cwd=folder)
@@ -180,8 +181,9 @@ def test_a_failure_is_one_clear_line_in_what_pip_prints(clone, environment, whee
     else:  # for the hook's pip alone: this one has the build's requirements to get
         hook = clone / "hatch_build.py"
         text = hook.read_text(encoding="utf-8").replace(
-            "import upstream\n",
-            "import os\n\n        import upstream\n\n        os.environ.update(PIP_NO_INDEX='1', PIP_FIND_LINKS='')\n",
+            "from maintain.apply import apply\n",
+            "import os\n\n        os.environ.update(PIP_NO_INDEX='1', PIP_FIND_LINKS='')\n"
+            "        from maintain.apply import apply\n",
         )
         hook.write_text(text, encoding="utf-8")
         says = "could not download ultralytics=="

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import MODELS, ROOT, TINY, load_file
+from maintain.pin import Pin
 
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, WorldModel, YOLOEModel, parse_model
@@ -220,7 +221,7 @@ def untouched(tmp_path_factory):
     if not repo.is_dir():
         pytest.skip("set-up has left no scratch repository: this is no checkout")
     folder = tmp_path_factory.mktemp("untouched")
-    release = load_file(ROOT / "scripts" / "upstream.py").Pin.read(ROOT).release
+    release = Pin.read(ROOT).release
     archive = folder / "release.tar"
     subprocess.run(["git", "archive", f"--output={archive}", f"release/{release}"], cwd=repo, check=True)
     with tarfile.open(archive) as tar:

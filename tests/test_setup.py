@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -15,6 +14,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from maintain.apply import apply
+from maintain.pin import Pin, UpstreamError, queue_sha256
+from maintain.tree import edits, manifest, read_stamp, tree_sha256
+from maintain.wheel import download
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = [".gitignore", "LICENSE", "README.md", "cfg_custom", "hatch_build.py", "patches", "pyproject.toml", "scripts"]
@@ -23,15 +26,6 @@ TASKS = "ultralytics/nn/tasks.py"
 UNPATCHED = "ultralytics/engine/results.py"  # in no patch
 APPLY = "python scripts/upstream.py apply"
 NO_REGISTRY = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
-
-
-def load(root: Path):
-    """Import the scripts/upstream.py of a checkout, fresh."""
-    spec = importlib.util.spec_from_file_location("upstream_under_test", root / "scripts" / "upstream.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(root: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -107,11 +101,11 @@ def patch_of(root: Path, subject: str) -> Path:
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory) -> Path:
     """Upstream's wheel: the one that set-up has kept, else a download."""
-    pin = load(ROOT).Pin.read(ROOT)
+    pin = Pin.read(ROOT)
     kept = ROOT / ".upstream" / "wheels" / pin.wheel
     if kept.is_file() and hashlib.sha256(kept.read_bytes()).hexdigest() == pin.wheel_sha256:
         return kept
-    return load(ROOT).download(pin, tmp_path_factory.mktemp("wheel"))
+    return download(pin, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
@@ -151,9 +145,8 @@ def checkout(laid_down, tmp_path) -> Path:
 
 # Apply ----------------------------------------------------------------------------------------------------------------
 def test_apply_lays_down_the_recorded_tree(laid_down, pristine):
-    upstream = load(laid_down)
-    pin = upstream.Pin.read(laid_down)
-    assert upstream.tree_sha256(upstream.manifest(laid_down)) == pin.tree_sha256
+    pin = Pin.read(laid_down)
+    assert tree_sha256(manifest(laid_down)) == pin.tree_sha256
     before, after = snapshot(pristine), snapshot(laid_down)
     assert {path: after[path] for path in before} == before, "set-up changed a tracked file"
     assert "ultralytics/__init__.py" in after and len(tree(laid_down)) > 300
@@ -209,7 +202,7 @@ def test_a_changed_queue_is_laid_down_again(checkout, laid_down):
     patch.unlink()
     assert "is older than" not in ok(checkout, "status") and "older than the queue" in ok(checkout, "status")
     line = refused(checkout, "apply", **NO_REGISTRY)  # upstream.toml records another tree
-    pin.write_text(recorded.replace(load(checkout).Pin.read(checkout).tree_sha256, re.search("sha256 (\\w+)", line)[1]))
+    pin.write_text(recorded.replace(Pin.read(checkout).tree_sha256, re.search("sha256 (\\w+)", line)[1]))
     ok(checkout, "apply", **NO_REGISTRY)
     (path,) = re.findall(r"(?m)^\+\+\+ b/(\S+)", text.decode())
     old, new = tree(laid_down), tree(checkout)
@@ -226,7 +219,7 @@ def test_line_ends_of_the_patches_do_not_matter(fresh, wheel, laid_down):
         file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
     ok(fresh, "apply", ULTRALYTICS_WHEEL=str(wheel))
     assert tree(fresh) == tree(laid_down)
-    assert load(fresh).queue_sha256(fresh) == load(laid_down).queue_sha256(laid_down)
+    assert queue_sha256(fresh) == queue_sha256(laid_down)
 
 
 def test_the_users_git_settings_do_not_matter(fresh, wheel, laid_down, tmp_path):
@@ -255,7 +248,7 @@ def change_queue(root: Path, old: str, new: str, subject: str) -> None:
     replace(patch_of(root, subject), old, new)
     digest = re.search(r"patched tree has sha256 (\w+)", run(root, "apply").stderr)[1]
     pin = root / "patches" / "upstream.toml"
-    pin.write_text(pin.read_text().replace(load(root).Pin.read(root).tree_sha256, digest))
+    pin.write_text(pin.read_text().replace(Pin.read(root).tree_sha256, digest))
 
 
 def test_an_edit_that_the_queue_does_not_touch_is_kept(checkout):
@@ -314,7 +307,7 @@ def test_no_network(due, setting):
         settings["PIP_INDEX_URL"] = "http://127.0.0.1:9/simple"  # nobody listens there
         settings["PIP_EXTRA_INDEX_URL"] = ""
     line = refused(due, "apply", **settings)
-    release = load(due).Pin.read(due).release
+    release = Pin.read(due).release
     assert f"could not download ultralytics=={release}" in line and "ULTRALYTICS_WHEEL" in line
 
 
@@ -328,7 +321,7 @@ def test_wrong_hash(due, wheel, tmp_path):
     tampered = tmp_path / wheel.name
     tampered.write_bytes(wheel.read_bytes() + b"\0")
     line = refused(due, "apply", ULTRALYTICS_WHEEL=str(tmp_path))
-    pin = load(due).Pin.read(due)
+    pin = Pin.read(due)
     assert hashlib.sha256(tampered.read_bytes()).hexdigest() in line and pin.wheel_sha256 in line
 
 
@@ -339,9 +332,9 @@ def test_no_such_wheel(fresh, tmp_path):
 
 def pin_to(root: Path, wheel: Path) -> None:
     """Pin a wheel whatever is in it."""
-    upstream, file = load(root), root / "patches" / "upstream.toml"
+    file = root / "patches" / "upstream.toml"
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    file.write_text(file.read_text().replace(upstream.Pin.read(root).wheel_sha256, digest))
+    file.write_text(file.read_text().replace(Pin.read(root).wheel_sha256, digest))
 
 
 @pytest.mark.parametrize("keep", [0, 0.5, 0.999])
@@ -483,29 +476,28 @@ def test_an_error_half_way_puts_everything_back(due, wheel, monkeypatch, says, c
         for file in sorted((due / "ultralytics").glob("*/__init__.py")):
             file.unlink()
         (due / UNPATCHED).write_bytes(b"# mine\n")
-    upstream, before = load(due), snapshot(due)
+    before = snapshot(due)
     monkeypatch.setenv("ULTRALYTICS_WHEEL", str(wheel))
     with monkeypatch.context() as patch:
-        fail_at(patch, getattr(upstream, where), name, number, code, only)
-        with pytest.raises(upstream.UpstreamError, match=says) as e:
-            upstream.apply(due)
+        fail_at(patch, sys.modules[where], name, number, code, only)
+        with pytest.raises(UpstreamError, match=says) as e:
+            apply(due)
     assert "\n" not in str(e.value)
     assert snapshot(due) == before
     assert [file.name for file in (due / ".upstream").glob("stage-*")] == []
-    upstream.apply(due)
-    pin, files = upstream.Pin.read(due), upstream.manifest(due)
-    if UNPATCHED in upstream.edits(due, upstream.read_stamp(due)["files"]):
+    apply(due)
+    pin, files = Pin.read(due), manifest(due)
+    if UNPATCHED in edits(due, read_stamp(due)["files"]):
         assert (due / UNPATCHED).read_bytes() == b"# mine\n"
     else:
-        assert upstream.tree_sha256(files) == pin.tree_sha256
+        assert tree_sha256(files) == pin.tree_sha256
 
 
 def test_what_is_kept_for_the_next_run_is_no_condition(fresh, wheel, monkeypatch, laid_down):
     """The disk fills up after the last file of the tree."""
-    upstream = load(fresh)
     monkeypatch.setenv("ULTRALYTICS_WHEEL", str(wheel))
-    fail_at(monkeypatch, upstream.os, "replace", 1, errno.ENOSPC, ".upstream/repo")
-    upstream.apply(fresh)
+    fail_at(monkeypatch, os, "replace", 1, errno.ENOSPC, ".upstream/repo")
+    apply(fresh)
     assert tree(fresh) == tree(laid_down)
     assert not (fresh / ".upstream" / "repo").exists()
     ok(fresh, "export", ULTRALYTICS_WHEEL=str(wheel))
@@ -570,12 +562,11 @@ def test_killed_half_way_through_a_renewal(checkout, laid_down, tmp_path, number
         assert ("older than the queue" if (number, before) == (1, True) else "half-way") in ok(checkout, "status")
         assert "run `python scripts/upstream.py apply` first" in run(checkout, "export").stderr
     ok(checkout, "apply")
-    upstream = load(checkout)
-    pin, files = upstream.Pin.read(checkout), upstream.manifest(checkout)
+    pin, files = Pin.read(checkout), manifest(checkout)
     assert edited.read_bytes() == content
-    assert upstream.edits(checkout, upstream.read_stamp(checkout)["files"]) == [UNPATCHED]
-    files[UNPATCHED] = upstream.read_stamp(checkout)["files"][UNPATCHED]
-    assert upstream.tree_sha256(files) == pin.tree_sha256
+    assert edits(checkout, read_stamp(checkout)["files"]) == [UNPATCHED]
+    files[UNPATCHED] = read_stamp(checkout)["files"][UNPATCHED]
+    assert tree_sha256(files) == pin.tree_sha256
     assert not list((checkout / ".upstream").glob("stage-*"))
     name = patch_of(checkout, "Never-advise").name
     ok(checkout, "export", "-m", "Mine")  # from the repository of the new queue
@@ -617,8 +608,7 @@ def again(root: Path, pristine: Path, wheel: Path, tmp_path: Path) -> dict[str, 
     shutil.rmtree(other / "patches")
     shutil.copytree(root / "patches", other / "patches")
     ok(other, "apply", ULTRALYTICS_WHEEL=str(wheel))
-    upstream = load(other)
-    assert upstream.tree_sha256(upstream.manifest(other)) == upstream.Pin.read(other).tree_sha256
+    assert tree_sha256(manifest(other)) == Pin.read(other).tree_sha256
     ok(other, "export")
     assert queue(other) == queue(root)
     return tree(other)

@@ -1,0 +1,60 @@
+"""Lay down the pinned release with the queue on it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from maintain.pin import PACKAGE, Pin, UpstreamError, patches, queue_sha256
+from maintain.repository import apply_queue, keep_repository, make_repository
+from maintain.scratch import clear_errors, locked
+from maintain.tree import absent, count, edits, lay_down, manifest, read_stamp, tree_sha256
+from maintain.wheel import fetch, keep_wheel
+
+
+def apply(root: Path, discard_edits: bool = False) -> str:
+    """Make `root`/ultralytics the pinned release with the queue on it, around our nn/AddModules.
+
+    Everything is staged beside the tree and renamed into place at the end. Files that the user edited are kept where
+    the queue did not change them; where it did, nothing is touched and the edits are named.
+
+    Args:
+        root: The checkout, or an unpacked source distribution.
+        discard_edits: Overwrite edited files.
+
+    Returns:
+        One line that says what was done.
+
+    Raises:
+        UpstreamError: When the tree cannot be made; then it is as it was.
+    """
+    with clear_errors(root), locked(root):
+        pin, queue, stamp = Pin.read(root), queue_sha256(root), read_stamp(root)
+        edited = edits(root, stamp.get("files", {}))
+        complete = "pending" not in stamp and not absent(root, stamp.get("files", {}))
+        if stamp.get("queue") == queue and complete and not (edited and discard_edits):
+            kept = f"; kept {count(edited)}: {', '.join(edited)} (--discard-edits drops them)" if edited else ""
+            return f"{PACKAGE}/ is up to date{kept}"
+        stage = Path(tempfile.mkdtemp(prefix="stage-", dir=root / ".upstream"))
+        try:
+            repo = stage / "repo"
+            wheel = fetch(root, pin, stage)
+            make_repository(repo, wheel, pin)
+            apply_queue(repo, patches(root))
+            files = manifest(repo)
+            if tree_sha256(files) != pin.tree_sha256:
+                raise UpstreamError(
+                    f"the patched tree has sha256 {tree_sha256(files)}, patches/upstream.toml records "
+                    f"{pin.tree_sha256}; `git checkout patches && git clean -f patches` restores the queue; to change "
+                    f"it, edit under {PACKAGE}/ and run `export`"
+                )
+            kept = lay_down(root, repo, stage, stamp, {"release": pin.release, "queue": queue}, files, discard_edits)
+            with contextlib.suppress(OSError):  # the tree is complete; the next run makes again what is not kept
+                keep_repository(root, repo)
+                keep_wheel(root, wheel, pin)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    line = f"{PACKAGE}/ is {pin.release} with {len(patches(root))} patches"
+    return line + (f"; kept {count(kept)}: {', '.join(kept)}" if kept else "")

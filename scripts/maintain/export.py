@@ -1,0 +1,162 @@
+"""Turn edits made in place under ultralytics/ into patches again."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from maintain.git import git
+from maintain.pin import APPLY, PACKAGE, Pin, UpstreamError, patches, queue_sha256
+from maintain.repository import FORMAT_PATCH, apply_queue, keep_repository, make_repository, release_tag
+from maintain.scratch import clear_errors, locked
+from maintain.tree import absent, copy, count, created, edits, manifest, read_stamp, tree_sha256, write_stamp
+from maintain.wheel import fetch
+
+
+def export(root: Path, message: str | None = None, new: bool = False) -> str:
+    """Fold the edits under ultralytics/ into the queue, and write the queue to patches/.
+
+    A hunk that touches lines of a patch, or the lines of context around them, becomes part of that patch; the rest
+    becomes a patch of its own at the end. Without edits the patches come out byte for byte as they were.
+
+    Args:
+        root: The checkout.
+        message: Commit message of the new patch.
+        new: Put everything into a new patch.
+
+    Returns:
+        One line that says what was done.
+    """
+    with clear_errors(root), locked(root):
+        pin, stamp, queue = Pin.read(root), read_stamp(root), queue_sha256(root)
+        if stamp.get("queue") != queue or "pending" in stamp:
+            raise UpstreamError(f"{PACKAGE}/ was not laid down from this queue; run `{APPLY}` first")
+        scratch = root / ".upstream"
+        with tempfile.TemporaryDirectory(prefix="export-", dir=scratch) as stage:
+            repo, marker = Path(stage) / "repo", scratch / "repo" / ".git" / "queue"
+            if marker.is_file() and marker.read_text() == queue:
+                shutil.copytree(scratch / "repo", repo, symlinks=True)
+            else:
+                make_repository(repo, fetch(root, pin, Path(stage)), pin)
+                apply_queue(repo, patches(root))
+            edited = copy_edits(root, repo, stamp["files"])
+            files = manifest(repo)
+            folded, added = commit_edits(repo, pin, message, new) if edited else (0, 0)
+            assert manifest(repo) == files, "the queue does not give the edited tree"
+            out = Path(stage) / "patches"
+            git("format-patch", "--quiet", *FORMAT_PATCH, "-o", str(out), release_tag(pin), cwd=repo)
+            write_queue(root, out, pin, tree_sha256(files))
+            write_stamp(root, {"release": pin.release, "queue": queue_sha256(root), "files": files})
+            if edited:
+                keep_repository(root, repo)
+    if not edited:
+        return f"no edits under {PACKAGE}/; {len(patches(root))} patches written as they were"
+    return f"{count(edited)}: {folded} hunks folded into their patches, {added} in a new patch"
+
+
+def copy_edits(root: Path, repo: Path, files: dict[str, str]) -> list[str]:
+    """Copy edited and new files to the repository's work tree and remove deleted ones; returns their paths."""
+    gone = absent(root, files)
+    for path in gone:
+        (repo / path).unlink()
+    copied = [*edits(root, files), *created(root, files)]
+    for path in copied:
+        copy(root / path, repo / path)
+    return [*gone, *copied]
+
+
+@dataclass(frozen=True)
+class Hunk:
+    """A change of lines `first` to `last` of a file, or, where last < first, an insertion between the two."""
+
+    path: str
+    first: int
+    last: int
+    patch: str
+
+
+def commit_edits(repo: Path, pin: Pin, message: str | None, new: bool) -> tuple[int, int]:
+    """Commit the work tree's changes, each hunk into the patch that it belongs to; returns how many went where."""
+    queue = git("rev-list", "--reverse", f"{release_tag(pin)}..HEAD", cwd=repo).split()
+    base = git("rev-parse", "HEAD", cwd=repo).strip()
+    git("add", "--all", "--force", "--intent-to-add", ".", cwd=repo)
+    diff = git("diff", "--unified=0", "--no-renames", "--binary", "--full-index", "HEAD", cwd=repo)
+    owned = [(None if new else owner_of(repo, hunk, queue), hunk) for hunk in hunks(diff)]
+    owners = [commit for commit in [*queue, None] if any(owner == commit for owner, _ in owned)]
+    for number, owner in enumerate(owners, 1):
+        # From the queue's tree, as hunks count their lines there, and from the end of a file, so that they stay right
+        git("read-tree", base, cwd=repo)
+        for hunk in [hunk for whose, hunk in owned if whose in owners[:number]][::-1]:
+            git("apply", "--cached", "--unidiff-zero", "-", cwd=repo, stdin=hunk.patch)
+        paths = git("diff", "--cached", "--name-only", "HEAD", cwd=repo).split()
+        text = [f"--fixup={owner}"] if owner else ["-m", message or f"Change {', '.join(paths)}"]
+        git("commit", "--quiet", *text, cwd=repo)
+    git("reset", "--quiet", "--hard", cwd=repo)
+    squash(repo, release_tag(pin))
+    added = sum(owner is None for owner, _ in owned)
+    return len(owned) - added, added
+
+
+def squash(repo: Path, base: str) -> None:
+    """Move each fix-up into its patch, and drop a patch that edits have taken back whole."""
+    action, emptied = ["--interactive", "--autosquash", base], False
+    while action:
+        try:
+            git("rebase", *action, cwd=repo, GIT_SEQUENCE_EDITOR=":", GIT_EDITOR=":")
+            action = []
+        except UpstreamError:
+            if git("ls-files", "--unmerged", cwd=repo):
+                git("rebase", "--abort", cwd=repo, check=False)
+                raise UpstreamError(
+                    "an edit touches lines of several patches; `export --new` makes a patch of its own of all edits"
+                ) from None
+            # git stops where a fix-up leaves nothing of its patch
+            git("commit", "--quiet", "--amend", "--allow-empty", "--no-edit", cwd=repo)
+            action, emptied = ["--continue"], True
+    if emptied:
+        git("rebase", "--quiet", "--force-rebase", "--no-keep-empty", base, cwd=repo)
+
+
+def hunks(diff: str) -> Iterator[Hunk]:
+    """Split a diff without context into hunks, each a patch that applies alone."""
+    for part in re.split(r"(?m)^(?=diff --git )", diff)[1:]:
+        header, *bodies = re.split(r"(?m)^(?=@@ )", part)
+        path = re.search(r"^diff --git a/(\S+)", header)[1]
+        if not bodies:  # a binary file, or one without lines
+            yield Hunk(path, 1, 0, header)
+        for body in bodies:
+            match = re.match(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", body)
+            start, old, new = int(match[1]), int(match[2] or 1), int(match[4] or 1)
+            first = start if old else start + 1
+            if "\nnew file mode " not in header and "\ndeleted file mode " not in header:
+                # git applies at the new file's line, which is another one without the hunks before
+                body = f"@@ -{start},{old} +{first if new else first - 1},{new} @@" + body[match.end() :]
+            yield Hunk(path, first, first + old - 1, header + body)
+
+
+def owner_of(repo: Path, hunk: Hunk, queue: list[str], context: int = 3) -> str | None:
+    """Give the last patch of the queue with a line at most `context` lines from a hunk's, or None."""
+    total = len(git("show", f"HEAD:{hunk.path}", cwd=repo, check=False).split("\n")) - 1
+    if total < 1 or (hunk.first, hunk.last) == (1, 0) and "\n@@ " not in hunk.patch:
+        return None
+    lines = f"-L{max(hunk.first - context, 1)},{min(hunk.last + context, total)}"
+    touched = set(re.findall(r"(?m)^([0-9a-f]{40}) ", git("blame", "-p", lines, "HEAD", "--", hunk.path, cwd=repo)))
+    return next((commit for commit in reversed(queue) if commit in touched), None)
+
+
+def write_queue(root: Path, out: Path, pin: Pin, tree: str) -> None:
+    """Replace patches/ with the exported queue by renames, and record the hash of its tree."""
+    text = (root / "patches" / "upstream.toml").read_text(encoding="utf-8")
+    (out / "upstream.toml").write_text(text.replace(pin.tree_sha256, tree), encoding="utf-8", newline="\n")
+    for file in patches(root):
+        if not (out / file.name).is_file():
+            file.unlink()
+    for file in sorted(out.iterdir()):
+        target = root / "patches" / file.name
+        if not target.is_file() or target.read_bytes() != file.read_bytes():
+            os.replace(file, target)

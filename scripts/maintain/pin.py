@@ -1,0 +1,62 @@
+"""The upstream release that the queue is for, the queue's files, and the error that names what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    try:
+        import tomli as tomllib
+    except ModuleNotFoundError:  # outside of the build environment; pip has it
+        from pip._vendor import tomli as tomllib
+
+PACKAGE = "ultralytics"
+OURS = f"{PACKAGE}/nn/AddModules/"
+APPLY = "python scripts/upstream.py apply"
+
+
+class UpstreamError(Exception):
+    """What stops set-up, in one line that names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """The upstream release that the queue is for, from patches/upstream.toml."""
+
+    release: str
+    wheel_sha256: str
+    tree_sha256: str
+
+    @classmethod
+    def read(cls, root: Path) -> Pin:
+        file = root / "patches" / "upstream.toml"
+        try:
+            data = tomllib.loads(file.read_text(encoding="utf-8"))
+            return cls(data["release"], data["wheel-sha256"], data["tree-sha256"])
+        except FileNotFoundError:
+            raise UpstreamError(f"{file} is missing: this is no whole checkout, clone it again") from None
+        except KeyError as e:
+            raise UpstreamError(f"{file} has no {e}; `git checkout patches/upstream.toml` restores it") from None
+        except ValueError as e:  # neither TOML nor UTF-8
+            raise UpstreamError(f"{file}: {e}; `git checkout patches/upstream.toml` restores it") from None
+
+    @property
+    def wheel(self) -> str:
+        return f"{PACKAGE}-{self.release}-py3-none-any.whl"
+
+
+def patches(root: Path) -> list[Path]:
+    """List the queue in order."""
+    return sorted((root / "patches").glob("[0-9]*.patch"))
+
+
+def queue_sha256(root: Path) -> str:
+    """Hash everything that determines the tree: the pin and the queue."""
+    digest = hashlib.sha256()
+    for file in [root / "patches" / "upstream.toml", *patches(root)]:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes().replace(b"\r\n", b"\n") + b"\0")
+    return digest.hexdigest()
