@@ -105,7 +105,7 @@ def wheel(tmp_path_factory) -> Path:
     kept = ROOT / ".upstream" / "wheels" / pin.wheel
     if kept.is_file() and hashlib.sha256(kept.read_bytes()).hexdigest() == pin.wheel_sha256:
         return kept
-    return download(pin, tmp_path_factory.mktemp("wheel"))
+    return download(pin.release, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")

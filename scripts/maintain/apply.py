@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from maintain.pin import PACKAGE, Pin, UpstreamError, patches, queue_sha256
+from maintain.pin import PACKAGE, Pin, UpstreamError, applies, patches, queue_sha256
 from maintain.repository import apply_queue, keep_repository, make_repository
 from maintain.scratch import clear_errors, locked
 from maintain.tree import absent, count, edits, lay_down, manifest, read_stamp, tree_sha256
@@ -31,30 +31,35 @@ def apply(root: Path, discard_edits: bool = False) -> str:
         UpstreamError: When the tree cannot be made; then it is as it was.
     """
     with clear_errors(root), locked(root):
-        pin, queue, stamp = Pin.read(root), queue_sha256(root), read_stamp(root)
-        edited = edits(root, stamp.get("files", {}))
-        complete = "pending" not in stamp and not absent(root, stamp.get("files", {}))
-        if stamp.get("queue") == queue and complete and not (edited and discard_edits):
-            kept = f"; kept {count(edited)}: {', '.join(edited)} (--discard-edits drops them)" if edited else ""
-            return f"{PACKAGE}/ is up to date{kept}"
-        stage = Path(tempfile.mkdtemp(prefix="stage-", dir=root / ".upstream"))
-        try:
-            repo = stage / "repo"
-            wheel = fetch(root, pin, stage)
-            make_repository(repo, wheel, pin)
-            apply_queue(repo, patches(root))
-            files = manifest(repo)
-            if tree_sha256(files) != pin.tree_sha256:
-                raise UpstreamError(
-                    f"the patched tree has sha256 {tree_sha256(files)}, patches/upstream.toml records "
-                    f"{pin.tree_sha256}; `git checkout patches && git clean -f patches` restores the queue; to change "
-                    f"it, edit under {PACKAGE}/ and run `export`"
-                )
-            kept = lay_down(root, repo, stage, stamp, {"release": pin.release, "queue": queue}, files, discard_edits)
-            with contextlib.suppress(OSError):  # the tree is complete; the next run makes again what is not kept
-                keep_repository(root, repo)
-                keep_wheel(root, wheel, pin)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+        return lay_down_queue(root, discard_edits)
+
+
+def lay_down_queue(root: Path, discard_edits: bool = False) -> str:
+    """Do what `apply` does, for a caller that holds the lock."""
+    pin, queue, stamp = Pin.read(root), queue_sha256(root), read_stamp(root)
+    edited = edits(root, stamp.get("files", {}))
+    complete = "pending" not in stamp and not absent(root, stamp.get("files", {}))
+    if stamp.get("queue") == queue and complete and not (edited and discard_edits):
+        kept = f"; kept {count(edited)}: {', '.join(edited)} (--discard-edits drops them)" if edited else ""
+        return f"{PACKAGE}/ is up to date{kept}"
+    stage = Path(tempfile.mkdtemp(prefix="stage-", dir=root / ".upstream"))
+    try:
+        repo = stage / "repo"
+        wheel = fetch(root, pin, stage)
+        make_repository(repo, wheel, pin.release)
+        apply_queue(repo, [patch for patch in patches(root) if applies(patch, pin.release)])
+        files = manifest(repo)
+        if tree_sha256(files) != pin.tree_sha256:
+            raise UpstreamError(
+                f"the patched tree has sha256 {tree_sha256(files)}, patches/upstream.toml records "
+                f"{pin.tree_sha256}; `git checkout patches && git clean -f patches` restores the queue; to change "
+                f"it, edit under {PACKAGE}/ and run `export`"
+            )
+        kept = lay_down(root, repo, stage, stamp, {"release": pin.release, "queue": queue}, files, discard_edits)
+        with contextlib.suppress(OSError):  # the tree is complete; the next run makes again what is not kept
+            keep_repository(root, repo)
+            keep_wheel(root, wheel, pin.wheel)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
     line = f"{PACKAGE}/ is {pin.release} with {len(patches(root))} patches"
     return line + (f"; kept {count(kept)}: {', '.join(kept)}" if kept else "")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maintain.git import git
-from maintain.pin import APPLY, PACKAGE, Pin, UpstreamError, patches, queue_sha256
-from maintain.repository import FORMAT_PATCH, apply_queue, keep_repository, make_repository, release_tag
-from maintain.scratch import clear_errors, locked
+from maintain.pin import APPLY, PACKAGE, Pin, UpstreamError, left_out, patches, queue_sha256
+from maintain.repository import format_queue, keep_repository, queue_repository, release_tag
+from maintain.scratch import clear_errors, locked, replace_files
 from maintain.tree import absent, copy, count, created, edits, manifest, read_stamp, tree_sha256, write_stamp
-from maintain.wheel import fetch
 
 
 def export(root: Path, message: str | None = None, new: bool = False) -> str:
@@ -36,21 +33,16 @@ def export(root: Path, message: str | None = None, new: bool = False) -> str:
         pin, stamp, queue = Pin.read(root), read_stamp(root), queue_sha256(root)
         if stamp.get("queue") != queue or "pending" in stamp:
             raise UpstreamError(f"{PACKAGE}/ was not laid down from this queue; run `{APPLY}` first")
-        scratch = root / ".upstream"
-        with tempfile.TemporaryDirectory(prefix="export-", dir=scratch) as stage:
-            repo, marker = Path(stage) / "repo", scratch / "repo" / ".git" / "queue"
-            if marker.is_file() and marker.read_text() == queue:
-                shutil.copytree(scratch / "repo", repo, symlinks=True)
-            else:
-                make_repository(repo, fetch(root, pin, Path(stage)), pin)
-                apply_queue(repo, patches(root))
+        with tempfile.TemporaryDirectory(prefix="stage-export-", dir=root / ".upstream") as stage:
+            repo = Path(stage) / "repo"
+            queue_repository(root, pin, repo)
             edited = copy_edits(root, repo, stamp["files"])
             files = manifest(repo)
             folded, added = commit_edits(repo, pin, message, new) if edited else (0, 0)
             assert manifest(repo) == files, "the queue does not give the edited tree"
-            out = Path(stage) / "patches"
-            git("format-patch", "--quiet", *FORMAT_PATCH, "-o", str(out), release_tag(pin), cwd=repo)
-            write_queue(root, out, pin, tree_sha256(files))
+            written = dict(format_queue(repo, pin.release, left_out(root, pin.release), Path(stage) / "patches"))
+            written["upstream.toml"] = replace(pin, tree_sha256=tree_sha256(files)).text().encode()
+            replace_files(root, changed_patches(root, written))
             write_stamp(root, {"release": pin.release, "queue": queue_sha256(root), "files": files})
             if edited:
                 keep_repository(root, repo)
@@ -82,7 +74,7 @@ class Hunk:
 
 def commit_edits(repo: Path, pin: Pin, message: str | None, new: bool) -> tuple[int, int]:
     """Commit the work tree's changes, each hunk into the patch that it belongs to; returns how many went where."""
-    queue = git("rev-list", "--reverse", f"{release_tag(pin)}..HEAD", cwd=repo).split()
+    queue = git("rev-list", "--reverse", f"{release_tag(pin.release)}..HEAD", cwd=repo).split()
     base = git("rev-parse", "HEAD", cwd=repo).strip()
     git("add", "--all", "--force", "--intent-to-add", ".", cwd=repo)
     diff = git("diff", "--unified=0", "--no-renames", "--binary", "--full-index", "HEAD", cwd=repo)
@@ -97,7 +89,7 @@ def commit_edits(repo: Path, pin: Pin, message: str | None, new: bool) -> tuple[
         text = [f"--fixup={owner}"] if owner else ["-m", message or f"Change {', '.join(paths)}"]
         git("commit", "--quiet", *text, cwd=repo)
     git("reset", "--quiet", "--hard", cwd=repo)
-    squash(repo, release_tag(pin))
+    squash(repo, release_tag(pin.release))
     added = sum(owner is None for owner, _ in owned)
     return len(owned) - added, added
 
@@ -149,14 +141,8 @@ def owner_of(repo: Path, hunk: Hunk, queue: list[str], context: int = 3) -> str 
     return next((commit for commit in reversed(queue) if commit in touched), None)
 
 
-def write_queue(root: Path, out: Path, pin: Pin, tree: str) -> None:
-    """Replace patches/ with the exported queue by renames, and record the hash of its tree."""
-    text = (root / "patches" / "upstream.toml").read_text(encoding="utf-8")
-    (out / "upstream.toml").write_text(text.replace(pin.tree_sha256, tree), encoding="utf-8", newline="\n")
-    for file in patches(root):
-        if not (out / file.name).is_file():
-            file.unlink()
-    for file in sorted(out.iterdir()):
-        target = root / "patches" / file.name
-        if not target.is_file() or target.read_bytes() != file.read_bytes():
-            os.replace(file, target)
+def changed_patches(root: Path, queue: dict[str, bytes]) -> dict[str, bytes | None]:
+    """Give the files under patches/ that change where it is to be `queue`, by their path in the checkout."""
+    now = {file.name: file.read_bytes() for file in [*patches(root), root / "patches" / "upstream.toml"]}
+    names = sorted({*now, *queue})
+    return {f"patches/{name}": queue.get(name) for name in names if queue.get(name) != now.get(name)}

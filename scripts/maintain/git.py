@@ -20,7 +20,16 @@ GIT_ENVIRONMENT = {
     "LC_ALL": "C",
     "TZ": "UTC",
 }
-GIT_CONFIG = {"core.autocrlf": "false", "core.safecrlf": "false", "commit.gpgsign": "false", "gc.auto": "0"}
+GIT_CONFIG = {
+    "advice.detachedHead": "false",
+    "commit.gpgsign": "false",
+    "core.attributesFile": os.devnull,
+    "core.autocrlf": "false",
+    "core.excludesFile": os.devnull,
+    "core.safecrlf": "false",
+    "gc.auto": "0",
+    "merge.conflictStyle": "diff3",
+}
 
 
 def git(*args: str, cwd: Path, stdin: str | None = None, check: bool = True, **environment: str) -> str:
@@ -35,6 +44,7 @@ def git(*args: str, cwd: Path, stdin: str | None = None, check: bool = True, **e
             input=None if stdin is None else stdin.encode(errors="surrogateescape"),
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
+            close_fds=False,  # it holds the scratch folder's lock as long as it runs
         )
     except FileNotFoundError:
         raise UpstreamError("git was not found; install git and run this again") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,15 @@ class Pin:
         except ValueError as e:  # neither TOML nor UTF-8
             raise UpstreamError(f"{file}: {e}; `git checkout patches/upstream.toml` restores it") from None
 
+    def text(self) -> str:
+        """Write upstream.toml."""
+        return (
+            "# The upstream release that the queue is for. `scripts/upstream.py` reads and writes this file.\n"
+            f'release = "{self.release}"\n'
+            f'wheel-sha256 = "{self.wheel_sha256}"\n'
+            f'tree-sha256 = "{self.tree_sha256}"  # of the release with the queue on it\n'
+        )
+
     @property
     def wheel(self) -> str:
         return f"{PACKAGE}-{self.release}-py3-none-any.whl"
@@ -52,6 +62,23 @@ class Pin:
 def patches(root: Path) -> list[Path]:
     """List the queue in order."""
     return sorted((root / "patches").glob("[0-9]*.patch"))
+
+
+def version(release: str) -> tuple[int, ...]:
+    """Give a release's numbers, which order releases."""
+    return tuple(int(number) for number in release.split("."))
+
+
+def applies(patch: Path, release: str) -> bool:
+    """Whether a patch is for a release: its message may name the first one that has what it changes."""
+    message = patch.read_bytes().partition(b"\ndiff --git ")[0].decode(errors="replace")
+    since = re.search(r"(?m)^Applies from: ([\d.]*\d)\s*$", message)
+    return since is None or version(release) >= version(since[1])
+
+
+def left_out(root: Path, release: str) -> list[Path]:
+    """List the patches that are for later releases than this one."""
+    return [patch for patch in patches(root) if not applies(patch, release)]
 
 
 def queue_sha256(root: Path) -> str:

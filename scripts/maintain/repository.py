@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 from maintain.git import git
-from maintain.pin import PACKAGE, Pin, UpstreamError, queue_sha256
-from maintain.wheel import unpack
+from maintain.pin import PACKAGE, Pin, UpstreamError, applies, patches, queue_sha256
+from maintain.wheel import fetch, unpack
 
 FORMAT_PATCH = "--no-signature --zero-commit --no-numbered --no-stat --full-index --no-renames --unified=3".split()
 
 
-def make_repository(repo: Path, wheel: Path, pin: Pin) -> None:
-    """Make a repository whose only commit, tagged with the release, is upstream's package."""
+def make_repository(repo: Path, wheel: Path, release: str) -> None:
+    """Make a repository whose branch `queue` is an upstream release."""
     repo.mkdir(parents=True)
     git("init", "--quiet", "--template=", "--initial-branch=queue", ".", cwd=repo)
     (repo / ".git" / "info").mkdir(exist_ok=True)
     (repo / ".git" / "info" / "attributes").write_text("* -text\n*.py diff=python\n")
-    unpack(wheel, repo)
-    git("add", "--all", "--force", ".", cwd=repo)
-    git("commit", "--quiet", "-m", f"{PACKAGE} {pin.release}", cwd=repo)
-    git("tag", release_tag(pin), cwd=repo)
+    commit_release(repo, wheel, release)
+    git("reset", "--quiet", "--hard", release_tag(release), cwd=repo)
 
 
-def release_tag(pin: Pin) -> str:
-    return f"release/{pin.release}"
+def commit_release(repo: Path, wheel: Path, release: str) -> None:
+    """Commit upstream's package as a commit without parents, tagged with the release, beside what is there."""
+    with tempfile.TemporaryDirectory(prefix="release-", dir=repo / ".git") as folder:
+        unpack(wheel, Path(folder))
+        index = {"GIT_INDEX_FILE": f"{folder}.index"}
+        git(f"--work-tree={folder}", "add", "--all", "--force", ".", cwd=repo, **index)
+        tree = git("write-tree", cwd=repo, **index).strip()
+    Path(index["GIT_INDEX_FILE"]).unlink()
+    commit = git("commit-tree", tree, "-m", f"{PACKAGE} {release}", cwd=repo).strip()
+    git("tag", "--force", release_tag(release), commit, cwd=repo)
+
+
+def release_tag(release: str) -> str:
+    return f"release/{release}"
+
+
+def queue_repository(root: Path, pin: Pin, repo: Path) -> None:
+    """Make `repo` the repository of the checkout's queue, from the one that set-up has kept if that holds it."""
+    kept = root / ".upstream" / "repo"
+    marker = kept / ".git" / "queue"
+    if marker.is_file() and marker.read_text() == queue_sha256(root):
+        shutil.copytree(kept, repo, symlinks=True)
+        return
+    make_repository(repo, fetch(root, pin, repo.parent), pin.release)
+    apply_queue(repo, [patch for patch in patches(root) if applies(patch, pin.release)])
 
 
 def apply_queue(repo: Path, queue: list[Path]) -> None:
@@ -75,6 +98,26 @@ def first_rejected_hunk(repo: Path, patch: str) -> str | None:
             except UpstreamError:
                 return f"{path}, hunk {number} ({part.splitlines()[0]})"
     return path
+
+
+def format_queue(repo: Path, release: str, others: list[Path], out: Path) -> dict[str, bytes]:
+    """Write the repository's queue as patches.
+
+    Args:
+        repo: The repository, whose branch `queue` is the queue on the release.
+        release: The release.
+        others: Patches for later releases, which keep their numbers.
+        out: A folder for git to write to.
+
+    Returns:
+        The content of each patch by its file name, the others' included.
+    """
+    taken = {int(patch.name.partition("-")[0]) for patch in others}
+    numbers = (number for number in itertools.count(1) if number not in taken)
+    for commit in git("rev-list", "--reverse", f"{release_tag(release)}..queue", cwd=repo).split():
+        number = f"--start-number={next(numbers)}"
+        git("format-patch", "--quiet", *FORMAT_PATCH, "-o", str(out), number, "-1", commit, cwd=repo)
+    return {file.name: file.read_bytes() for file in [*out.glob("*.patch"), *others]}
 
 
 def keep_repository(root: Path, repo: Path) -> None:

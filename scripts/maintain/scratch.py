@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,9 +27,43 @@ def locked(root: Path) -> Iterator[None]:
             msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
         else:
             fcntl.flock(file, fcntl.LOCK_EX)
-        for left in [*scratch.glob("stage-*"), *scratch.glob("export-*")]:  # by a run that was killed
+            os.set_inheritable(file.fileno(), True)  # a git that outlives a killed run holds the lock until it ends
+        for left in [*scratch.glob("stage-*"), *scratch.glob("journal.part")]:  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
+        complete_replacement(root)
         yield
+
+
+def replace_files(root: Path, files: dict[str, bytes | None]) -> None:
+    """Replace files of the checkout all together: where a run is killed half-way, the next one completes it.
+
+    Args:
+        root: The checkout.
+        files: The new content of each file by its path in the checkout, None for one that goes.
+    """
+    part, journal = root / ".upstream" / "journal.part", root / ".upstream" / "journal"
+    part.mkdir()
+    for number, content in enumerate(files.values()):
+        if content is not None:
+            (part / str(number)).write_bytes(content)
+    index = {path: content is not None for path, content in files.items()}
+    (part / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    os.replace(part, journal)
+    complete_replacement(root)
+
+
+def complete_replacement(root: Path) -> None:
+    """Rename into place what `replace_files` has written down and not yet done."""
+    journal = root / ".upstream" / "journal"
+    if (journal / "index.json").is_file():
+        index = json.loads((journal / "index.json").read_text(encoding="utf-8"))
+        for number, (path, stays) in enumerate(index.items()):
+            if not stays:
+                (root / path).unlink(missing_ok=True)
+            elif (journal / str(number)).is_file():
+                os.replace(journal / str(number), root / path)
+        (journal / "index.json").unlink()
+    shutil.rmtree(journal, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -15,33 +17,39 @@ from maintain.pin import OURS, PACKAGE, Pin, UpstreamError
 from maintain.tree import sha256
 
 WHEEL_VARIABLE = "ULTRALYTICS_WHEEL"
+MALWARE = {"8.3.41", "8.3.42", "8.3.45", "8.3.46"}  # published by someone else, December 2024
 
 
-def find_wheel(root: Path, pin: Pin) -> Path | None:
-    """Find the release's wheel on disk, where the user or an earlier run has put it."""
-    named = os.environ.get(WHEEL_VARIABLE)
+def find_wheel(root: Path, release: str, pinned: bool) -> Path | None:
+    """Find a release's wheel on disk, where the user has put it."""
+    name, named = wheel_name(release), os.environ.get(WHEEL_VARIABLE)
     if named:
         wheel = Path(named).expanduser()
-        wheel = wheel / pin.wheel if wheel.is_dir() else wheel
-        if not wheel.is_file():
+        wheel = wheel / name if wheel.is_dir() else wheel
+        if wheel.is_file() and (pinned or wheel.name == name):
+            return wheel
+        if pinned:
             raise UpstreamError(f"{WHEEL_VARIABLE}={named}: there is no {wheel.name}; unset it to download the wheel")
-        return wheel
-    wheel = root / "wheels" / pin.wheel
+    wheel = root / "wheels" / name
     return wheel if wheel.is_file() else None
 
 
+def wheel_name(release: str) -> str:
+    return f"{PACKAGE}-{release}-py3-none-any.whl"
+
+
 def fetch(root: Path, pin: Pin, folder: Path) -> Path:
-    """Get the release's wheel, by pip where it is not on disk, and verify it.
+    """Get the pinned release's wheel, by pip where it is not on disk, and verify it.
 
     Raises:
         UpstreamError: Where pip cannot get it, or its sha256 is not the pinned one.
     """
-    wheel = find_wheel(root, pin)
+    wheel = find_wheel(root, pin.release, pinned=True)
     kept = root / ".upstream" / "wheels" / pin.wheel
     if wheel is None and kept.is_file() and sha256(kept) == pin.wheel_sha256:
         return kept
     if wheel is None:
-        wheel = download(pin, folder)
+        wheel = download(pin.release, folder)
     digest = sha256(wheel)
     if digest != pin.wheel_sha256:
         raise UpstreamError(
@@ -51,20 +59,61 @@ def fetch(root: Path, pin: Pin, folder: Path) -> Path:
     return wheel
 
 
-def download(pin: Pin, folder: Path) -> Path:
-    """Download the release's wheel with pip, whose index, proxy and certificate settings hold."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary=:all:", "--retries=2", f"--dest={folder}", f"{PACKAGE}=={pin.release}"]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    wheel = folder / pin.wheel
-    if done.returncode or not wheel.is_file():
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR") or "No module named" in line]
-        reason = lines[0].removeprefix("ERROR: ") if lines else f"pip exited with {done.returncode}"
-        raise UpstreamError(
-            f"could not download {PACKAGE}=={pin.release}: {reason}; connect to the network, or set {WHEEL_VARIABLE} "
-            f"to a local {pin.wheel}"
-        )
-    return wheel
+def fetch_release(root: Path, release: str | None, folder: Path) -> tuple[str, Path]:
+    """Get any release's wheel: the pinned one verified, another one from disk or from pip, which verifies it.
+
+    Args:
+        root: The checkout.
+        release: A version; the newest without it.
+        folder: Where a download goes.
+
+    Returns:
+        The release and its wheel.
+
+    Raises:
+        UpstreamError: For a release that must not be used, is no version, or cannot be got.
+    """
+    pin = Pin.read(root)
+    if release is None:
+        wheel = download(None, folder)
+        release = wheel.name.split("-")[1]
+    else:
+        if not re.fullmatch(r"\d+(\.\d+)+", release):
+            raise UpstreamError(f"{release!r} is no release of {PACKAGE}: a version looks like {pin.release}")
+        refuse_malware(release)
+        if release == pin.release:
+            return release, fetch(root, pin, folder)
+        wheel = find_wheel(root, release, pinned=False)
+        wheel = wheel or download(release, folder)
+    refuse_malware(release)
+    return release, wheel
+
+
+def refuse_malware(release: str) -> None:
+    if release in MALWARE:
+        raise UpstreamError(f"{PACKAGE} {release} carried malware: it is never used; take another release")
+
+
+def download(release: str | None, folder: Path) -> Path:
+    """Download a release's wheel, or the newest one's, with pip, whose index, proxy and certificate settings hold."""
+    wanted = f"{PACKAGE}=={release}" if release else PACKAGE
+    with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as own:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary=:all:", "--retries=2", f"--dest={own}", wanted]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        found = list(Path(own).glob(wheel_name(release or "*")))
+        if done.returncode or not found:
+            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR") or "No module named" in line]
+            lines = [line for line in lines if "Ignored the following" not in line] or [f"exit {done.returncode}"]
+            reason = lines[0].removeprefix("ERROR: ").partition(" (from versions")[0]
+            local = f", or set {WHEEL_VARIABLE} to a local {wheel_name(release)}" if release else ""
+            raise UpstreamError(f"could not download {wanted}: {reason}; connect to the network{local}")
+        if "yanked version" in done.stderr:
+            why = re.search(r"Reason for being yanked: (.*)", done.stderr)
+            reason = f" ({why[1].strip()})" if why and "none" not in why[1] else ""
+            raise UpstreamError(f"{wanted} was yanked by its authors{reason}: it is never used; take another release")
+        os.replace(found[0], folder / found[0].name)
+    return folder / found[0].name
 
 
 def unpack(wheel: Path, folder: Path) -> None:
@@ -83,10 +132,12 @@ def unpack(wheel: Path, folder: Path) -> None:
         raise UpstreamError(f"{wheel} is no sound archive: {e}") from None
 
 
-def keep_wheel(root: Path, wheel: Path, pin: Pin) -> None:
-    """Keep the wheel for the next set-up, which then needs no network."""
-    kept = root / ".upstream" / "wheels" / pin.wheel
+def keep_wheel(root: Path, wheel: Path, name: str | None = None) -> Path:
+    """Keep a wheel, under its name or another, for the next run, which then needs no network."""
+    kept = root / ".upstream" / "wheels" / (name or wheel.name)
     if wheel.resolve() != kept.resolve():
         kept.parent.mkdir(exist_ok=True)
-        shutil.copyfile(wheel, kept.with_suffix(".part"))
-        os.replace(kept.with_suffix(".part"), kept)
+        part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+        shutil.copyfile(wheel, part)
+        os.replace(part, kept)
+    return kept

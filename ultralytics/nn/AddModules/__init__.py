@@ -13,10 +13,10 @@ for _file in sorted(_files):
 
 # Behind the loop, which binds each file's name here: one called `run.py` must not take a hook's place
 from ultralytics.nn.AddModules.checkout import warn_if_stale  # noqa: E402
-from ultralytics.nn.AddModules.hooks import checked, fuse, read_row, route, run, seat  # noqa: E402
+from ultralytics.nn.AddModules.hooks import checked, embed_by_index, fuse, read_row, route, run, seat  # noqa: E402
 from ultralytics.nn.AddModules.registry import NAMES, READERS  # noqa: E402
 
-__all__ = "READERS", "checked", "fuse", "read_row", "route", "run", "seat"
+__all__ = "READERS", "checked", "embed_by_index", "fuse", "read_row", "route", "run", "seat"
 
 globals().update({_name: _cls for _name, _cls in NAMES.items() if _name not in {*_files, *__all__}})
 

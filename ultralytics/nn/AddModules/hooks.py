@@ -15,7 +15,7 @@ from torch import nn
 
 from ultralytics.nn.AddModules.registry import NAMES, READERS, Layer, Row, RowError, backbone
 
-__all__ = "checked", "fuse", "read_row", "route", "run", "seat"
+__all__ = "checked", "embed_by_index", "fuse", "read_row", "route", "run", "seat"
 
 SLOTS = 5  # layer indices of a multi-output backbone: index i is the map of stride 2 ** (i + 1), index 0 stays empty
 # Exceptions that gain the row and keep their type, for callers that catch upstream's
@@ -133,6 +133,22 @@ def route(model: Any, cfg: dict, task: str | None) -> str | None:
         model.__class__ = RTDETR
         return "detect"
     return task
+
+
+def embed_by_index(embed: Callable) -> Callable:
+    """Let `Model.embed` take the layer before the head by its index.
+
+    Upstream takes its place in the list of layers, which is another one behind a multi-output backbone.
+    """
+
+    @functools.wraps(embed)
+    def by_index(self: Any, source: Any = None, stream: bool = False, **kwargs: Any) -> Any:
+        layers = getattr(getattr(self.model, "module", self.model), "model", None)
+        if not kwargs.get("embed") and isinstance(layers, nn.Sequential) and hasattr(layers[-2], "i"):
+            kwargs["embed"] = [layers[-2].i]
+        return embed(self, source, stream, **kwargs)
+
+    return by_index
 
 
 def checked(parse_model: Callable) -> Callable:

@@ -1,0 +1,48 @@
+"""An environment that has what a release of upstream imports: made and cached by uv."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+from maintain.pin import UpstreamError
+
+OUR_REQUIREMENTS = ("einops", "timm")  # what nn/AddModules imports beyond upstream
+
+
+def requirements(wheel: Path) -> list[str]:
+    """List what a wheel requires, as its metadata states it, extras aside."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode("utf-8"))
+    return [need for need in metadata.get_all("Requires-Dist", []) if "extra ==" not in need]
+
+
+def find_uv() -> str:
+    """Find uv: the one that runs this process, or the one on PATH."""
+    uv = os.environ.get("UV") or shutil.which("uv")
+    if not uv:
+        raise UpstreamError("uv was not found; `python -m pip install uv` installs it")
+    return uv
+
+
+def python_command(needs: list[str]) -> list[str]:
+    """Give the command line of this Python in an environment that has `needs`, requirements as pip reads them."""
+    command = [find_uv(), "run", "--quiet", "--no-project", "--isolated", f"--python={sys.executable}"]
+    return [*command, *(f"--with={need}" for need in needs), "python"]
+
+
+def run_python(needs: list[str], *args: str, **options) -> subprocess.CompletedProcess:
+    """Run this Python, in an environment that has `needs` and nothing else, on the given arguments.
+
+    Args:
+        needs: Requirements as pip reads them.
+        args: Arguments of the interpreter.
+        options: Of `subprocess.run`.
+    """
+    return subprocess.run([*python_command(needs), *args], stdin=subprocess.DEVNULL, **options)

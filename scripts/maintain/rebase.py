@@ -1,0 +1,377 @@
+"""Rebase the queue onto another release, verify what comes out, and write it to the checkout, ready to commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from maintain import api, carry
+from maintain.apply import lay_down_queue
+from maintain.carry import Carried, Notes, Stop
+from maintain.environment import requirements
+from maintain.export import changed_patches, commit_edits
+from maintain.git import git
+from maintain.pin import APPLY, PACKAGE, Pin, UpstreamError, left_out, queue_sha256
+from maintain.repository import format_queue
+from maintain.scratch import clear_errors, locked, replace_files
+from maintain.staging import patched_tree, untouched_tree
+from maintain.tree import edits, manifest, read_stamp, tree_sha256
+from maintain.verify import Verdict, verify
+from maintain.wheel import fetch_release, keep_wheel
+
+REBASE = "python scripts/upstream.py rebase"
+SESSION = ".upstream/rebase"
+
+
+@dataclass
+class Report:
+    """What a rebase did, for people as text and for machines as JSON."""
+
+    outcome: str  # rebased, stopped, wrong, aborted, up to date
+    old: str
+    new: str
+    dry_run: bool = False
+    stop: Stop | None = None
+    patches: list[Carried] = field(default_factory=list)
+    range_diff: str = ""
+    api: list[str] = field(default_factory=list)
+    verdict: Verdict | None = None
+    changed: list[str] = field(default_factory=list)
+    wheel_sha256: str = ""
+    tree_sha256: str = ""
+    note: str = ""
+    seconds: float = 0.0
+
+    def json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+
+# Commands -------------------------------------------------------------------------------------------------------------
+def rebase(root: Path, release: str | None, done: Callable[[str], None], dry_run: bool = False) -> Report:
+    """Rebase the queue onto a release; verify it; write it.
+
+    Args:
+        root: The checkout.
+        release: The release, the newest without it.
+        done: Is called with what was done last, for a progress bar.
+        dry_run: Change nothing.
+
+    Raises:
+        UpstreamError: Where it cannot begin, and the checkout is as it was.
+    """
+    began = time.monotonic()
+    with clear_errors(root), locked(root):
+        pin, queue = Pin.read(root), queue_sha256(root)
+        session = waiting(root, pin)
+        if session and not dry_run:
+            notes = read_notes(session)
+            way = f" from {notes.old} to {notes.new}" if notes else ""
+            raise UpstreamError(f"a rebase{way} waits in {SESSION}; `{REBASE} --continue`, or `--abort`")
+        refuse_edits(root)
+        stage = Path(tempfile.mkdtemp(prefix="stage-", dir=root / ".upstream"))
+        try:
+            new, wheel = fetch_release(root, release, stage)
+            done(f"{PACKAGE} {new}")
+            if new == pin.release:
+                return Report("up to date", pin.release, new, dry_run)
+            repo = stage / "rebase"
+            carry.begin(root, pin, repo, new, wheel, queue)
+            shutil.copyfile(wheel, repo / ".git" / wheel.name)
+            if dry_run:
+                report = go_on(root, repo, done, dry_run=True)
+            else:
+                os.replace(repo, root / SESSION)
+                report = go_on(root, root / SESSION, done)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    return replace(report, seconds=round(time.monotonic() - began, 1))
+
+
+def resume(root: Path, action: str, done: Callable[[str], None]) -> Report:
+    """Go on with a rebase that waits for a hand.
+
+    Args:
+        root: The checkout.
+        action: `continue` with what was resolved, or with a hunk's new place; `skip` the patch; `abort` the rebase.
+        done: Is called with what was done last, for a progress bar.
+    """
+    began = time.monotonic()
+    with clear_errors(root), locked(root):
+        session = waiting(root, Pin.read(root))
+        if not session:
+            raise UpstreamError(f"no rebase is waiting; `{REBASE} [VERSION]` starts one")
+        notes = read_notes(session)
+        if action == "abort":
+            discard(root, session)
+            return Report("aborted", notes.old if notes else "?", notes.new if notes else "?")
+        if notes is None:
+            raise UpstreamError(f"{SESSION} is damaged; `{REBASE} --abort`, and start again")
+        if notes.queue_sha256 != queue_sha256(root):
+            raise UpstreamError(f"patches/ is not what the rebase began with; `{REBASE} --abort`, and start again")
+        release_git_locks(session)
+        stop = carry.examine_now(session)
+        if action == "skip":
+            skip(session, notes, stop)
+        elif stop:
+            settle(session, notes, stop)
+        report = go_on(root, session, done)
+    return replace(report, seconds=round(time.monotonic() - began, 1))
+
+
+def waiting(root: Path, pin: Pin) -> Path | None:
+    """Give the folder of a rebase that waits; one that was killed after its last step is removed."""
+    session = root / SESSION
+    notes = read_notes(session)
+    if notes and notes.new == pin.release:
+        discard(root, session)
+    return session if session.is_dir() else None
+
+
+def refuse_edits(root: Path) -> None:
+    """Refuse to carry a queue that is not what stands at ultralytics/."""
+    stamp = read_stamp(root)
+    edited = edits(root, stamp.get("files", {})) if stamp.get("queue") == queue_sha256(root) else []
+    if edited:
+        raise UpstreamError(
+            f"{', '.join(edited)} {'was' if len(edited) == 1 else 'were'} edited and would stay behind; "
+            f"`python scripts/upstream.py export` makes patches of edits, `{APPLY} --discard-edits` drops them"
+        )
+
+
+def read_notes(session: Path) -> Notes | None:
+    try:
+        return Notes.read(session)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def discard(root: Path, session: Path) -> None:
+    """Remove the session at once: renamed first, so that a run that is killed leaves no half of it."""
+    gone = Path(tempfile.mkdtemp(prefix="stage-", dir=root / ".upstream"))
+    os.replace(session, gone / "rebase")
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def release_git_locks(session: Path) -> None:
+    """Remove the locks of a git that was killed; no git of ours runs, as the scratch folder's lock is held."""
+    for lock in ("index.lock", "HEAD.lock"):
+        (session / ".git" / lock).unlink(missing_ok=True)
+
+
+# By hand --------------------------------------------------------------------------------------------------------------
+def skip(session: Path, notes: Notes, stop: Stop | None) -> None:
+    """Drop the patch that the rebase waits at."""
+    commit = carry.current(session)
+    if stop is None or commit is None:
+        raise UpstreamError("the rebase waits at no patch that could be skipped")
+    notes.dropped[commit] = "upstream's" if stop.reason == "taken" else "dropped"
+    notes.write(session)
+    if stop.reason == "moved":
+        git("reset", "--quiet", "--hard", "HEAD^", cwd=session)
+    else:
+        git("rebase", "--skip", cwd=session, check=False, GIT_EDITOR=":")
+
+
+def settle(session: Path, notes: Notes, stop: Stop) -> None:
+    """Take what was resolved by hand into the patch that the rebase waits at."""
+    commit = notes.order[stop.patch]
+    if stop.reason == "taken":
+        raise UpstreamError(
+            f"nothing of patches/{stop.patch} is left on {notes.new}: say `{REBASE} --skip` to drop it, or `--abort`"
+        )
+    if stop.reason == "conflict":
+        for path, stages in carry.unmerged(session).items():
+            file = session / path
+            marked = carry.first_marker(file)
+            if marked:
+                raise UpstreamError(f"{SESSION}/{path}, line {marked} still has a conflict marker; edit the file first")
+            if "2" not in stages or "3" not in stages:
+                raise UpstreamError(
+                    f"{path} is there on one side only; `git -C {SESSION} add {path}` keeps it, `git -C {SESSION} rm "
+                    f"{path}` drops it; then `{REBASE} --continue`"
+                )
+        git("add", "--all", "--force", ".", cwd=session)
+        if not git("diff", "--cached", "--name-only", "HEAD", cwd=session):
+            raise UpstreamError(
+                f"nothing of patches/{stop.patch} is left: say `{REBASE} --skip` to drop it, or edit the files again"
+            )
+        git("commit", "--quiet", f"--reuse-message={commit}", cwd=session)
+        return
+    # A hunk in another function: what was edited since belongs to this patch; no edit says that the place is right
+    git("add", "--all", "--force", ".", cwd=session)
+    if git("diff", "--cached", "--name-only", "HEAD", cwd=session):
+        git("commit", "--quiet", "--amend", "--no-edit", cwd=session)
+    elif notes.shown == commit:
+        notes.accepted.append(commit)
+        notes.write(session)
+
+
+# The way --------------------------------------------------------------------------------------------------------------
+def go_on(root: Path, repo: Path, done: Callable[[str], None], dry_run: bool = False) -> Report:
+    """Run the rebase to its end, verify and write; or say where it waits."""
+    notes = Notes.read(repo)
+    report = Report("stopped", notes.old, notes.new, dry_run, wheel_sha256=notes.wheel_sha256)
+    report.stop = carry.advance(root, repo)
+    if report.stop:
+        notes = Notes.read(repo)  # which the way has written to
+        notes.shown = notes.order[report.stop.patch]
+        notes.write(repo)
+        return report
+    done("rebased")
+    pin = Pin(notes.new, notes.wheel_sha256, "")
+    if git("status", "--porcelain", cwd=repo):  # edits after a verdict of "wrong"
+        commit_edits(repo, pin, None, new=False)
+    report.patches, report.range_diff = carry.outcome(repo), carry.range_diff(repo)
+    report.tree_sha256 = tree_sha256(manifest(repo))
+    wheel = repo / ".git" / pin.wheel
+    with tempfile.TemporaryDirectory(prefix="stage-", dir=root / ".upstream") as own:
+        ours, theirs, before = (Path(own) / name for name in ("ours", "theirs", "before"))
+        patched_tree(root, repo, ours)
+        untouched_tree(repo, notes.new, theirs)
+        untouched_tree(repo, notes.old, before)
+        report.api = api.changes(root, before, theirs)
+        report.verdict = verify(root, notes.new, wheel, ours, theirs, done)
+        if report.verdict.problems:
+            return replace(report, outcome="wrong")
+        pin = replace(pin, tree_sha256=report.tree_sha256)
+        queue = format_queue(repo, notes.new, left_out(root, notes.new), Path(own) / "patches")
+        files = changed_files(root, notes, pin, queue, wheel)
+        report.changed = sorted(files)
+        if not dry_run:
+            keep_wheel(root, wheel)
+            replace_files(root, files)
+            discard(root, repo)
+            done("written")
+            try:
+                lay_down_queue(root)
+            except UpstreamError as e:
+                report.note = f"{PACKAGE}/ is still on {notes.old}: {e}"
+    return replace(report, outcome="rebased")
+
+
+def changed_files(root: Path, notes: Notes, pin: Pin, queue: dict[str, bytes], wheel: Path) -> dict[str, bytes | None]:
+    """Give the checkout's files that change with the release, by path: patches, pin, version, dependencies, docs."""
+    files = changed_patches(root, {**queue, "upstream.toml": pin.text().encode()})
+    texts = {
+        "pyproject.toml": lambda text: requires(own_version(text, notes), requirements(wheel)),
+        "README.md": lambda text: own_version(text, notes).replace(f"**{notes.old}**", f"**{notes.new}**"),
+        "CHANGELOG.md": lambda text: entry(text, notes),
+    }
+    for name, change in texts.items():
+        text = (root / name).read_text(encoding="utf-8") if (root / name).is_file() else ""
+        if change(text) != text:
+            files[name] = change(text).encode()
+    return files
+
+
+def own_version(text: str, notes: Notes) -> str:
+    """Write our version for the new release wherever the one for the old release stands."""
+    return text.replace(f"{notes.old}+addmodules.", f"{notes.new}+addmodules.")
+
+
+def entry(changelog: str, notes: Notes) -> str:
+    """Begin a section for the new release, with our number as it was."""
+    head = re.search(r"(?m)^## \S+\+addmodules\.(\d+)", changelog)
+    if not head:
+        return changelog
+    section = f"## {notes.new}+addmodules.{head[1]}\n\n- Follows upstream {notes.new}.\n\n"
+    return changelog[: head.start()] + section + changelog[head.start() :]
+
+
+def requires(pyproject: str, needs: list[str]) -> str:
+    """Put upstream's requirements in place of the old release's, above our own."""
+    block = re.search(r"(?ms)^dependencies = \[\n(  # Upstream's.*?\n)(.*?)(?=^  # Ours\n)", pyproject)
+    if not block:
+        raise UpstreamError('pyproject.toml has no dependencies between "# Upstream\'s" and "# Ours"')
+    stands = {canonical(line): line for line in re.findall(r'(?m)^  "(.*)",$', block[2])}
+    lines = [stands.get(canonical(need), need.replace('"', "'")) for need in needs]
+    return pyproject[: block.start(2)] + "".join(f'  "{line}",\n' for line in lines) + pyproject[block.end(2) :]
+
+
+def canonical(need: str) -> tuple:
+    """Bring a requirement to a form in which the order of its limits and its quotes do not matter."""
+    wanted, _, marker = need.replace('"', "'").partition(";")
+    name, limits = re.match(r"\s*([\w.\[\]-]+)\s*(.*)", wanted).groups()
+    return name, frozenset(re.split(r"\s*,\s*", limits.strip(" ()"))), marker.strip()
+
+
+# As text --------------------------------------------------------------------------------------------------------------
+def describe(report: Report) -> str:
+    """Write a report for people."""
+    way = f"{PACKAGE} {report.old} -> {report.new}"
+    if report.outcome == "up to date":
+        return f"{PACKAGE}/ is on {report.new} already"
+    if report.outcome == "aborted":
+        return f"{way}: given up; everything is as it was"
+    if report.outcome == "stopped":
+        return describe_stop(report)
+    lines = [way, "", report.range_diff.rstrip(), ""]
+    lines += [f"  {carried.state:<17} {carried.patch}{details(carried)}" for carried in report.patches]
+    verdict = report.verdict
+    lines += [
+        "",
+        f"{verdict.models} of {verdict.of_models} shipped models right, {verdict.vanilla} of {verdict.of_vanilla} "
+        f"vanilla models equal to the untouched release's ({report.seconds:.0f} s)",
+    ]
+    if verdict.problems:
+        lines += [f"  {problem}" for problem in verdict.problems]
+        lines += [
+            "",
+            f"edit {SESSION}/ and `{REBASE} --continue`, which folds edits into their patches; or `{REBASE} --abort`"
+            if not report.dry_run
+            else "a dry run: nothing was changed",
+        ]
+        return "\n".join(lines)
+    lines += ["", "would change" if report.dry_run else "changed, ready to commit after `uv run pytest`:"]
+    lines += [f"  {path}" for path in report.changed]
+    lines += [report.note] if report.note else []
+    lines += ["", "for the commit message:", "", commit_message(report)]
+    return "\n".join(lines)
+
+
+def details(carried: Carried) -> str:
+    return f"  ({'; '.join(carried.details)})" if carried.details else ""
+
+
+def commit_message(report: Report) -> str:
+    """Summarise a rebase as a commit message."""
+    lines = [f"Follow upstream {report.new}", "", f"The queue, from {report.old}:"]
+    lines += [f"- {carried.state}: {carried.patch}{details(carried)}" for carried in report.patches]
+    lines += ["", "Upstream's public API that our modules use:"]
+    lines += [f"- {line}" for line in report.api or ["unchanged"]]
+    return "\n".join(lines)
+
+
+def describe_stop(report: Report) -> str:
+    """Say where a rebase waits, why, and what to do."""
+    stop, new = report.stop, report.new
+    where = [f"  {line}" for line in stop.lines]
+    head = {
+        "conflict": f"patches/{stop.patch} conflicts with {PACKAGE} {new}:",
+        "taken": f"patches/{stop.patch} is in {PACKAGE} {new} already; it is dropped when you say so:",
+        "moved": f"patches/{stop.patch} applies to {PACKAGE} {new}, but not where it was:",
+    }[stop.reason]
+    if report.dry_run:
+        return "\n".join([head, *where, "a dry run: nothing was changed"])
+    edit = f"edit the files in {SESSION}"
+    todo = {
+        "conflict": [
+            f"{edit}: between <<<<<<< and ||||||| is {PACKAGE} {new}, between ======= and >>>>>>> the patch",
+            f"{REBASE} --continue   when no marker is left",
+            f"{REBASE} --skip       to drop the patch",
+        ],
+        "taken": [f"{REBASE} --skip       to drop the patch"],
+        "moved": [
+            f"{edit} if the place is wrong (`git -C {SESSION} show` shows the patch)",
+            f"{REBASE} --continue   to go on, with what you edited; without edits, with the new place",
+            f"{REBASE} --skip       to drop the patch",
+        ],
+    }[stop.reason]
+    return "\n".join([head, *where, *todo, f"{REBASE} --abort      to leave everything as it was"])

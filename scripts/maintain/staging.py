@@ -1,0 +1,70 @@
+"""Put a release with the queue on it, or untouched, into a folder: what checks and reproductions run on."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from maintain import carry
+from maintain.git import git
+from maintain.pin import OURS, PACKAGE, Pin, UpstreamError, queue_sha256
+from maintain.repository import release_tag
+from maintain.scratch import clear_errors, locked
+from maintain.wheel import fetch_release, keep_wheel
+
+
+def stage(root: Path, release: str, folder: Path) -> Path:
+    """Put a release with the queue on it into a folder, with our modules and model files.
+
+    Args:
+        root: The checkout.
+        release: Any release that the queue can be carried to without help.
+        folder: An empty folder: it gets ultralytics/ and cfg_custom/.
+
+    Returns:
+        The release's wheel.
+
+    Raises:
+        UpstreamError: For a release that cannot be had, or to which the queue has to be carried by hand.
+    """
+    with clear_errors(root), locked(root), tempfile.TemporaryDirectory(prefix="stage-", dir=root / ".upstream") as own:
+        wheel = get_wheel(root, release, Path(own))
+        repo = Path(own) / "repo"
+        carry.begin(root, Pin.read(root), repo, release, wheel, queue_sha256(root))
+        stop = carry.advance(root, repo)
+        if stop:
+            raise UpstreamError(f"patches/{stop.patch} on {release}: {stop.reason}: {'; '.join(stop.lines)}")
+        patched_tree(root, repo, folder)
+    return wheel
+
+
+def get_wheel(root: Path, release: str, folder: Path) -> Path:
+    """Get a release's wheel, from where an earlier run kept it if it did."""
+    kept = root / ".upstream" / "wheels" / f"{PACKAGE}-{release}-py3-none-any.whl"
+    if release != Pin.read(root).release and kept.is_file():
+        return kept
+    _, wheel = fetch_release(root, release, folder)
+    return keep_wheel(root, wheel)
+
+
+def patched_tree(root: Path, repo: Path, folder: Path) -> None:
+    """Put the repository's patched tree into a folder, with our modules and model files."""
+    check_out(repo, "queue", folder)
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(root / OURS, folder / OURS, ignore=ignore)
+    shutil.copytree(root / "cfg_custom", folder / "cfg_custom", ignore=ignore)
+
+
+def untouched_tree(repo: Path, release: str, folder: Path) -> None:
+    """Put a release as upstream published it into a folder."""
+    check_out(repo, release_tag(release), folder)
+
+
+def check_out(repo: Path, commit: str, folder: Path) -> None:
+    """Put a commit's files into a folder that is not the repository's work tree."""
+    folder.mkdir(parents=True, exist_ok=True)
+    index = repo / ".git" / "check-out.index"
+    git(f"--work-tree={folder}", "read-tree", commit, cwd=repo, GIT_INDEX_FILE=str(index))
+    git(f"--work-tree={folder}", "checkout-index", "--all", "--force", cwd=repo, GIT_INDEX_FILE=str(index))
+    index.unlink()
