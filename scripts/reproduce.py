@@ -1,55 +1,70 @@
-"""Build the published models and compare each row and total of their summaries with the tutorials' tables.
+"""Build the published models and compare their summaries with the tutorials' tables; exit status 1 on any difference.
 
-    python scripts/reproduce.py             the six published models; exit status 1 on any difference
-    python scripts/reproduce.py --variants  all model files of cfg_custom/models, as the table in the README
+    python scripts/reproduce.py                   the six published models as they are here
+    python scripts/reproduce.py --variants        all model files of cfg_custom/models, as the table in the README
+    python scripts/reproduce.py --release 8.3.50  the six on that release, as the tutorials built them
 
-Rows (index, from, n, parameters, module, arguments), parameters and gradients are compared. Layers are shown beside
-the published count but not compared: upstream's own blocks hold more modules than in the tutorials' release. Honest
-GFLOPs, which count attention, stand beside the published ones, which do not.
+Here, rows (index, from, n, parameters, module, arguments), parameters and gradients are compared. Layers are shown
+beside the published count but not compared: upstream's own blocks hold more modules than in the tutorials' release.
+Honest GFLOPs, which count attention, stand beside the published ones, which do not.
+
+With --release every line that upstream prints of a model is compared to the character: the header, the rows, and the
+summary with its layers, parameters, gradients and GFLOPs. The queue is put on that release, and uv makes an environment
+with what the release requires and the profiler of the tutorials' time, ultralytics-thop 2.0.13. The published figures
+are those of 8.3.50; on another release the lines that differ are listed. One thing differs from a user's run: the
+first convolution of bi-level routing attention is called as in the published code, `qkv_linear.forward(x)`, which the
+profiler does not see (`AsPublished` in scripts/summaries.py). The modules themselves are not changed for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
+import os
+import re
 import sys
+import tempfile
+from collections.abc import Iterator
+from difflib import SequenceMatcher
+from itertools import zip_longest
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
+from typing import TYPE_CHECKING, Any
 
-from flops import count_gflops
+from maintain.environment import OUR_REQUIREMENTS, find_uv, python_command, requirements
+from maintain.pin import PACKAGE, UpstreamError, version
+from maintain.scratch import clear_errors
+from maintain.staging import stage
 
-from ultralytics.nn.tasks import RTDETRDetectionModel
-from ultralytics.utils import LOGGER
+if TYPE_CHECKING:
+    from ultralytics.nn.tasks import RTDETRDetectionModel
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
-ROW = "{0:>3}{1!s:>20}{2:>3}{3:10.0f}  {4:<45}{5:<30}"  # as upstream prints index, from, n, params, module, arguments
+PROFILER, PROFILER_VERSION = "ultralytics-thop", "2.0.13"
+
+# As upstream prints them
+HEADER = f"{'':>3}{'from':>20}{'n':>3}{'params':>10}  {'module':<45}{'arguments':<30}"
+ROW = "{0:>3}{1!s:>20}{2:>3}{3:10.0f}  {4:<45}{5:<30}"
+SUMMARY = "{name} summary: {layers:,} layers, {parameters:,} parameters, {gradients:,} gradients, {gflops:.1f} GFLOPs"
+FIGURE = re.compile(r"([\d,.]+) (layers|parameters|gradients|GFLOPs)")
+
+Pair = tuple[str | None, str | None]  # a published line and ours
 
 
-class Lines(logging.Handler):
-    """Collects what is logged."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
+# The models here ------------------------------------------------------------------------------------------------------
 def build(name: str) -> tuple[RTDETRDetectionModel, list[str]]:
     """Build a model from its file; give it, and the rows that upstream prints of it."""
-    handler, handlers = Lines(), LOGGER.handlers[:]
-    LOGGER.handlers[:] = [handler]
-    try:
-        model = RTDETRDetectionModel(f"{name}.yaml")
-    finally:
-        LOGGER.handlers[:] = handlers
-    return model, [line.rstrip() for line in handler.lines if line[:3].strip().isdigit()]
+    from summaries import summarize  # imports ultralytics, which --release does without in this process
+
+    model, lines = summarize(name)
+    return model, [line.rstrip() for line in lines if line[:3].strip().isdigit()]
 
 
 def totals(model: RTDETRDetectionModel) -> dict[str, int | float]:
     """Count a model: modules, parameters, gradients, and GFLOPs at 640 pixels with attention in them."""
+    from flops import count_gflops
+
     parameters = list(model.parameters())
     return {
         "layers": len(list(model.modules())),
@@ -72,13 +87,8 @@ def differences(name: str, rows: list[str], counts: dict[str, int | float]) -> l
     return found
 
 
-def main() -> None:
-    """Print the table; exit with status 1 if a published row, parameter or gradient count differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", action="store_true", help="all model files, not only the published")
-    variants = parser.parse_args().variants
-    names = sorted(f.stem for f in (ROOT / "cfg_custom" / "models").glob("*.yaml")) if variants else list(PUBLISHED)
-
+def compare_here(names: list[str]) -> dict[str, list[str]]:
+    """Print the table of the models; give what differs from the published summaries, by model."""
     print("| model | rows | parameters | layers (published) | GFLOPs published | GFLOPs honest |")
     print("|---|---|---|---|---|---|")
     found = {}
@@ -94,12 +104,159 @@ def main() -> None:
             f"{published['gflops'] if published else '–'} | {counts['gflops']:.1f} |",
             flush=True,
         )
+    return found
+
+
+# The models on a release ----------------------------------------------------------------------------------------------
+def published_lines(name: str) -> list[str]:
+    """Give what the tutorials' release prints of a published model, blank lines and trailing spaces included."""
+    published = PUBLISHED[name]
+    rows = [ROW.format(*row) for row in published["rows"]]
+    return ["", HEADER, *rows, SUMMARY.format(name=name, **published), ""]
+
+
+def pair_lines(published: list[str], ours: list[str]) -> list[Pair]:
+    """Put both sides beside each other; a line without a counterpart stands beside None."""
+    pairs: list[Pair] = []
+    for _, a, b, c, d in SequenceMatcher(None, published, ours, autojunk=False).get_opcodes():
+        pairs += zip_longest(published[a:b], ours[c:d])
+    return pairs
+
+
+def figures(lines: list[str]) -> dict[str, str]:
+    """Read the totals as a summary prints them, and count the rows."""
+    found = {"rows": str(sum(line[:3].strip().isdigit() for line in lines))}
+    return found | {key: figure for line in lines if " summary" in line for figure, key in FIGURE.findall(line)}
+
+
+def show(name: str, published: list[str], ours: list[str]) -> list[str]:
+    """Print both sides of a model's summary; give the lines that differ, each with both sides.
+
+    A line that is the same on both sides is printed once. One that is not is quoted, so that a space too many is seen.
+    """
+    print(f"\n{name}")
+    found = []
+    for i, (theirs, mine) in enumerate(pair_lines(published, ours)):
+        if theirs != mine:
+            theirs, mine = ("no such line" if line is None else repr(line) for line in (theirs, mine))
+            print(f"  published  {theirs}\n  ours       {mine}")
+            found.append(f"line {i}\n  published {theirs}\n  ours      {mine}")
+        elif mine:
+            print(f"  both       {mine.rstrip()}")
+    left, right = figures(published), figures(ours)
+    print(f"  {'':<10}{'published':>14}{'ours':>14}")
+    for key in left:
+        print(f"  {key:<10}{left[key]:>14}{right.get(key, '–'):>14}")
+    print(f"  {f'lines that differ: {len(found)}' if found else f'all {len(ours)} lines are equal'}", flush=True)
+    return found
+
+
+def compare_on(release: str) -> dict[str, list[str]]:
+    """Print both sides of the published models on a release, each as it comes; give what differs, by model."""
+    names = [*PUBLISHED]
+    found = {name: show(name, published_lines(name), lines) for name, lines in summaries_on(release, names)}
+    if [*found] != names:
+        raise UpstreamError(f"{PACKAGE} {release} gave no summary of {', '.join(n for n in names if n not in found)}")
+    return found
+
+
+def summaries_on(release: str, names: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Build models on a release with the queue on it, and say on the way what is being done.
+
+    Yields:
+        The name of each model, and the lines that upstream has logged of it.
+
+    Raises:
+        UpstreamError: If there is no such release, no uv or no network, or if a model cannot be built.
+    """
+    if not re.fullmatch(r"\d+\.\d+\.\d+", release):
+        raise UpstreamError(f"{release!r} is no release of {PACKAGE}; give its three numbers, as in 8.3.50")
+    find_uv()  # say that there is none before anything is downloaded
+    with tempfile.TemporaryDirectory(prefix="reproduce-") as scratch, clear_errors(ROOT):
+        tree = Path(scratch, "tree")
+        tree.mkdir()
+        print(f"putting the queue on {PACKAGE} {release} …", flush=True)
+        needs = with_profiler(requirements(stage(ROOT, release, tree)))
+        print("making an environment with what it requires; the first time, uv downloads torch …", flush=True)
+        settings = {"PYTHONPATH": str(tree), "YOLO_CONFIG_DIR": str(Path(scratch, "settings")), "YOLO_OFFLINE": "true"}
+        command = [str(Path(__file__).with_name("summaries.py")), *names]
+        # The working directory is an empty one, as upstream looks there first for a model's file
+        for found in stream([*needs, *OUR_REQUIREMENTS], *command, cwd=scratch, env={**os.environ, **settings}):
+            if "lines" in found:
+                yield found["name"], found["lines"]
+            else:
+                print(", ".join(f"{package} {number}" for package, number in found.items()))
+                print("note: BiFormer's qkv_linear is called as the published code did, unseen by the profiler")
+
+
+def with_profiler(needs: list[str]) -> list[str]:
+    """Add the profiler of the tutorials' time to a release's requirements, if they allow it."""
+    least = next((need for need in needs if need.startswith(f"{PROFILER}>=")), f"{PROFILER}>=0")
+    if version(least.rpartition("=")[2]) <= version(PROFILER_VERSION):
+        return [*needs, f"{PROFILER}=={PROFILER_VERSION}"]
+    print(f"note: it asks for {least}, not the tutorials' {PROFILER_VERSION}; its GFLOPs may follow other rules")
+    return needs
+
+
+def stream(needs: list[str], *args: str, **options: Any) -> Iterator[dict]:
+    """Run Python in an environment of its own and give the JSON objects that it prints, each as it comes.
+
+    Args:
+        needs: What the environment has.
+        args: Of Python.
+        options: Of `subprocess.Popen`.
+
+    Raises:
+        UpstreamError: If uv cannot make the environment, or if Python fails.
+    """
+    command = [*python_command(needs), *args]
+    started = False
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        with Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=errors, encoding="utf-8", **options) as process:
+            for line in process.stdout:
+                if line.startswith("{"):  # upstream, when it is imported, may log there too
+                    started = True
+                    yield json.loads(line)
+        if process.returncode:
+            errors.seek(0)
+            raise UpstreamError(reason(process.returncode, errors.read(), started))
+
+
+def reason(status: int, errors: str, started: bool) -> str:
+    """Say in one line why Python, or before it has started uv, has failed."""
+    said = [line.strip() for line in errors.splitlines() if line.strip()]
+    if any(line.startswith("Traceback") for line in said):
+        return f"the models cannot be built there: {said[-1]}"
+    if started or not said:
+        return f"building the models ended with status {status}"
+    first = "; ".join(re.sub(r"^\W*(error|cause|Caused by):\s*|\.$", "", line) for line in said[:2])
+    return f"uv could not make the environment: {first}; connect to the network, or set UV_OFFLINE=1 to use uv's cache"
+
+
+def main() -> None:
+    """Print the comparison; exit with status 1 if anything that is compared differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--variants", action="store_true", help="all model files, not only the published")
+    which.add_argument("--release", metavar="X.Y.Z", help="the published models on this release, every line compared")
+    args = parser.parse_args()
+    if args.release is not None:
+        try:
+            found = compare_on(args.release)
+        except UpstreamError as e:
+            sys.exit(f"{Path(__file__).name}: {e}")
+    elif args.variants:
+        found = compare_here(sorted(f.stem for f in (ROOT / "cfg_custom" / "models").glob("*.yaml")))
+    else:
+        found = compare_here([*PUBLISHED])
+
     for name, lines in found.items():
         for line in lines:
             print(f"{name}: {line}", file=sys.stderr)
     wrong = [name for name in found if found[name]]
     checked = sum(name in PUBLISHED for name in found)
-    verdict = f"{', '.join(wrong)} differ" if wrong else "every row, parameter and gradient is as published"
+    compared = "line and figure" if args.release else "row, parameter and gradient"
+    verdict = f"{', '.join(wrong)} differ" if wrong else f"every {compared} is as published"
     print(f"{checked} published models: {verdict}", file=sys.stderr)
     sys.exit(bool(wrong))
 

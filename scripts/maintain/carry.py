@@ -186,6 +186,10 @@ def examine(repo: Path, notes: Notes, commit: str) -> Stop | None:
     if subject(repo, "HEAD") != subject(repo, commit):
         if commit in notes.dropped:
             return None
+        if commit in notes.resolved and git("status", "--porcelain", cwd=repo):
+            return Stop("conflict", file, ["resolved, and not yet committed"])
+        if commit in notes.resolved:
+            return Stop("taken", file, ["nothing of it was left when its conflict was resolved"])
         # git was killed between noting the pick and making the commit: pick it again
         git("reset", "--quiet", "--hard", cwd=repo)
         todo = repo / ".git" / "rebase-merge" / "git-rebase-todo"
@@ -266,16 +270,17 @@ def enclosing(source: str, line: int) -> str:
 
 
 def places(repo: Path, commit: str) -> dict[str, set[str]]:
-    """Give the functions that a commit changes, by file."""
+    """Give the functions that a commit changes lines of, by file."""
     found: dict[str, set[str]] = {}
     diff = git("diff-tree", "-p", "--unified=0", "--no-renames", "--full-index", commit, cwd=repo)
     for part in re.split(r"(?m)^(?=diff --git )", diff)[1:]:
         path = re.search(r"^diff --git a/(.+) b/", part)[1]
-        for match in re.finditer(r"(?m)^@@ -(\d+)(?:,\d+)? \+(\d+)(?:,(\d+))? @@", part):
-            removal = match[3] == "0"  # has no lines on the new side
-            source = git("show", f"{commit}{'^' if removal else ''}:{path}", cwd=repo)
-            where = enclosing(source, int(match[1] if removal else match[2])) if path.endswith(".py") else ""
-            found.setdefault(path, set()).add(where)
+        functions = found.setdefault(path, set())
+        for match in re.finditer(r"(?m)^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", part):
+            removal = match[4] == "0"  # has no lines on the new side
+            first, count = (match[1], match[2]) if removal else (match[3], match[4])
+            source = git("show", f"{commit}{'^' if removal else ''}:{path}", cwd=repo) if path.endswith(".py") else ""
+            functions |= {enclosing(source, line) for line in range(int(first), int(first) + int(count or 1))}
     return found
 
 
@@ -362,4 +367,4 @@ def range_diff(repo: Path) -> str:
     """Compare the queue on both releases with `git range-diff`."""
     notes = Notes.read(repo)
     old, new = release_tag(notes.old), release_tag(notes.new)
-    return git("range-diff", "--no-color", f"{old}..{OLD_QUEUE}", f"{new}..queue", cwd=repo)
+    return git("range-diff", "--no-color", "--creation-factor=100", f"{old}..{OLD_QUEUE}", f"{new}..queue", cwd=repo)

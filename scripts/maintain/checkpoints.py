@@ -14,11 +14,13 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+import torchvision
 from PIL import Image
 from torch import nn
 
@@ -26,27 +28,29 @@ from ultralytics import __version__
 from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.models.sam.build import build_mobile_sam
 from ultralytics.nn import tasks
+from ultralytics.nn.modules.head import YOLOEDetect
 from ultralytics.utils import ASSETS, ROOT, YAML
 
 SPLITS = ("train", "val")
 SIZE = (160, 120)  # of a drawn picture: width, height
 FRAMES = 6  # of a film
-COCO, DOTA, IMAGENET, CITYSCAPES = "coco8", "dota8", "ImageNet", "cityscapes8"
-# Architecture and class names of each checkpoint, and the channels that it sees
+COCO, POSE, DOTA, IMAGENET, CITYSCAPES, DEPTH = "coco8", "coco8-pose", "dota8", "ImageNet", "cityscapes8", "depth8"
+# Of each checkpoint: the model file, upstream's class, the data set whose classes it has, its task, its input channels
 CHECKPOINTS = {
-    **{f"yolo26{size}": (f"yolo26{size}", tasks.DetectionModel, COCO, 3) for size in "ns"},
-    **{f"yolo26{size}-seg": (f"yolo26{size}-seg", tasks.SegmentationModel, COCO, 3) for size in "ns"},
-    **{f"yolo26{size}-pose": (f"yolo26{size}-pose", tasks.PoseModel, "coco8-pose", 3) for size in "ns"},
-    **{f"yolo26{size}-obb": (f"yolo26{size}-obb", tasks.OBBModel, DOTA, 3) for size in "ns"},
-    "yolo26n-cls": ("yolo26n-cls", tasks.ClassificationModel, IMAGENET, 3),
-    "yolo26n-sem": ("yolo26n-sem", tasks.SemanticSegmentationModel, CITYSCAPES, 3),
-    "yolo26n-depth": ("yolo26n-depth", tasks.DepthModel, "depth8", 3),
-    "yolo11n": ("yolo11n", tasks.DetectionModel, COCO, 3),
-    "yolo11n-grayscale": ("yolo11n", tasks.DetectionModel, COCO, 1),
-    "solution_assets/solutions_ci_parking_model": ("yolo11n", tasks.DetectionModel, COCO, 3),
-    "rtdetr-l": ("rtdetr-l", tasks.RTDETRDetectionModel, COCO, 3),
-    "FastSAM-s": ("yolov8s-seg", tasks.SegmentationModel, None, 3),
-    "yoloe-26n-seg": ("yoloe-26n-seg", tasks.YOLOESegModel, COCO, 3),
+    **{f"yolo26{size}": (f"yolo26{size}", tasks.DetectionModel, COCO, "detect", 3) for size in "ns"},
+    **{f"yolo26{size}-seg": (f"yolo26{size}-seg", tasks.SegmentationModel, COCO, "segment", 3) for size in "ns"},
+    **{f"yolo26{size}-pose": (f"yolo26{size}-pose", tasks.PoseModel, POSE, "pose", 3) for size in "ns"},
+    **{f"yolo26{size}-obb": (f"yolo26{size}-obb", tasks.OBBModel, DOTA, "obb", 3) for size in "ns"},
+    "yolo26n-cls": ("yolo26n-cls", tasks.ClassificationModel, IMAGENET, "classify", 3),
+    "yolo26n-sem": ("yolo26n-sem", tasks.SemanticSegmentationModel, CITYSCAPES, "semantic", 3),
+    "yolo26n-depth": ("yolo26n-depth", tasks.DepthModel, DEPTH, "depth", 3),
+    "yolo11n": ("yolo11n", tasks.DetectionModel, COCO, "detect", 3),
+    "yolo11n-grayscale": ("yolo11n", tasks.DetectionModel, COCO, "detect", 1),
+    "solution_assets/solutions_ci_parking_model": ("yolo11n", tasks.DetectionModel, COCO, "detect", 3),
+    "rtdetr-l": ("rtdetr-l", tasks.RTDETRDetectionModel, COCO, "detect", 3),
+    "FastSAM-s": ("yolov8s-seg", tasks.SegmentationModel, None, "segment", 3),
+    "yoloe-26n-seg": ("yoloe-26n-seg", tasks.YOLOESegModel, COCO, "segment", 3),
+    "yoloe-26n-seg-pf": ("yoloe-26n-seg", tasks.YOLOESegModel, COCO, "segment", 3),
 }
 
 
@@ -56,23 +60,96 @@ def class_names(data: str | None) -> dict[int, str]:
     return YAML.load(ROOT / "cfg" / "datasets" / f"{data}.yaml")["names"] if data else {0: "object"}
 
 
-def make_checkpoint(file: Path, config: str, model_class: type[nn.Module], data: str | None, channels: int) -> None:
-    """Write a checkpoint as upstream writes a finished one: half precision, no optimizer, what it was trained with."""
+def photographs(channels: int, size: int = 320) -> torch.Tensor:
+    """Give upstream's two photographs and their mirror images as a batch (4, channels, size, size) from 0 to 1."""
+    pictures = [cv2.resize(cv2.imread(str(ASSETS / name)), (size, size)) for name in ("bus.jpg", "zidane.jpg")]
+    batch = torch.from_numpy(np.stack(pictures)[..., ::-1].copy()).permute(0, 3, 1, 2).float() / 255
+    batch = batch if channels == 3 else batch.mean(1, keepdim=True)
+    return torch.cat([batch, batch.flip(3)])
+
+
+def make_model(name: str) -> nn.Module:
+    """Build a model with random weights whose output depends on its input."""
+    config, model_class, data, task, channels = CHECKPOINTS[name]
     names = class_names(data)
     model = model_class(f"{config}.yaml", ch=channels, nc=len(names), verbose=False)
-    model.names = names
-    see_something(model)
-    train_args = {**DEFAULT_CFG_DICT, "model": f"{config}.yaml", "data": f"{data}.yaml", "task": guess_task(model)}
-    model.args, model.task = train_args, train_args["task"]
-    model.requires_grad_(False)
+    model.names, model.task = names, task
+    model.args = {**DEFAULT_CFG_DICT, "model": f"{config}.yaml", "data": f"{data}.yaml", "task": task}
+    if isinstance(model, tasks.YOLOEModel):
+        model.set_classes(list(names.values()), nn.functional.normalize(torch.randn(1, len(names), 512), dim=-1))
+    batch = photographs(channels)
+    calibrate(model, batch)
+    see_something(model, batch)
+    if name.endswith("-pf"):
+        forget_prompts(model)
+    return model
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batch: torch.Tensor) -> None:
+    """Measure the statistics of the batch norms on a batch.
+
+    With those of a fresh model each layer shrinks its input, until in eval mode every picture gives the same output.
+    """
+    model.eval()
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    model(batch)
+    for norm, momentum in zip(norms, momenta):
+        norm.eval().momentum = momentum
+
+
+@torch.no_grad()
+def see_something(model: nn.Module, batch: torch.Tensor) -> None:
+    """Let a detector find some objects of its first class.
+
+    A fresh head scores near zero everywhere, so that nothing that comes after a detection would be run. The smallest
+    stride is left so, as some dozen objects are enough.
+    """
+    head = model.model[-1]
+    layers = []
+    for branch in ("cv4", "one2one_cv4") if isinstance(head, YOLOEDetect) else ("cv3", "one2one_cv3"):
+        layers += [layer if isinstance(head, YOLOEDetect) else layer[-1] for layer in getattr(head, branch, [])[-1:]]
+    layers += getattr(head, "dec_score_head", [])[-1:]
+    outputs = {}
+    hooks = [layer.register_forward_hook(lambda layer, _, output: outputs.update({layer: output})) for layer in layers]
+    model(batch)
+    for hook in hooks:
+        hook.remove()
+    for layer, output in outputs.items():
+        scores = output[..., 0] if isinstance(layer, nn.Linear) else output[:, 0]
+        scale = 2 / scores.std()
+        # A logit of -1.1 is a score of 0.25, the default threshold: the best of each picture get there
+        shift = -1.1 - scale * scores.flatten(1).topk(8).values[:, -1].min()
+        if hasattr(layer, "logit_scale"):
+            layer.bias.data = layer.bias * scale + shift
+            layer.logit_scale.data = layer.logit_scale + scale.log()
+        else:
+            layer.weight[0] *= scale
+            layer.bias[0] = layer.bias[0] * scale + shift
+
+
+def forget_prompts(model: nn.Module) -> None:
+    """Turn a model that is prompted into one that has a vocabulary, as upstream does."""
+    names = list(model.names.values())
+    prompted = deepcopy(model)
+    prompted.model[-1].fuse(prompted.pe)
+    head = prompted.model[-1]
+    model.set_vocab(nn.ModuleList(layers[-1] for layers in (head.one2one_cv3 if head.end2end else head.cv3)), names)
+
+
+def save(model: nn.Module, file: Path) -> None:
+    """Write a checkpoint as upstream writes a finished one: half precision, no optimizer, what it was trained with."""
     checkpoint = {
         "date": "2026-01-01T00:00:00+00:00",
         "version": __version__,
         "license": "AGPL-3.0 License (https://ultralytics.com/license)",
         "docs": "https://docs.ultralytics.com",
         "epoch": -1,
-        "model": model.half(),
-        "train_args": train_args,
+        "model": model.requires_grad_(False).half(),
+        "train_args": model.args,
         "train_metrics": {},
         "train_results": {},
         **dict.fromkeys(("best_fitness", "ema", "updates", "optimizer", "scaler")),
@@ -80,20 +157,11 @@ def make_checkpoint(file: Path, config: str, model_class: type[nn.Module], data:
     torch.save(checkpoint, file)
 
 
-def guess_task(model: nn.Module) -> str:
-    return tasks.guess_model_task(model)
-
-
-def see_something(model: nn.Module) -> None:
-    """Raise the first class's score above the usual thresholds.
-
-    A fresh head gives every class a score near zero, so that nothing that comes after a detection would be run.
-    """
-    head = model.model[-1]
-    for branch in ("cv3", "one2one_cv3"):
-        for layers in getattr(head, branch, None) or ():
-            if getattr(layers[-1], "bias", None) is not None:
-                layers[-1].bias.data[0] = 1.0
+def make_mobile_sam(file: Path) -> None:
+    """Write a segment-anything model that is sure of its masks."""
+    model = build_mobile_sam()
+    nn.init.ones_(model.mask_decoder.iou_prediction_head.layers[-1].bias)
+    torch.save(model.state_dict(), file)
 
 
 def make_text_encoder(file: Path) -> None:
@@ -102,22 +170,31 @@ def make_text_encoder(file: Path) -> None:
     class TextEncoder(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embedding = nn.Embedding(49408, 512)
+            self.embedding = nn.Embedding(49408, 64)
+            self.project = nn.Linear(64, 512)
 
         def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            return nn.functional.normalize(self.embedding(tokens).mean(1), dim=-1)
+            return nn.functional.normalize(self.project(self.embedding(tokens).mean(1)), dim=-1)
 
     torch.jit.script(TextEncoder().eval()).save(str(file))
+
+
+def make_backbones(folder: Path) -> None:
+    """Write torchvision's weights that upstream's model files name, where torch looks before it downloads them."""
+    folder.mkdir(parents=True)
+    rows = [row for file in (ROOT / "cfg" / "models").rglob("*.yaml") for row in YAML.load(file)["backbone"]]
+    for name in sorted({row[3][1] for row in rows if row[2] == "TorchVision"}):
+        url = torchvision.models.get_model_weights(name).DEFAULT.url
+        torch.save(torchvision.models.get_model(name).half().state_dict(), folder / url.rpartition("/")[2])
 
 
 def make_weights(folder: Path) -> None:
     """Write every checkpoint."""
     (folder / "solution_assets").mkdir(parents=True)
-    for name, (config, model_class, data, channels) in CHECKPOINTS.items():
-        torch.manual_seed(0)
-        make_checkpoint(folder / f"{name}.pt", config, model_class, data, channels)
     torch.manual_seed(0)
-    torch.save(build_mobile_sam().state_dict(), folder / "mobile_sam.pt")
+    for name in CHECKPOINTS:
+        save(make_model(name), folder / f"{name}.pt")
+    make_mobile_sam(folder / "mobile_sam.pt")
     make_text_encoder(folder / "mobileclip2_b.ts")
     spaces = folder / "path with spaces"  # where the suite tests that such a path is handled
     spaces.mkdir()
@@ -253,6 +330,7 @@ def main() -> None:
     """Fill the folder."""
     folder = Path(sys.argv[1])
     make_weights(folder / "weights")
+    make_backbones(folder / "torch" / "hub" / "checkpoints")
     make_datasets(folder / "datasets")
     make_solution_assets(folder / "weights" / "solution_assets")
 

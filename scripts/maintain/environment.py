@@ -25,7 +25,7 @@ def requirements(wheel: Path) -> list[str]:
 
 def find_uv() -> str:
     """Find uv: the one that runs this process, or the one on PATH."""
-    uv = os.environ.get("UV") or shutil.which("uv")
+    uv = shutil.which(os.environ.get("UV") or "uv")
     if not uv:
         raise UpstreamError("uv was not found; `python -m pip install uv` installs it")
     return uv

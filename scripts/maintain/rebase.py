@@ -69,8 +69,8 @@ def rebase(root: Path, release: str | None, done: Callable[[str], None], dry_run
     began = time.monotonic()
     with clear_errors(root), locked(root):
         pin, queue = Pin.read(root), queue_sha256(root)
-        session = waiting(root, pin)
-        if session and not dry_run:
+        session = root / SESSION
+        if session.is_dir() and not dry_run:
             notes = read_notes(session)
             way = f" from {notes.old} to {notes.new}" if notes else ""
             raise UpstreamError(f"a rebase{way} waits in {SESSION}; `{REBASE} --continue`, or `--abort`")
@@ -87,8 +87,8 @@ def rebase(root: Path, release: str | None, done: Callable[[str], None], dry_run
             if dry_run:
                 report = go_on(root, repo, done, dry_run=True)
             else:
-                os.replace(repo, root / SESSION)
-                report = go_on(root, root / SESSION, done)
+                os.replace(repo, session)
+                report = go_on(root, session, done)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     return replace(report, seconds=round(time.monotonic() - began, 1))
@@ -104,8 +104,8 @@ def resume(root: Path, action: str, done: Callable[[str], None]) -> Report:
     """
     began = time.monotonic()
     with clear_errors(root), locked(root):
-        session = waiting(root, Pin.read(root))
-        if not session:
+        session = root / SESSION
+        if not session.is_dir():
             raise UpstreamError(f"no rebase is waiting; `{REBASE} [VERSION]` starts one")
         notes = read_notes(session)
         if action == "abort":
@@ -123,15 +123,6 @@ def resume(root: Path, action: str, done: Callable[[str], None]) -> Report:
             settle(session, notes, stop)
         report = go_on(root, session, done)
     return replace(report, seconds=round(time.monotonic() - began, 1))
-
-
-def waiting(root: Path, pin: Pin) -> Path | None:
-    """Give the folder of a rebase that waits; one that was killed after its last step is removed."""
-    session = root / SESSION
-    notes = read_notes(session)
-    if notes and notes.new == pin.release:
-        discard(root, session)
-    return session if session.is_dir() else None
 
 
 def refuse_edits(root: Path) -> None:
@@ -187,12 +178,12 @@ def settle(session: Path, notes: Notes, stop: Stop) -> None:
             f"nothing of patches/{stop.patch} is left on {notes.new}: say `{REBASE} --skip` to drop it, or `--abort`"
         )
     if stop.reason == "conflict":
-        for path, stages in carry.unmerged(session).items():
-            file = session / path
-            marked = carry.first_marker(file)
+        unmerged = carry.unmerged(session)
+        for path in {*unmerged, *git("diff", "--name-only", "-z", "HEAD", cwd=session).split("\0")[:-1]}:
+            marked = carry.first_marker(session / path)
             if marked:
                 raise UpstreamError(f"{SESSION}/{path}, line {marked} still has a conflict marker; edit the file first")
-            if "2" not in stages or "3" not in stages:
+            if not {"2", "3"} <= unmerged.get(path, {"2", "3"}):
                 raise UpstreamError(
                     f"{path} is there on one side only; `git -C {SESSION} add {path}` keeps it, `git -C {SESSION} rm "
                     f"{path}` drops it; then `{REBASE} --continue`"
@@ -246,8 +237,7 @@ def go_on(root: Path, repo: Path, done: Callable[[str], None], dry_run: bool = F
         report.changed = sorted(files)
         if not dry_run:
             keep_wheel(root, wheel)
-            replace_files(root, files)
-            discard(root, repo)
+            replace_files(root, files, finished=SESSION)
             done("written")
             try:
                 lay_down_queue(root)

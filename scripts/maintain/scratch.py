@@ -34,19 +34,20 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def replace_files(root: Path, files: dict[str, bytes | None]) -> None:
+def replace_files(root: Path, files: dict[str, bytes | None], finished: str | None = None) -> None:
     """Replace files of the checkout all together: where a run is killed half-way, the next one completes it.
 
     Args:
         root: The checkout.
         files: The new content of each file by its path in the checkout, None for one that goes.
+        finished: A folder of the scratch folder that goes with the last file, by its path in the checkout.
     """
     part, journal = root / ".upstream" / "journal.part", root / ".upstream" / "journal"
     part.mkdir()
     for number, content in enumerate(files.values()):
         if content is not None:
             (part / str(number)).write_bytes(content)
-    index = {path: content is not None for path, content in files.items()}
+    index = {"files": {path: content is not None for path, content in files.items()}, "finished": finished}
     (part / "index.json").write_text(json.dumps(index), encoding="utf-8")
     os.replace(part, journal)
     complete_replacement(root)
@@ -57,11 +58,13 @@ def complete_replacement(root: Path) -> None:
     journal = root / ".upstream" / "journal"
     if (journal / "index.json").is_file():
         index = json.loads((journal / "index.json").read_text(encoding="utf-8"))
-        for number, (path, stays) in enumerate(index.items()):
+        for number, (path, stays) in enumerate(index["files"].items()):
             if not stays:
                 (root / path).unlink(missing_ok=True)
             elif (journal / str(number)).is_file():
                 os.replace(journal / str(number), root / path)
+        if index["finished"] and (root / index["finished"]).is_dir():
+            os.replace(root / index["finished"], journal / "finished")
         (journal / "index.json").unlink()
     shutil.rmtree(journal, ignore_errors=True)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from maintain import carry
 from maintain.git import git
-from maintain.pin import OURS, PACKAGE, Pin, UpstreamError, queue_sha256
+from maintain.pin import OURS, Pin, UpstreamError, queue_sha256
 from maintain.repository import release_tag
 from maintain.scratch import clear_errors, locked
-from maintain.wheel import fetch_release, keep_wheel
+from maintain.wheel import fetch_release, find_wheel, keep_wheel, wheel_name
 
 
 def stage(root: Path, release: str, folder: Path) -> Path:
@@ -40,12 +40,12 @@ def stage(root: Path, release: str, folder: Path) -> Path:
 
 
 def get_wheel(root: Path, release: str, folder: Path) -> Path:
-    """Get a release's wheel, from where an earlier run kept it if it did."""
-    kept = root / ".upstream" / "wheels" / f"{PACKAGE}-{release}-py3-none-any.whl"
-    if release != Pin.read(root).release and kept.is_file():
+    """Get a release's wheel: the user's, else the one that an earlier run kept, else a download, which is kept."""
+    kept = root / ".upstream" / "wheels" / wheel_name(release)
+    if release != Pin.read(root).release and kept.is_file() and not find_wheel(root, release, pinned=False):
         return kept
     _, wheel = fetch_release(root, release, folder)
-    return keep_wheel(root, wheel)
+    return keep_wheel(root, wheel, kept.name)
 
 
 def patched_tree(root: Path, repo: Path, folder: Path) -> None:
