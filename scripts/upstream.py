@@ -84,7 +84,7 @@ def run_check(args: argparse.Namespace) -> int:
     releases = list(dict.fromkeys(args.version))
     if args.every:
         releases += [v for v in check.sample(args.every, Pin.read(ROOT).release) if v not in releases]
-    with Progress("check", len(releases)) as progress:
+    with Progress("check", len(releases), lines=True) as progress:
         findings = check.check(ROOT, releases, args.workers, progress.step)
     print(check.as_json(findings) if args.json else check.table(findings))
     return not all(finding.right for finding in findings)

@@ -69,7 +69,8 @@ def test_checks_name_the_fork(capfd, monkeypatch):
     monkeypatch.setattr(LOGGER, "info", lambda text, *_: lines.append(str(text)))
     info = checks.collect_system_info()
     assert info["Fork"] == checkout.describe()
-    assert re.match(r"AddModules on upstream 8\.4\.190, queue [0-9a-f]{12}, ", info["Fork"])
+    release = re.escape(Pin.read(ROOT).release)
+    assert re.match(rf"AddModules on upstream {release}, queue [0-9a-f]{{12}}, ", info["Fork"])
     assert any(PROJECT["version"] in line for line in lines)
 
 

@@ -2,38 +2,23 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-import tarfile
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from conftest import MODELS, ROOT, TINY, load_file
 from maintain.pin import Pin
+from maintain.staging import untouched_tree
+from maintain.verify import shipped_models, vanilla_models
 
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, WorldModel, YOLOEModel, parse_model
 
-sys.path.insert(0, str(ROOT / "scripts"))
 reproduce = load_file(ROOT / "scripts" / "reproduce.py")
-PARAMETERS = {
-    "rtdetr-ResNetLayer_MQA": 43_850_275,
-    "rtdetr-ResNetLayer_MQA_SR": 43_865_763,
-    "rtdetr-l-Biformer": 51_089_347,
-    "rtdetr-l-EMO": 22_863_235,
-    "rtdetr-l-EMO_2M": 26_563_187,
-    "rtdetr-l-EMO_5M": 39_789_347,
-    "rtdetr-l-EMO_6M": 47_631_971,
-    "rtdetr-l-FLA": 37_010_883,
-    "rtdetr-l-HGBlock_Biformer": 45_434_051,
-    "rtdetr-l-HGBlock_FLA": 45_416_387,
-    "rtdetr-tiny": 1_466_396,
-    "rtdetr-tiny-Biformer": 1_533_724,
-    "rtdetr-tiny-EMO": 1_618_604,
-    "rtdetr-tiny-FLA": 1_532_988,
-    "rtdetr-tiny-MQA": 1_604_164,
-}
 HONEST_GFLOPS = {  # measured when the modules were written; 640 px, one class
     "rtdetr-l-FLA": 112.8,
     "rtdetr-l-HGBlock_FLA": 152.2,
@@ -77,7 +62,7 @@ def test_the_command_fails_on_a_difference(monkeypatch, capsys):
 def test_shipped_model(name):
     """Parameters, the stride of each decoder input, boxes in eval mode and a loss with gradients in training."""
     model = RTDETRDetectionModel(f"{name}.yaml", verbose=False)
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    assert sum(p.numel() for p in model.parameters()) == shipped_models(ROOT)[name]
     model.nc = model.yaml["nc"]
     inputs = []
     model.model[-1].register_forward_pre_hook(lambda _, args: inputs.extend(args[0]))
@@ -171,79 +156,29 @@ def test_embed_takes_the_layer_before_the_head(name, channels):
     assert embedding.shape == (channels,)
 
 
-VANILLA = [
-    "rtdetr-l.yaml",
-    "rtdetr-x.yaml",
-    "rtdetr-resnet50.yaml",
-    "yolo26n.yaml",
-    "yolo11n.yaml",
-    "yolov8n-seg.yaml",
-    "yolo26n-seg.yaml",
-    "yolo26n-sem.yaml",
-    "yolo26n-depth.yaml",
-    "yolo26n-cls.yaml",
-    "yolo26n-pose.yaml",
-    "yolo26n-obb.yaml",
-    "yolov8s-worldv2.yaml",
-    "yoloe-11s.yaml",
-    "yolov10n.yaml",
-    "yolov9c.yaml",
-]
-FINGERPRINT = """
-import hashlib, json, sys, torch
-import ultralytics
-from ultralytics import RTDETR, YOLO
-torch.set_num_threads(1)
-out = {"file": ultralytics.__file__}
-for name in sys.argv[1:]:
-    torch.manual_seed(3)
-    model = (RTDETR if "rtdetr" in name else YOLO)(name).model.eval()
-    digest = hashlib.sha256()
-    for key, tensor in model.state_dict().items():
-        digest.update(key.encode() + tensor.contiguous().numpy().tobytes())
-    x = torch.rand(1, 3, 64, 96)
-    with torch.no_grad():
-        y = model(x)
-    while isinstance(y, (tuple, list)):
-        y = y[0]
-    y = y if isinstance(y, torch.Tensor) else next(iter(y.values()))
-    digest.update(y.contiguous().numpy().tobytes())
-    rows = [[m.i, m.f, m.type, m.np] for m in model.model]
-    out[name] = [type(model).__name__, digest.hexdigest(), sorted(model.save), rows]
-print("RESULT" + json.dumps(out))
-"""
-
-
-@pytest.fixture(scope="module")
-def untouched(tmp_path_factory):
-    """The untouched release, from the scratch repository that set-up made."""
+def test_vanilla_models_are_upstreams_to_the_bit(tmp_path):
+    """As `scripts/upstream.py check` sees it, but in the environment that the project is installed in."""
     repo = ROOT / ".upstream" / "repo"
     if not repo.is_dir():
         pytest.skip("set-up has left no scratch repository: this is no checkout")
-    folder = tmp_path_factory.mktemp("untouched")
-    release = Pin.read(ROOT).release
-    archive = folder / "release.tar"
-    subprocess.run(["git", "archive", f"--output={archive}", f"release/{release}"], cwd=repo, check=True)
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
-    return folder
-
-
-def fingerprint(path, cwd) -> dict:
-    """Build the vanilla models in a process that imports ultralytics from `path`."""
-    command = [sys.executable, "-c", FINGERPRINT, *VANILLA]
-    environment = {**os.environ, "PYTHONPATH": str(path)}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.rpartition("RESULT")[2])
-
-
-def test_vanilla_models_are_upstreams_to_the_bit(untouched, tmp_path):
-    theirs, ours = fingerprint(untouched, tmp_path), fingerprint(ROOT, tmp_path)
-    assert theirs.pop("file") == str(untouched / "ultralytics" / "__init__.py")
-    assert ours.pop("file") == str(ROOT / "ultralytics" / "__init__.py")
-    assert set(ours) == set(VANILLA)
+    untouched_tree(repo, Pin.read(ROOT).release, tmp_path)
+    names = vanilla_models(tmp_path)
+    theirs, ours = fingerprints(tmp_path, names), fingerprints(ROOT, names)
+    assert theirs.pop("ultralytics")["file"] == str(tmp_path / "ultralytics" / "__init__.py")
+    assert ours.pop("ultralytics")["file"] == str(ROOT / "ultralytics" / "__init__.py")
+    assert list(ours) == names and not any("error" in found for found in ours.values())
     assert ours == theirs
+
+
+def fingerprints(tree: Path, names: list[str]) -> dict[str, dict]:
+    """Build models in a process that imports ultralytics from `tree`."""
+    command = [sys.executable, str(ROOT / "scripts" / "probe.py"), "vanilla", *names]
+    done = subprocess.run(
+        command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in re.findall(r"(?m)^PROBE(.*)$", done.stdout)]
+    return {data.pop("name", "ultralytics"): data for data in found}
 
 
 def test_files_state_their_rows_plainly():

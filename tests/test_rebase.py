@@ -19,6 +19,7 @@ from maintain.apply import apply
 from maintain.export import export
 from maintain.pin import Pin, UpstreamError
 from maintain.rebase import describe, resume
+from maintain.status import status
 from maintain.tree import manifest, tree_sha256
 from maintain.verify import Verdict
 
@@ -255,6 +256,7 @@ def test_a_changed_neighbour_conflicts_in_place(checkout):
     assert f"patches/{FIND_PATCH} conflicts with ultralytics {NEW}:" in text
     assert all(f"rebase --{way}" in text for way in ("continue", "skip", "abort"))
     assert snapshot(checkout) == before, "a rebase that waits has changed the checkout"
+    assert f"rebase     waits in {SESSION}" in status(checkout) and "as recorded" in status(checkout)
 
     file = checkout / SESSION / CHECKS
     marked = file.read_text()
@@ -570,6 +572,7 @@ def test_a_patch_for_later_releases_is_left_out_and_comes_back(checkout, name):
     assert report.outcome == "rebased"
     assert {c.patch: c.state for c in report.patches}[name] == "left out"
     assert file.read_text() == text
+    assert f"{name}  (left out: for later releases)" in status(checkout)
     path, (plain, ours) = {p: (t, c) for p, t, c in [(WALK_PATCH, TASKS, WALK), (FIND_PATCH, CHECKS, FIND)]}[name]
     assert ours not in (checkout / path).read_text() and plain in (checkout / path).read_text()
     assert "no edits" in export(checkout) and file.read_text() == text
@@ -627,6 +630,30 @@ def test_a_queue_that_changed_while_it_waits(checkout):
     (checkout / "patches" / WALK_PATCH).unlink()
     with pytest.raises(UpstreamError, match="patches/ is not what the rebase began with; .*--abort"):
         go_on(checkout)
+
+
+def test_a_git_that_cannot_go_on_says_why(checkout):
+    release(checkout, NEIGHBOUR)
+    start(checkout)
+    (checkout / SESSION / CHECKS).write_text(changed(NEIGHBOUR[CHECKS], FIND))
+    (checkout / SESSION / ".git" / "refs" / "heads" / "queue.lock").write_text("")  # of another git
+    with pytest.raises(UpstreamError, match="git rebase failed: .*"):
+        go_on(checkout)
+    (checkout / SESSION / ".git" / "refs" / "heads" / "queue.lock").unlink()
+    assert go_on(checkout).outcome == "rebased"
+    stands(checkout)
+
+
+def test_two_patches_of_the_same_subject(checkout):
+    edit(checkout / CHECKS, ("len(names)", "len(list(names))"))
+    export(checkout, "Find ours", new=True)
+    release(checkout, NEIGHBOUR)
+    start(checkout)
+    (checkout / SESSION / CHECKS).write_text(changed(NEIGHBOUR[CHECKS], FIND))
+    report = go_on(checkout)
+    assert states(report) == ["clean", "clean", "conflict resolved", "clean"]
+    assert len(list((checkout / "patches").glob("*-Find-ours.patch"))) == 2
+    stands(checkout)
 
 
 def test_a_damaged_session(checkout):

@@ -218,7 +218,7 @@ def test_check_goes_on_where_a_release_falls_short(checkout, here, monkeypatch):
     make_wheel(checkout / "wheels", "9.4.0", (GOOD[0], "        width = 2 + 1\n"))
     seen = []
     findings = check.check(checkout, ["9.0.0", "9.3.0", "9.4.0", "9.9.0", "8.3.41"], 2, seen.append)
-    assert sorted(seen) == sorted(finding.release for finding in findings)
+    assert sorted(seen) == sorted(f"{f.release} {'right' if f.right else 'falls short'}" for f in findings)
     assert [finding.right for finding in findings] == [True, False, False, False, False]
     assert [finding.applied for finding in findings] == ["1 clean", "conflict", "conflict", "no", "no"]
     assert findings[1].problems == [f"patches/0001-Widen-ours.patch: conflict: {TASKS}, line 9 (Network.__init__)"]

@@ -103,7 +103,10 @@ def advance(root: Path, repo: Path) -> Stop | None:
         stop = examine(repo, notes, commit) if commit else None
         if stop:
             return stop
+        before = picked(repo)
         git("rebase", "--continue", cwd=repo, check=False, GIT_EDITOR=":")
+        if rebasing(repo) and picked(repo) == before:
+            git("rebase", "--continue", cwd=repo, GIT_EDITOR=":")  # says what is in its way
     for file, commit in notes.order.items():
         if file not in notes.left_out and commit not in notes.dropped and commit not in pairs(repo, notes):
             raise UpstreamError(f"patches/{file} got lost on the way; `rebase --abort`, and start again")
@@ -116,8 +119,8 @@ def advance(root: Path, repo: Path) -> Stop | None:
 def start(repo: Path, notes: Notes) -> None:
     """Start git's rebase with a list that stops after each patch, and leaves out those that are for later releases."""
     todo = repo / ".git" / "todo"
-    picked = [commit for file, commit in notes.order.items() if file not in notes.left_out]
-    todo.write_text("".join(f"pick {commit}\nbreak\n" for commit in picked) or "noop\n")
+    commits = [commit for file, commit in notes.order.items() if file not in notes.left_out]
+    todo.write_text("".join(f"pick {commit}\nbreak\n" for commit in commits) or "noop\n")
     git(
         *("rebase", "--interactive", "--empty=ask", "--onto", release_tag(notes.new), release_tag(notes.old), "queue"),
         cwd=repo,
@@ -139,11 +142,16 @@ def on_release(repo: Path, release: str) -> bool:
     return base == git("rev-parse", release_tag(release), cwd=repo).split()
 
 
+def picked(repo: Path) -> list[str]:
+    """List the commits of the old queue that git's rebase has picked."""
+    done = repo / ".git" / "rebase-merge" / "done"
+    return re.findall(r"(?m)^pick (\w+)", done.read_text()) if done.is_file() else []
+
+
 def current(repo: Path) -> str | None:
     """Give the commit of the old queue that git's rebase has picked last."""
-    done = repo / ".git" / "rebase-merge" / "done"
-    picks = re.findall(r"(?m)^pick (\w+)", done.read_text()) if done.is_file() else []
-    return git("rev-parse", picks[-1], cwd=repo).strip() if picks else None
+    commits = picked(repo)
+    return git("rev-parse", commits[-1], cwd=repo).strip() if commits else None
 
 
 def unmerged(repo: Path) -> dict[str, set[str]]:
@@ -214,10 +222,14 @@ def subject_of(patch: Path) -> str:
 
 def pairs(repo: Path, notes: Notes) -> dict[str, str]:
     """Give the new commit of each commit of the old queue that has one; a patch is known by its subject."""
-    new = git("log", "--format=%H %s", f"{release_tag(notes.new)}..queue", cwd=repo).splitlines()
-    by_subject = {line.partition(" ")[2]: line.partition(" ")[0] for line in new}
-    found = {commit: by_subject.get(subject(repo, commit)) for commit in notes.order.values()}
-    return {old: new for old, new in found.items() if new}
+    new = git("log", "--reverse", "--format=%H %s", f"{release_tag(notes.new)}..queue", cwd=repo).splitlines()
+    found = {}
+    for file, commit in notes.order.items():
+        same = [line for line in new if line.partition(" ")[2] == subject(repo, commit)]
+        if same and file not in notes.left_out and commit not in notes.dropped:
+            found[commit] = same[0].partition(" ")[0]
+            new.remove(same[0])
+    return found
 
 
 # Conflicts ------------------------------------------------------------------------------------------------------------

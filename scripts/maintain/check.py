@@ -45,13 +45,14 @@ def check(root: Path, releases: list[str], workers: int, done: Callable[[str], N
         root: The checkout, of which nothing is changed but its scratch folder.
         releases: Versions.
         workers: How many releases are worked on at once.
-        done: Is called with each release when it is done.
+        done: Is called with each release and its verdict, as they come.
     """
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         futures = {pool.submit(check_one, root, release): release for release in releases}
         try:
             for future in concurrent.futures.as_completed(futures):
-                done(future.result().release)
+                finding = future.result()
+                done(f"{finding.release} {'right' if finding.right else 'falls short'}")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

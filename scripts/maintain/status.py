@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from maintain.pin import APPLY, PACKAGE, Pin, patches, queue_sha256
+from maintain.pin import APPLY, PACKAGE, Pin, applies, patches, queue_sha256
+from maintain.rebase import REBASE, SESSION
 from maintain.scratch import clear_errors
 from maintain.tree import absent, created, edits, read_stamp
 
@@ -19,8 +20,9 @@ def status(root: Path) -> str:
     for patch in patches(root):
         diff = patch.read_text(encoding="utf-8", errors="replace").partition("\ndiff --git ")[2]
         changed = len(re.findall(r"(?m)^(?:\+(?!\+\+ )|-(?!-- ))", diff))
-        total += changed
-        lines.append(f"  {changed:3d} lines  {patch.name}")
+        here = applies(patch, pin.release)
+        total += changed if here else 0
+        lines.append(f"  {changed:3d} lines  {patch.name}{'' if here else '  (left out: for later releases)'}")
     lines.append(f"  {total:3d} lines changed in all")
     files = stamp.get("files", {})
     differences = {"edited": edits(root, files), "new": created(root, files), "missing": absent(root, files)}
@@ -34,4 +36,6 @@ def status(root: Path) -> str:
         state = "as recorded but for " + "; ".join(f"{k} {', '.join(v)}" for k, v in differences.items() if v)
     else:
         state = f"as recorded, sha256 {pin.tree_sha256}"
+    if (root / SESSION).is_dir():
+        lines.append(f"rebase     waits in {SESSION}; `{REBASE} --continue` goes on, `--abort` gives it up")
     return "\n".join([*lines, f"tree       {state}"])

@@ -1,0 +1,103 @@
+"""What became of each test of a run, and where two runs differ."""
+
+from __future__ import annotations
+
+import collections
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+PASSED, FAILED, ERROR, SKIPPED, ABSENT = "passed", "failed", "error", "skipped", "not run"
+TAGS = {"failure": FAILED, "error": ERROR, "skipped": SKIPPED}
+WORST_FIRST = (ERROR, FAILED, SKIPPED, PASSED)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a test, and why where it did not pass."""
+
+    state: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A test that came out differently on the two sides."""
+
+    test: str
+    untouched: Outcome
+    ours: Outcome
+
+    def __str__(self) -> str:
+        where, outcome = ("here", self.ours) if self.untouched.state == PASSED else ("untouched", self.untouched)
+        return f"{self.test}\n      {outcome.state} {where}{f': {outcome.reason}' if outcome.reason else ''}"
+
+
+def read_junit(file: Path) -> dict[str, Outcome]:
+    """Read pytest's results by test id; of a test that is there twice, as one that breaks its teardown, the worst.
+
+    Args:
+        file: In pytest's xunit1 format, which names the files.
+    """
+    outcomes = {}
+    for case in ElementTree.parse(file).iter("testcase"):
+        states = [(TAGS[child.tag], child) for child in case if child.tag in TAGS]
+        outcome = min((Outcome(state, reason(child)) for state, child in states), key=rank, default=Outcome(PASSED))
+        test = id_of(case)
+        outcomes[test] = min(outcome, outcomes.get(test, outcome), key=rank)
+    return outcomes
+
+
+def rank(outcome: Outcome) -> int:
+    return WORST_FIRST.index(outcome.state)
+
+
+def id_of(case: ElementTree.Element) -> str:
+    """Give the id that pytest takes on its command line; of a file that could not be collected, the file."""
+    file, owner, name = (case.get(key) or "" for key in ("file", "classname", "name"))
+    module = file.removesuffix(".py").replace("\\", "/").replace("/", ".")
+    if not owner or ".".join((owner, name)) == module:
+        return file or name
+    classes = owner.removeprefix(module).strip(".")
+    return "::".join((file, *classes.split("."), name) if classes else (file, name))
+
+
+def reason(element: ElementTree.Element) -> str:
+    """Give what was raised, in a line."""
+    lines = [line.strip() for line in (element.get("message") or "").splitlines() if line.strip()]
+    text = [line.strip() for line in (element.text or "").splitlines() if line.strip()]
+    if element.tag == "error" and text and (not lines or lines[0] == "collection failure"):
+        lines = [re.sub(r"^E +", "", text[-1])]
+    return lines[0][:300] if lines else ""
+
+
+def passes_only_there(untouched: dict[str, Outcome], ours: dict[str, Outcome]) -> list[Difference]:
+    """List the tests that pass on the untouched release and not on ours, be it because they did not run."""
+    files = {test: outcome for test, outcome in ours.items() if "::" not in test}  # those that were not collected
+    return [
+        Difference(test, outcome, ours.get(test) or absent(files.get(test.partition("::")[0])))
+        for test, outcome in untouched.items()
+        if outcome.state == PASSED and ours.get(test, Outcome(ABSENT)).state != PASSED
+    ]
+
+
+def passes_only_here(untouched: dict[str, Outcome], ours: dict[str, Outcome]) -> list[Difference]:
+    """List the tests that pass on ours and not on the untouched release."""
+    swapped = passes_only_there(ours, untouched)
+    return [Difference(difference.test, difference.ours, difference.untouched) for difference in swapped]
+
+
+def absent(file: Outcome | None) -> Outcome:
+    """Say why a test did not run: mostly as its file could not be imported."""
+    return Outcome(ABSENT, file.reason if file else "")
+
+
+def totals(outcomes: dict[str, Outcome]) -> dict[str, int]:
+    """Count the tests in each state."""
+    counts = collections.Counter(outcome.state for outcome in outcomes.values())
+    return {state: counts[state] for state in (PASSED, FAILED, ERROR, SKIPPED)}
+
+
+def as_dict(difference: Difference) -> dict:
+    return asdict(difference)

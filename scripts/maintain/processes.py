@@ -1,0 +1,88 @@
+"""Processes that end when we do, with all that they have started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from maintain.environment import python_command
+from maintain.pin import UpstreamError
+
+HOLD = "import sys; print(sys.executable, flush=True); sys.stdin.read()"
+SECONDS_TO_END = 5
+
+
+@contextlib.contextmanager
+def stop_on_terminate() -> Iterator[None]:
+    """Take a request to terminate as an interrupt, so that what we started is ended and removed."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def started(command: list[str], log: Path, folder: Path, variables: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """Start a command in a process group of its own, and end all of the group at the end."""
+    with open(log, "wb") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process and what it has started."""
+    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+        try:
+            os.killpg(process.pid, number) if hasattr(os, "killpg") else process.terminate()
+        except ProcessLookupError:  # nothing is left of it
+            break
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS_TO_END)
+    process.wait()
+
+
+@contextlib.contextmanager
+def interpreter(needs: list[str], folder: Path) -> Iterator[str]:
+    """Make an environment that has `needs`, and give the path of its interpreter while it is there.
+
+    uv removes the environment when the process that it was made for ends: this one waits until its input is closed.
+    """
+    log = folder / "environment.log"
+    with open(log, "wb") as file:
+        holder = subprocess.Popen(
+            [*python_command(needs), "-c", HOLD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        python = holder.stdout.readline().decode().strip()
+        if not python:
+            lines = log.read_text(errors="replace").strip().splitlines() or ["no message"]
+            raise UpstreamError(f"uv could not make the environment of the tests: {lines[0]}")
+        yield python
+    finally:
+        holder.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            holder.wait(SECONDS_TO_END)
+        end(holder)
+        holder.stdout.close()

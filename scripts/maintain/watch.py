@@ -1,0 +1,62 @@
+"""How far runs of pytest are, read from their logs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SECONDS_BETWEEN_LINES = 30  # where nobody watches
+SCHEDULED = re.compile(rb"(?m)^\d+ workers? \[(\d+) items?\]")
+DONE = re.compile(rb"(?m)^\[gw\d+\] \[ *\d+%\] (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS) ")
+
+
+def say(text: str) -> None:
+    """Say on stderr what is being done."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Display:
+    """A line on stderr: renewed in place on a terminal, else printed now and then."""
+
+    def __init__(self):
+        self.live = sys.stderr.isatty()
+        self.began = self.printed = time.monotonic()
+
+    def show(self, text: str, last: bool = False) -> None:
+        now = time.monotonic()
+        minutes, seconds = divmod(int(now - self.began), 60)
+        text = f"{text}  {minutes}:{seconds:02d}"
+        if self.live:
+            print(f"\r{text}\x1b[K", end="\n" if last else "", file=sys.stderr, flush=True)
+        elif last or now - self.printed >= SECONDS_BETWEEN_LINES:
+            self.printed = now
+            say(text)
+
+
+def progress(log: Path) -> str:
+    """Count the tests that a run has done."""
+    text = log.read_bytes() if log.is_file() else b""
+    scheduled = SCHEDULED.search(text)
+    if not scheduled:
+        return "starting"
+    states = DONE.findall(text)
+    bad = sum(state in (b"FAILED", b"ERROR") for state in states)
+    return f"{len(states)} of {int(scheduled[1])}, {bad} failed"
+
+
+def watch(runs: dict[str, tuple[subprocess.Popen, Path]]) -> None:
+    """Show how far runs are until all have ended.
+
+    Args:
+        runs: The process and the log of each, by name.
+    """
+    display = Display()
+    running = True
+    while running:
+        running = any(process.poll() is None for process, _ in runs.values())
+        display.show(" | ".join(f"{name} {progress(log)}" for name, (_, log) in runs.items()), last=not running)
+        if running:
+            time.sleep(0.5)
