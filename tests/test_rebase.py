@@ -394,7 +394,10 @@ def test_a_hunk_in_another_function_stops_the_command(checkout, text, function):
     report = start(checkout)
     assert (report.stop.reason, report.stop.patch) == ("moved", WALK_PATCH)
     assert report.stop.lines == [f"{TASKS}: a hunk was in Network.walk, is in {function}"]
-    assert "applies to ultralytics 9.1.0, but not where it was" in describe(report)
+    text = describe(report)
+    assert "applies to ultralytics 9.1.0, but not where it was" in text
+    shown = re.search(r"(?m)^1: +\w+ ! 1: +\w+ Walk over ours$", text)
+    assert shown and re.search(rf"(?m)^    \+ +def {function.partition('.')[2]}\(self, x\):$", text)
     assert snapshot(checkout) == before
     report = go_on(checkout)  # the new place is right
     assert report.outcome == "rebased" and states(report)[0] == "moved"
@@ -512,6 +515,7 @@ def test_json(checkout):
     assert (report["old"], report["new"], report["outcome"]) == (OLD, NEW, "rebased")
     assert [p["state"] for p in report["patches"]] == ["clean", "clean", "conflict resolved"]
     assert report["verdict"]["models"] == 1 and report["changed"] and report["wheel_sha256"]
+    assert report["commit_message"].startswith(f"Follow upstream {NEW}")
 
 
 @pytest.mark.parametrize("files, outcome", [({}, "rebased"), (NEIGHBOUR, "stopped"), ({TASKS: LOOK_ALIKE}, "stopped")])

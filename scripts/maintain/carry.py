@@ -375,8 +375,10 @@ def diff_of(repo: Path, commit: str) -> str:
     return re.sub(r"(?m)^index .*\n", "", git("diff-tree", "-p", "--no-commit-id", commit, cwd=repo))
 
 
-def range_diff(repo: Path) -> str:
-    """Compare the queue on both releases with `git range-diff`."""
+def range_diff(repo: Path, commit: str | None = None) -> str:
+    """Compare the queue on both releases with `git range-diff`; or, with a commit of the old queue, it and HEAD."""
     notes = Notes.read(repo)
-    old, new = release_tag(notes.old), release_tag(notes.new)
-    return git("range-diff", "--no-color", "--creation-factor=100", f"{old}..{OLD_QUEUE}", f"{new}..queue", cwd=repo)
+    old, new = f"{release_tag(notes.old)}..{OLD_QUEUE}", f"{release_tag(notes.new)}..queue"
+    if commit:
+        old, new = f"{commit}^..{commit}", "HEAD^..HEAD"
+    return git("range-diff", "--no-color", "--creation-factor=100", old, new, cwd=repo)

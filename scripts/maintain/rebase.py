@@ -50,7 +50,8 @@ class Report:
     seconds: float = 0.0
 
     def json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        message = commit_message(self) if self.outcome == "rebased" else ""
+        return json.dumps({**asdict(self), "commit_message": message}, indent=1)
 
 
 # Commands -------------------------------------------------------------------------------------------------------------
@@ -214,6 +215,8 @@ def go_on(root: Path, repo: Path, done: Callable[[str], None], dry_run: bool = F
         notes = Notes.read(repo)  # which the way has written to
         notes.shown = notes.order[report.stop.patch]
         notes.write(repo)
+        if report.stop.reason == "moved":
+            report.range_diff = carry.range_diff(repo, notes.shown)
         return report
     done("rebased")
     pin = Pin(notes.new, notes.wheel_sha256, "")
@@ -364,4 +367,5 @@ def describe_stop(report: Report) -> str:
             f"{REBASE} --skip       to drop the patch",
         ],
     }[stop.reason]
-    return "\n".join([head, *where, *todo, f"{REBASE} --abort      to leave everything as it was"])
+    shown = ["", report.range_diff.rstrip(), ""] if report.range_diff else []
+    return "\n".join([head, *where, *shown, *todo, f"{REBASE} --abort      to leave everything as it was"])
