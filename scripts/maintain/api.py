@@ -43,7 +43,11 @@ def describe(tree: Path, module: str, name: str) -> dict[str, str]:
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not file.is_file():
         return {}
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return {"": f" of {file.name}, which this Python cannot read"}
+    for node in body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == name:
             return {"": f"({ast.unparse(node.args)})"}
         if isinstance(node, ast.ClassDef) and node.name == name:

@@ -7,10 +7,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from maintain.pin import PACKAGE, Pin, UpstreamError, applies, patches, queue_sha256
-from maintain.repository import apply_queue, keep_repository, make_repository
+from maintain.pin import PACKAGE, Pin, applies, patches, queue_sha256
+from maintain.repository import apply_queue, check_tree, keep_repository, make_repository
 from maintain.scratch import clear_errors, locked
-from maintain.tree import absent, count, edits, lay_down, manifest, read_stamp, tree_sha256
+from maintain.tree import absent, count, edits, lay_down, manifest, read_stamp
 from maintain.wheel import fetch, keep_wheel
 
 
@@ -49,12 +49,7 @@ def lay_down_queue(root: Path, discard_edits: bool = False) -> str:
         make_repository(repo, wheel, pin.release)
         apply_queue(repo, [patch for patch in patches(root) if applies(patch, pin.release)])
         files = manifest(repo)
-        if tree_sha256(files) != pin.tree_sha256:
-            raise UpstreamError(
-                f"the patched tree has sha256 {tree_sha256(files)}, patches/upstream.toml records "
-                f"{pin.tree_sha256}; `git checkout patches && git clean -f patches` restores the queue; to change "
-                f"it, edit under {PACKAGE}/ and run `export`"
-            )
+        check_tree(files, pin)
         kept = lay_down(root, repo, stage, stamp, {"release": pin.release, "queue": queue}, files, discard_edits)
         with contextlib.suppress(OSError):  # the tree is complete; the next run makes again what is not kept
             keep_repository(root, repo)

@@ -38,6 +38,7 @@ def export(root: Path, message: str | None = None, new: bool = False) -> str:
             queue_repository(root, pin, repo)
             edited = copy_edits(root, repo, stamp["files"])
             files = manifest(repo)
+            git("add", "--all", "--force", "--intent-to-add", ".", cwd=repo)
             folded, added = commit_edits(repo, pin, message, new) if edited else (0, 0)
             assert manifest(repo) == files, "the queue does not give the edited tree"
             written = dict(format_queue(repo, pin.release, left_out(root, pin.release), Path(stage) / "patches"))
@@ -76,7 +77,6 @@ def commit_edits(repo: Path, pin: Pin, message: str | None, new: bool) -> tuple[
     """Commit the work tree's changes, each hunk into the patch that it belongs to; returns how many went where."""
     queue = git("rev-list", "--reverse", f"{release_tag(pin.release)}..HEAD", cwd=repo).split()
     base = git("rev-parse", "HEAD", cwd=repo).strip()
-    git("add", "--all", "--force", "--intent-to-add", ".", cwd=repo)
     diff = git("diff", "--unified=0", "--no-renames", "--binary", "--full-index", "HEAD", cwd=repo)
     owned = [(None if new else owner_of(repo, hunk, queue), hunk) for hunk in hunks(diff)]
     owners = [commit for commit in [*queue, None] if any(owner == commit for owner, _ in owned)]

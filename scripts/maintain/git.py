@@ -26,6 +26,8 @@ GIT_CONFIG = {
     "core.attributesFile": os.devnull,
     "core.autocrlf": "false",
     "core.excludesFile": os.devnull,
+    "core.fileMode": "false",
+    "core.quotePath": "false",
     "core.safecrlf": "false",
     "gc.auto": "0",
     "merge.conflictStyle": "diff3",

@@ -14,20 +14,17 @@ from pathlib import Path
 
 from maintain import api, carry
 from maintain.apply import lay_down_queue
-from maintain.carry import Carried, Notes, Stop
+from maintain.carry import REBASE, SESSION, Carried, Notes, Stop
 from maintain.environment import requirements
 from maintain.export import changed_patches, commit_edits
 from maintain.git import git
-from maintain.pin import APPLY, PACKAGE, Pin, UpstreamError, left_out, queue_sha256
-from maintain.repository import format_queue
+from maintain.pin import APPLY, PACKAGE, Pin, UpstreamError, applies, left_out, queue_sha256
+from maintain.repository import apply_queue, check_tree, format_queue, make_repository
 from maintain.scratch import clear_errors, locked, replace_files
 from maintain.staging import patched_tree, untouched_tree
 from maintain.tree import edits, manifest, read_stamp, tree_sha256
 from maintain.verify import Verdict, verify
 from maintain.wheel import fetch_release, keep_wheel
-
-REBASE = "python scripts/upstream.py rebase"
-SESSION = ".upstream/rebase"
 
 
 @dataclass
@@ -117,19 +114,20 @@ def resume(root: Path, action: str, done: Callable[[str], None]) -> Report:
         if notes.queue_sha256 != queue_sha256(root):
             raise UpstreamError(f"patches/ is not what the rebase began with; `{REBASE} --abort`, and start again")
         release_git_locks(session)
-        stop = carry.examine_now(session)
+        stop = carry.examine_now(root, session)
+        notes = Notes.read(session)
         if action == "skip":
             skip(session, notes, stop)
         elif stop:
-            settle(session, notes, stop)
+            settle(root, session, notes, stop)
         report = go_on(root, session, done)
     return replace(report, seconds=round(time.monotonic() - began, 1))
 
 
 def refuse_edits(root: Path) -> None:
-    """Refuse to carry a queue that is not what stands at ultralytics/."""
+    """Refuse to leave behind what was edited and is in no patch."""
     stamp = read_stamp(root)
-    edited = edits(root, stamp.get("files", {})) if stamp.get("queue") == queue_sha256(root) else []
+    edited = edits(root, stamp.get("files", {}), *stamp.get("pending", []))
     if edited:
         raise UpstreamError(
             f"{', '.join(edited)} {'was' if len(edited) == 1 else 'were'} edited and would stay behind; "
@@ -160,76 +158,78 @@ def release_git_locks(session: Path) -> None:
 # By hand --------------------------------------------------------------------------------------------------------------
 def skip(session: Path, notes: Notes, stop: Stop | None) -> None:
     """Drop the patch that the rebase waits at."""
-    commit = carry.current(session)
-    if stop is None or commit is None:
+    if stop is None:
         raise UpstreamError("the rebase waits at no patch that could be skipped")
-    notes.dropped[commit] = "upstream's" if stop.reason == "taken" else "dropped"
-    notes.write(session)
     if stop.reason == "moved":
-        git("reset", "--quiet", "--hard", "HEAD^", cwd=session)
-    else:
+        new = carry.pairs(session, notes)[stop.patch]
+        if carry.rebasing(session) and new == git("rev-parse", "HEAD", cwd=session).strip():
+            git("reset", "--quiet", "--hard", "HEAD^", cwd=session)
+        else:
+            try:
+                git("rebase", "--onto", f"{new}^", new, "queue", cwd=session)
+            except UpstreamError:
+                git("rebase", "--abort", cwd=session, check=False)
+                raise UpstreamError(
+                    f"other patches stand on patches/{stop.patch}: edit it in {SESSION} instead"
+                ) from None
+    elif carry.rebasing(session) and (carry.unmerged(session) or stop.reason == "taken" or carry.dirty(session)):
         git("rebase", "--skip", cwd=session, check=False, GIT_EDITOR=":")
+    taken = "taken" in (stop.reason, notes.stopped.get(stop.patch)) and stop.patch not in notes.resolved
+    notes.dropped[stop.patch] = "upstream's" if taken else "dropped"
+    notes.write(session)
 
 
-def settle(session: Path, notes: Notes, stop: Stop) -> None:
+def settle(root: Path, session: Path, notes: Notes, stop: Stop) -> None:
     """Take what was resolved by hand into the patch that the rebase waits at."""
-    commit = notes.order[stop.patch]
-    if stop.reason == "taken":
+    if stop.reason in ("taken", "lost"):
         raise UpstreamError(
             f"nothing of patches/{stop.patch} is left on {notes.new}: say `{REBASE} --skip` to drop it, or `--abort`"
         )
+    carry.refuse_unresolved(session)
+    git("add", "--update", cwd=session)  # as git does: what the user has not added does not belong to it
+    edited = git("diff", "--cached", "--name-only", "HEAD", cwd=session)
     if stop.reason == "conflict":
-        unmerged = carry.unmerged(session)
-        for path in {*unmerged, *git("diff", "--name-only", "-z", "HEAD", cwd=session).split("\0")[:-1]}:
-            marked = carry.first_marker(session / path)
-            if marked:
-                raise UpstreamError(f"{SESSION}/{path}, line {marked} still has a conflict marker; edit the file first")
-            if not {"2", "3"} <= unmerged.get(path, {"2", "3"}):
-                raise UpstreamError(
-                    f"{path} is there on one side only; `git -C {SESSION} add {path}` keeps it, `git -C {SESSION} rm "
-                    f"{path}` drops it; then `{REBASE} --continue`"
-                )
-        git("add", "--all", "--force", ".", cwd=session)
-        if not git("diff", "--cached", "--name-only", "HEAD", cwd=session):
+        if not edited:
             raise UpstreamError(
                 f"nothing of patches/{stop.patch} is left: say `{REBASE} --skip` to drop it, or edit the files again"
             )
-        git("commit", "--quiet", f"--reuse-message={commit}", cwd=session)
-        return
-    # A hunk in another function: what was edited since belongs to this patch; no edit says that the place is right
-    git("add", "--all", "--force", ".", cwd=session)
-    if git("diff", "--cached", "--name-only", "HEAD", cwd=session):
-        git("commit", "--quiet", "--amend", "--no-edit", cwd=session)
-    elif notes.shown == commit:
-        notes.accepted.append(commit)
-        notes.write(session)
+        git("commit", "--quiet", f"--reuse-message={notes.order[stop.patch]}", cwd=session)
+    elif stop.reason == "later":
+        if edited:
+            message = carry.message_of(root / "patches" / stop.patch)
+            git("commit", "--quiet", "-F", "-", cwd=session, stdin=message)
+    else:
+        new = carry.pairs(session, notes)[stop.patch]
+        if edited and carry.rebasing(session):  # what was edited belongs to this patch
+            git("commit", "--quiet", "--amend", "--no-edit", cwd=session)
+        elif not edited and notes.shown == carry.digest_of(session, new):  # no edit says that the place is right
+            notes.accepted.append(notes.shown)
+            notes.write(session)
 
 
 # The way --------------------------------------------------------------------------------------------------------------
 def go_on(root: Path, repo: Path, done: Callable[[str], None], dry_run: bool = False) -> Report:
     """Run the rebase to its end, verify and write; or say where it waits."""
     notes = Notes.read(repo)
+    pin = Pin(notes.new, notes.wheel_sha256, "")
     report = Report("stopped", notes.old, notes.new, dry_run, wheel_sha256=notes.wheel_sha256)
+    if not carry.rebasing(repo) and carry.on_release(repo, notes.new) and carry.dirty(repo):
+        carry.refuse_unresolved(repo)
+        commit_edits(repo, pin, None, new=False)
     report.stop = carry.advance(root, repo)
     if report.stop:
-        notes = Notes.read(repo)  # which the way has written to
-        notes.shown = notes.order[report.stop.patch]
-        notes.write(repo)
-        if report.stop.reason == "moved":
-            report.range_diff = carry.range_diff(repo, notes.shown)
+        note_stop(repo, report)
         return report
     done("rebased")
-    pin = Pin(notes.new, notes.wheel_sha256, "")
-    if git("status", "--porcelain", cwd=repo):  # edits after a verdict of "wrong"
-        commit_edits(repo, pin, None, new=False)
+    carry.normalize(repo, notes.new)
     report.patches, report.range_diff = carry.outcome(repo), carry.range_diff(repo)
-    report.tree_sha256 = tree_sha256(manifest(repo))
     wheel = repo / ".git" / pin.wheel
     with tempfile.TemporaryDirectory(prefix="stage-", dir=root / ".upstream") as own:
         ours, theirs, before = (Path(own) / name for name in ("ours", "theirs", "before"))
         patched_tree(root, repo, ours)
         untouched_tree(repo, notes.new, theirs)
         untouched_tree(repo, notes.old, before)
+        report.tree_sha256 = tree_sha256(manifest(ours))
         report.api = api.changes(root, before, theirs)
         report.verdict = verify(root, notes.new, wheel, ours, theirs, done)
         if report.verdict.problems:
@@ -237,6 +237,7 @@ def go_on(root: Path, repo: Path, done: Callable[[str], None], dry_run: bool = F
         pin = replace(pin, tree_sha256=report.tree_sha256)
         queue = format_queue(repo, notes.new, left_out(root, notes.new), Path(own) / "patches")
         files = changed_files(root, notes, pin, queue, wheel)
+        check_queue(Path(own), queue, pin, wheel)
         report.changed = sorted(files)
         if not dry_run:
             keep_wheel(root, wheel)
@@ -247,6 +248,27 @@ def go_on(root: Path, repo: Path, done: Callable[[str], None], dry_run: bool = F
             except UpstreamError as e:
                 report.note = f"{PACKAGE}/ is still on {notes.old}: {e}"
     return replace(report, outcome="rebased")
+
+
+def note_stop(repo: Path, report: Report) -> None:
+    """Note what was shown, so that `--continue` accepts no place that nobody has seen."""
+    notes, file = Notes.read(repo), report.stop.patch
+    notes.stopped[file] = report.stop.reason
+    if report.stop.reason == "moved":
+        notes.shown = carry.digest_of(repo, carry.pairs(repo, notes)[file])
+        report.range_diff = carry.range_diff(repo, file)
+    notes.write(repo)
+
+
+def check_queue(folder: Path, queue: dict[str, bytes], pin: Pin, wheel: Path) -> None:
+    """Prove that the patches as they are to be written give the recorded tree."""
+    written = folder / "written"
+    written.mkdir()
+    for name, content in queue.items():
+        (written / name).write_bytes(content)
+    make_repository(folder / "again", wheel, pin.release)
+    apply_queue(folder / "again", [file for file in sorted(written.glob("*.patch")) if applies(file, pin.release)])
+    check_tree(manifest(folder / "again"), pin)
 
 
 def changed_files(root: Path, notes: Notes, pin: Pin, queue: dict[str, bytes], wheel: Path) -> dict[str, bytes | None]:
@@ -274,7 +296,10 @@ def entry(changelog: str, notes: Notes) -> str:
     head = re.search(r"(?m)^## \S+\+addmodules\.(\d+)", changelog)
     if not head:
         return changelog
-    section = f"## {notes.new}+addmodules.{head[1]}\n\n- Follows upstream {notes.new}.\n\n"
+    title = f"## {notes.new}+addmodules.{head[1]}\n"
+    if title in changelog:  # there and back again
+        return changelog
+    section = f"{title}\n- Follows upstream {notes.new}.\n\n"
     return changelog[: head.start()] + section + changelog[head.start() :]
 
 
@@ -344,28 +369,32 @@ def commit_message(report: Report) -> str:
 
 def describe_stop(report: Report) -> str:
     """Say where a rebase waits, why, and what to do."""
-    stop, new = report.stop, report.new
-    where = [f"  {line}" for line in stop.lines]
+    stop, release = report.stop, f"{PACKAGE} {report.new}"
     head = {
-        "conflict": f"patches/{stop.patch} conflicts with {PACKAGE} {new}:",
-        "taken": f"patches/{stop.patch} is in {PACKAGE} {new} already; it is dropped when you say so:",
-        "moved": f"patches/{stop.patch} applies to {PACKAGE} {new}, but not where it was:",
+        "conflict": f"patches/{stop.patch} conflicts with {release}:",
+        "taken": f"patches/{stop.patch} is in {release} already; it is dropped when you say so:",
+        "lost": f"patches/{stop.patch} is not on {release}; it is dropped when you say so:",
+        "moved": f"patches/{stop.patch} applies to {release}, but not where it was:",
+        "later": f"patches/{stop.patch} is for {release} again, and does not apply:",
     }[stop.reason]
+    lines = [head, *(f"  {line}" for line in stop.lines)]
+    if report.range_diff:
+        lines += ["", report.range_diff.rstrip(), ""]
     if report.dry_run:
-        return "\n".join([head, *where, "a dry run: nothing was changed"])
+        return "\n".join([*lines, "a dry run: nothing was changed"])
     edit = f"edit the files in {SESSION}"
-    todo = {
+    lines += {
         "conflict": [
-            f"{edit}: between <<<<<<< and ||||||| is {PACKAGE} {new}, between ======= and >>>>>>> the patch",
+            f"{edit}; in markers, {release} stands above |||||||, the patch below =======",
             f"{REBASE} --continue   when no marker is left",
-            f"{REBASE} --skip       to drop the patch",
         ],
-        "taken": [f"{REBASE} --skip       to drop the patch"],
+        "taken": [],
+        "lost": [],
         "moved": [
-            f"{edit} if the place is wrong (`git -C {SESSION} show` shows the patch)",
+            f"{edit} if the place is wrong",
             f"{REBASE} --continue   to go on, with what you edited; without edits, with the new place",
-            f"{REBASE} --skip       to drop the patch",
         ],
+        "later": [f"{edit}", f"{REBASE} --continue   to make the patch of what you edited"],
     }[stop.reason]
-    shown = ["", report.range_diff.rstrip(), ""] if report.range_diff else []
-    return "\n".join([head, *where, *shown, *todo, f"{REBASE} --abort      to leave everything as it was"])
+    lines += [f"{REBASE} --skip       to drop the patch", f"{REBASE} --abort      to leave everything as it was"]
+    return "\n".join(lines)

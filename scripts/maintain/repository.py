@@ -11,6 +11,7 @@ from pathlib import Path
 
 from maintain.git import git
 from maintain.pin import PACKAGE, Pin, UpstreamError, applies, patches, queue_sha256
+from maintain.tree import tree_sha256
 from maintain.wheel import fetch, unpack
 
 FORMAT_PATCH = "--no-signature --zero-commit --no-numbered --no-stat --full-index --no-renames --unified=3".split()
@@ -60,7 +61,10 @@ def apply_queue(repo: Path, queue: list[Path]) -> None:
         UpstreamError: For a patch that does not apply, with the file and the hunk.
     """
     for patch in queue:
-        text = patch.read_bytes().replace(b"\r\n", b"\n").decode(errors="surrogateescape")
+        data = patch.read_bytes()
+        if data.count(b"\r\n") == data.count(b"\n"):  # checked out on Windows; single ones are upstream's
+            data = data.replace(b"\r\n", b"\n")
+        text = data.decode(errors="surrogateescape")
         if "\ndiff --git " not in text:
             raise UpstreamError(f"patches/{patch.name} holds no patch; `git checkout patches` restores it")
         try:
@@ -71,6 +75,16 @@ def apply_queue(repo: Path, queue: list[Path]) -> None:
             if where is None:
                 raise UpstreamError(f"patches/{patch.name}: {e}") from None
             raise UpstreamError(f"patches/{patch.name} does not apply to {where}") from None
+
+
+def check_tree(files: dict[str, str], pin: Pin) -> None:
+    """Refuse a patched tree, given the hash of each of its files, that is not the recorded one."""
+    digest = tree_sha256(files)
+    if digest != pin.tree_sha256:
+        raise UpstreamError(
+            f"the patched tree has sha256 {digest}, patches/upstream.toml records {pin.tree_sha256}; `git checkout "
+            f"patches && git clean -f patches` restores the queue; to change it, edit under {PACKAGE}/ and run `export`"
+        )
 
 
 def first_rejected_hunk(repo: Path, patch: str) -> str | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from maintain.carry import REBASE, SESSION
 from maintain.pin import APPLY, PACKAGE, Pin, applies, patches, queue_sha256
-from maintain.rebase import REBASE, SESSION
 from maintain.scratch import clear_errors
 from maintain.tree import absent, created, edits, read_stamp
 
