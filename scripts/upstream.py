@@ -5,11 +5,12 @@
     python scripts/upstream.py export            fold what was edited under ultralytics/ into patches/
     python scripts/upstream.py rebase [VERSION]  carry the queue to another release (default: newest) and verify it
     python scripts/upstream.py check VERSION …   carry it to each release in scratch and verify it there
+    python scripts/upstream.py test              run upstream's own tests on the untouched release and on ours
 
 Upstream's wheels come from the package registry through pip, or from files: the environment variable
 ULTRALYTICS_WHEEL names one (or a folder that holds it), else the folder wheels/ of the checkout is looked at. Releases
-and queue are commits in a scratch repository, .upstream/repo, so that the work is git's own. `rebase` and `check` build
-models in environments of their own, which uv makes and keeps.
+and queue are commits in a scratch repository, .upstream/repo, so that the work is git's own. `rebase`, `check`
+and `test` run in environments of their own, which uv makes and keeps.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import json
 import sys
 from pathlib import Path
 
-from maintain import check, rebase
+from maintain import check, rebase, suite
 from maintain.apply import apply
 from maintain.export import export
 from maintain.pin import Pin, UpstreamError
+from maintain.processes import stop_on_terminate
 from maintain.progress import Progress
 from maintain.status import status
 
@@ -56,9 +58,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
     command = commands.add_parser("check", help="carry the queue to releases in scratch and verify it there")
     command.add_argument("version", nargs="*", help="releases")
-    command.add_argument("--every", type=int, metavar="N", help="each Nth release since 8.3.0, and each line's newest")
-    command.add_argument("--workers", type=int, default=check.cores(), help="releases at once (default: a core each)")
+    command.add_argument("--every", type=positive, metavar="N", help="each Nth since 8.3.0, and each line's newest")
+    command.add_argument("--workers", type=positive, default=check.cores(), help="at once (default: a core each)")
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+    command = commands.add_parser("test", help="run upstream's own tests on the untouched release and on ours")
+    command.add_argument("-k", dest="select", metavar="EXPRESSION", help="only tests that match, as pytest reads it")
+    command.add_argument("--workers", type=positive, default=1, help="tests of a side at once (default: 1)")
+    command.add_argument("--json", action="store_true", help="print the report as JSON")
 
     args = parser.parse_args(argv)
     if args.command == "rebase" and args.action and (args.version or args.dry_run):
@@ -66,6 +73,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.command == "check" and not (args.version or args.every):
         parser.error("name releases, or --every 10")
     return args
+
+
+def positive(text: str) -> int:
+    """Read a number of at least one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def run_rebase(args: argparse.Namespace) -> int:
@@ -90,6 +104,16 @@ def run_check(args: argparse.Namespace) -> int:
     return not all(finding.right for finding in findings)
 
 
+def run_test(args: argparse.Namespace) -> int:
+    """Run upstream's tests; print how the two sides compare."""
+    report = suite.test(ROOT, args.select, args.workers)
+    print(report.json() if args.json else suite.describe(report))
+    return bool(report.regressions)
+
+
+RUN = {"rebase": run_rebase, "check": run_check, "test": run_test}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run a command; an error is one line on stderr and exit status 1."""
     args = parse(argv)
@@ -101,7 +125,8 @@ def main(argv: list[str] | None = None) -> None:
         elif args.command == "export":
             print(export(ROOT, args.message, args.new))
         else:
-            sys.exit(run_rebase(args) if args.command == "rebase" else run_check(args))
+            with stop_on_terminate():
+                sys.exit(RUN[args.command](args))
     except UpstreamError as e:
         if getattr(args, "json", False):
             print(json.dumps({"outcome": "error", "message": str(e)}))

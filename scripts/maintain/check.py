@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from maintain import carry
-from maintain.pin import PACKAGE, Pin, UpstreamError, queue_sha256, version
+from maintain.pin import PACKAGE, UpstreamError, version
+from maintain.processes import ended_with
 from maintain.scratch import clear_errors, locked
-from maintain.staging import get_wheel, patched_tree, untouched_tree
+from maintain.staging import carry_to, patched_tree, untouched_tree
 from maintain.verify import Verdict, verify
 from maintain.wheel import MALWARE
 
@@ -47,15 +48,11 @@ def check(root: Path, releases: list[str], workers: int, done: Callable[[str], N
         workers: How many releases are worked on at once.
         done: Is called with each release and its verdict, as they come.
     """
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool, ended_with(pool):
         futures = {pool.submit(check_one, root, release): release for release in releases}
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                finding = future.result()
-                done(f"{finding.release} {'right' if finding.right else 'falls short'}")
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for future in concurrent.futures.as_completed(futures):
+            finding = future.result()
+            done(f"{finding.release} {'right' if finding.right else 'falls short'}")
     return [future.result() for future in futures]
 
 
@@ -67,10 +64,7 @@ def check_one(root: Path, release: str) -> Finding:
         with tempfile.TemporaryDirectory(prefix="ultralytics-check-") as folder, clear_errors(root):
             ours, theirs = Path(folder) / "ours", Path(folder) / "theirs"
             with locked(root):
-                wheel = get_wheel(root, release, Path(folder))
-                repo = Path(folder) / "repo"
-                carry.begin(root, Pin.read(root), repo, release, wheel, queue_sha256(root))
-                stop = carry.advance(root, repo)
+                wheel, repo, stop = carry_to(root, release, Path(folder))
                 if stop:
                     finding.applied = stop.reason
                     finding.problems = [f"patches/{stop.patch}: {stop.reason}: {'; '.join(stop.lines)}"]

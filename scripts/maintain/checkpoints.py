@@ -28,7 +28,8 @@ from ultralytics import __version__
 from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.models.sam.build import build_mobile_sam
 from ultralytics.nn import tasks
-from ultralytics.nn.modules.head import YOLOEDetect
+from ultralytics.nn.modules.block import BNContrastiveHead
+from ultralytics.nn.modules.head import Detect, RTDETRDecoder, YOLOEDetect
 from ultralytics.utils import ASSETS, ROOT, YAML
 
 SPLITS = ("train", "val")
@@ -103,27 +104,22 @@ def calibrate(model: nn.Module, batch: torch.Tensor) -> None:
 
 @torch.no_grad()
 def see_something(model: nn.Module, batch: torch.Tensor) -> None:
-    """Let a detector find some objects of its first class.
+    """Let a detector find some objects of its first class in each picture of a batch.
 
-    A fresh head scores near zero everywhere, so that nothing that comes after a detection would be run. The smallest
-    stride is left so, as some dozen objects are enough.
+    A fresh head scores near zero everywhere, so that nothing that comes after a detection would be run. Only what sees
+    the largest stride is changed: some dozen objects are enough.
     """
-    head = model.model[-1]
-    layers = []
-    for branch in ("cv4", "one2one_cv4") if isinstance(head, YOLOEDetect) else ("cv3", "one2one_cv3"):
-        layers += [layer if isinstance(head, YOLOEDetect) else layer[-1] for layer in getattr(head, branch, [])[-1:]]
-    layers += getattr(head, "dec_score_head", [])[-1:]
     outputs = {}
-    hooks = [layer.register_forward_hook(lambda layer, _, output: outputs.update({layer: output})) for layer in layers]
+    hooks = [layer.register_forward_hook(lambda *call: outputs.update({call[0]: call[2]})) for layer in scorers(model)]
     model(batch)
     for hook in hooks:
         hook.remove()
     for layer, output in outputs.items():
         scores = output[..., 0] if isinstance(layer, nn.Linear) else output[:, 0]
         scale = 2 / scores.std()
-        # A logit of -1.1 is a score of 0.25, the default threshold: the best of each picture get there
+        # A logit of -1.1 is a score of 0.25, the default threshold: the best places of each picture get there
         shift = -1.1 - scale * scores.flatten(1).topk(8).values[:, -1].min()
-        if hasattr(layer, "logit_scale"):
+        if isinstance(layer, BNContrastiveHead):
             layer.bias.data = layer.bias * scale + shift
             layer.logit_scale.data = layer.logit_scale + scale.log()
         else:
@@ -131,13 +127,25 @@ def see_something(model: nn.Module, batch: torch.Tensor) -> None:
             layer.bias[0] = layer.bias[0] * scale + shift
 
 
+def scorers(model: nn.Module) -> list[nn.Module]:
+    """List the layers that give the class scores: at the largest stride, or of the last decoder layer."""
+    head = model.model[-1]
+    if isinstance(head, RTDETRDecoder):
+        return [head.dec_score_head[-1]]
+    if isinstance(head, YOLOEDetect):
+        return [head.cv4[-1], head.one2one_cv4[-1]]
+    if isinstance(head, Detect):
+        return [branch[-1][-1] for branch in (head.cv3, getattr(head, "one2one_cv3", None)) if branch]
+    return []
+
+
 def forget_prompts(model: nn.Module) -> None:
     """Turn a model that is prompted into one that has a vocabulary, as upstream does."""
-    names = list(model.names.values())
     prompted = deepcopy(model)
     prompted.model[-1].fuse(prompted.pe)
     head = prompted.model[-1]
-    model.set_vocab(nn.ModuleList(layers[-1] for layers in (head.one2one_cv3 if head.end2end else head.cv3)), names)
+    vocabulary = nn.ModuleList(layers[-1] for layers in (head.one2one_cv3 if head.end2end else head.cv3))
+    model.set_vocab(vocabulary, list(model.names.values()))
 
 
 def save(model: nn.Module, file: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import re
 import xml.etree.ElementTree as ElementTree
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 PASSED, FAILED, ERROR, SKIPPED, ABSENT = "passed", "failed", "error", "skipped", "not run"
@@ -97,7 +97,3 @@ def totals(outcomes: dict[str, Outcome]) -> dict[str, int]:
     """Count the tests in each state."""
     counts = collections.Counter(outcome.state for outcome in outcomes.values())
     return {state: counts[state] for state in (PASSED, FAILED, ERROR, SKIPPED)}
-
-
-def as_dict(difference: Difference) -> dict:
-    return asdict(difference)

@@ -6,12 +6,16 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 
 from maintain.environment import python_command
 from maintain.pin import UpstreamError
 
+running: set[subprocess.Popen] = set()  # what threads have started
+stopping = threading.Event()
 HOLD = "import sys; print(sys.executable, flush=True); sys.stdin.read()"
 SECONDS_TO_END = 5
 
@@ -26,6 +30,47 @@ def stop_on_terminate() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ended_with(pool: Executor) -> Iterator[None]:
+    """Where the work with a pool is interrupted, end what its threads have started, so that they end too."""
+    try:
+        yield
+    except BaseException:
+        stopping.set()
+        for process in list(running):
+            end(process)
+        pool.shutdown(cancel_futures=True)
+        raise
+    finally:
+        stopping.clear()
+
+
+@contextlib.contextmanager
+def piped(command: list[str], folder: Path, variables: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """Start a command whose output is read as it comes, and end it, and what it has started, at the end."""
+    if stopping.is_set():
+        raise UpstreamError("interrupted")
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+    running.add(process)
+    try:
+        yield process
+        process.wait()
+    finally:
+        running.discard(process)
+        if process.poll() is None:
+            end(process)
 
 
 @contextlib.contextmanager

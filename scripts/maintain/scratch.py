@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,11 @@ def locked(root: Path) -> Iterator[None]:
 
             msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
         else:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"another run works in {scratch}; waiting for it", file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
             os.set_inheritable(file.fileno(), True)  # a git that outlives a killed run holds the lock until it ends
         for left in [*scratch.glob("stage-*"), *scratch.glob("journal.part")]:  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)

@@ -11,7 +11,7 @@ from maintain.git import git
 from maintain.pin import OURS, Pin, UpstreamError, queue_sha256
 from maintain.repository import release_tag
 from maintain.scratch import clear_errors, locked
-from maintain.wheel import fetch_release, find_wheel, keep_wheel, wheel_name
+from maintain.wheel import checked_release, fetch_release, find_wheel, keep_wheel, wheel_name
 
 
 def stage(root: Path, release: str, folder: Path) -> Path:
@@ -29,14 +29,22 @@ def stage(root: Path, release: str, folder: Path) -> Path:
         UpstreamError: For a release that cannot be had, or to which the queue has to be carried by hand.
     """
     with clear_errors(root), locked(root), tempfile.TemporaryDirectory(prefix="stage-", dir=root / ".upstream") as own:
-        wheel = get_wheel(root, release, Path(own))
-        repo = Path(own) / "repo"
-        carry.begin(root, Pin.read(root), repo, release, wheel, queue_sha256(root))
-        stop = carry.advance(root, repo)
+        wheel, repo, stop = carry_to(root, release, Path(own))
         if stop:
             raise UpstreamError(f"patches/{stop.patch} on {release}: {stop.reason}: {'; '.join(stop.lines)}")
         patched_tree(root, repo, folder)
     return wheel
+
+
+def carry_to(root: Path, release: str, folder: Path) -> tuple[Path, Path, carry.Stop | None]:
+    """Carry the queue to a release, for a caller that holds the lock.
+
+    Returns:
+        The release's wheel, the repository in `folder` in which it was done, and what it stopped at.
+    """
+    wheel, repo = get_wheel(root, checked_release(release), folder), folder / "repo"
+    carry.begin(root, Pin.read(root), repo, release, wheel, queue_sha256(root))
+    return wheel, repo, carry.advance(root, repo)
 
 
 def get_wheel(root: Path, release: str, folder: Path) -> Path:

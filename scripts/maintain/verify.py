@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from pathlib import Path
 
 from maintain.environment import OUR_REQUIREMENTS, python_command, requirements
 from maintain.pin import UpstreamError, applies, patches
+from maintain.processes import piped
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 PARAMETERS = SCRIPTS / "parameters.json"
@@ -75,6 +74,9 @@ def verify(root: Path, release: str, wheel: Path, ours: Path, theirs: Path, done
     needs = [*requirements(wheel), *OUR_REQUIREMENTS]
     expected, names = shipped_models(root), vanilla_models(theirs)
     built, problems = probe(needs, ours, "shipped", [f"{name}.yaml" for name in expected], done)
+    for family in ("rtdetr", "yolo"):
+        if not any(name.startswith(family) for name in names):
+            problems.append(f"{release} ships no {family} model that is known here, so none was compared")
     right = 0
     for name, parameters in expected.items():
         wrong = wrongs(built.get(f"{name}.yaml"), parameters)
@@ -127,30 +129,18 @@ def probe(
             "YOLO_CONFIG_DIR": folder,
             "YOLO_OFFLINE": "true",
         }
-        process = subprocess.Popen(
-            [*python_command(needs), str(SCRIPTS / "probe.py"), kind, *names],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,  # uv and the Python that it starts end together
-        )
         last = ""
-        try:
+        command = [*python_command(needs), str(SCRIPTS / "probe.py"), kind, *names]
+        with piped(command, Path(folder), environment) as process:
             for line in process.stdout:
                 last = line.strip() or last
                 if line.startswith("PROBE"):
                     data = json.loads(line.removeprefix("PROBE"))
                     found[data.pop("name", "ultralytics")] = data
                     done(next(reversed(found)))
-            process.wait()
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    if not found:
+        raise UpstreamError(f"uv could not make the environment: {last}; connect to the network and run this again")
+    del found["started"]
     if "ultralytics" not in found:
         return found, [f"ultralytics does not import: {last}"]
     if Path(found["ultralytics"]["file"]).resolve() != (tree / "ultralytics" / "__init__.py").resolve():

@@ -76,22 +76,21 @@ def fetch_release(root: Path, release: str | None, folder: Path) -> tuple[str, P
     pin = Pin.read(root)
     if release is None:
         wheel = download(None, folder)
-        release = wheel.name.split("-")[1]
-    else:
-        if not re.fullmatch(r"\d+(\.\d+)+", release):
-            raise UpstreamError(f"{release!r} is no release of {PACKAGE}: a version looks like {pin.release}")
-        refuse_malware(release)
-        if release == pin.release:
-            return release, fetch(root, pin, folder)
-        wheel = find_wheel(root, release, pinned=False)
-        wheel = wheel or download(release, folder)
-    refuse_malware(release)
-    return release, wheel
+        return checked_release(wheel.name.split("-")[1]), wheel
+    release = checked_release(release)
+    if release == pin.release:
+        return release, fetch(root, pin, folder)
+    return release, find_wheel(root, release, pinned=False) or download(release, folder)
 
 
-def refuse_malware(release: str) -> None:
+def checked_release(release: str) -> str:
+    """Give a release as upstream writes it, 8.3.50; refuse what is none, and those that carried malware."""
+    if not re.fullmatch(r"\d+\.\d+\.\d+", release):
+        raise UpstreamError(f"{release!r} is no release of {PACKAGE}: one looks like 8.3.50")
+    release = ".".join(str(int(number)) for number in release.split("."))
     if release in MALWARE:
         raise UpstreamError(f"{PACKAGE} {release} carried malware: it is never used; take another release")
+    return release
 
 
 def download(release: str | None, folder: Path) -> Path:
