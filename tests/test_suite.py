@@ -270,6 +270,7 @@ def test_a_random_checkpoint_sees_something(tmp_path, name, size):
     assert all(0 < len(boxes) < 300 for boxes in found) and not torch.equal(found[0].conf[:1], found[1].conf[:1])
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_the_text_encoder_gives_unit_vectors(tmp_path):
     checkpoints.make_text_encoder(tmp_path / "encoder.ts")
     vectors = torch.jit.load(tmp_path / "encoder.ts")(torch.randint(49408, (3, 77)))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -209,6 +212,41 @@ def test_vanilla_models_are_those_that_the_release_has():
     names = verify.vanilla_models(ROOT)
     assert {"rtdetr-l.yaml", "yolo26n-seg.yaml", "yolov8s-worldv2.yaml", "yoloe-11s.yaml", "yolov9c.yaml"} <= set(names)
     assert len(names) == len(verify.VANILLA), "a name that the pinned release does not have"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no signals on this system")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", [["check", "9.6.0"], ["rebase", "9.6.0"]])
+def test_an_interrupt_leaves_nothing_behind(checkout, tmp_path, command, number):
+    """Neither a process that builds models nor a folder; and a rebase can be taken up again."""
+    root = shutil.copytree(checkout, tmp_path / "checkout", symlinks=True)
+    sleep = "import os, time, torch; open(os.environ['PID'], 'w').write(f'{os.getpid()}\\n'); time.sleep(600)\nfrom"
+    make_wheel(root / "wheels", "9.6.0", ("import torch\nfrom", sleep))
+    words = [sys.executable, "-c", RUN_HERE.format(scripts=str(root / "scripts")), *command]
+    environment = {**os.environ, "PID": str(tmp_path / "pid"), "TMPDIR": str(tmp_path / "tmp")}
+    (tmp_path / "tmp").mkdir()
+    process = subprocess.Popen(words, env=environment, stdout=-1, stderr=-1, text=True)
+    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text().endswith("\n"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == 1 and "interrupted" in err and "Traceback" not in err, out + err
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert list((tmp_path / "tmp").iterdir()) == []
+    left = {path.name for path in (root / ".upstream").iterdir()}
+    assert left - {"rebase"} == {"lock", "repo", "wheels"} and ("rebase" in left) == (command[0] == "rebase")
+
+
+RUN_HERE = """
+import sys
+sys.path.insert(0, {scripts!r})
+import upstream
+from maintain import verify
+verify.python_command = lambda needs: [sys.executable]
+upstream.main(sys.argv[1:])
+"""
 
 
 # Several releases -----------------------------------------------------------------------------------------------------
