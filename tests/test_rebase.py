@@ -1019,11 +1019,11 @@ def test_killed_at_any_step(checkout, tmp_path, conflict):
         root = shutil.copytree(begin, tmp_path / f"killed-{limit}", symlinks=True)
         old = snapshot(root)
         killed(root, limit, before=limit % 2 == 0, resume=conflict)
-        if snapshot(root) != old:  # only in its last steps, in which any next command ends what was begun
-            apply(root)
-            assert Pin.read(root).release == NEW, f"step {limit}"
-        else:
-            assert apply(root) == "ultralytics/ is up to date", f"step {limit}"
+        untouched, line = snapshot(root) == old, apply(root)
+        if Pin.read(root).release == OLD:
+            assert untouched and line == "ultralytics/ is up to date", f"step {limit}"
+        else:  # only in the last steps, in which any next command ends what was begun
+            assert limit > steps / 2, f"step {limit}"
         finish(root)
         assert snapshot(root) == snapshot(undisturbed), f"step {limit} of {steps}"
         stands(root)

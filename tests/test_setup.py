@@ -515,13 +515,13 @@ def test_a_real_file_system(pristine, wheel, tmp_path, mount):
         mount -t tmpfs -o size={size} none {tmp_path} && cp -r {pristine}/. {tmp_path} && cd {tmp_path} || exit 9
         {"mount -o remount,ro " + str(tmp_path) if mount == "read-only" else ""}
         find . -path ./.upstream -prune -o -type f -exec sha256sum {{}} + | sort > /dev/shm/$$.before
-        {sys.executable} -B scripts/upstream.py apply; status=$?
+        "$PYTHON" -B scripts/upstream.py apply; status=$?
         find . -path ./.upstream -prune -o -type f -exec sha256sum {{}} + | sort > /dev/shm/$$.after
         cmp /dev/shm/$$.before /dev/shm/$$.after || status=8
         rm /dev/shm/$$.before /dev/shm/$$.after
         exit $status
     """
-    environment = {**os.environ, "ULTRALYTICS_WHEEL": str(wheel)}
+    environment = {**os.environ, "ULTRALYTICS_WHEEL": str(wheel), "PYTHON": sys.executable}
     command = ["unshare", "--mount", "sh", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode == 9:

@@ -25,10 +25,11 @@ def requirements(wheel: Path) -> list[str]:
 
 def find_uv() -> str:
     """Find uv: the one that runs this process, or the one on PATH."""
-    uv = shutil.which(os.environ.get("UV") or "uv")
-    if not uv:
-        raise UpstreamError("uv was not found; `python -m pip install uv` installs it")
-    return uv
+    uv = os.environ.get("UV") or "uv"
+    found = shutil.which(uv)
+    if not found:
+        raise UpstreamError(f"{uv} was not found; `python -m pip install uv` installs uv")
+    return found
 
 
 def python_command(needs: list[str]) -> list[str]:
