@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmark import naive
 from timm.layers.attention2d import MultiQueryAttention2d
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -30,10 +31,13 @@ def randomise(module: nn.Module) -> nn.Module:
     return module.double().eval()
 
 
-def assert_same(module: nn.Module, naive, x: torch.Tensor) -> None:
-    """Compare outputs and input gradients."""
+def assert_same(module: nn.Module, formula, x: torch.Tensor) -> None:
+    """Compare outputs and input gradients, and what the module gives where no gradient is asked for."""
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    ours, theirs = module(a), naive(module, b)
+    ours, theirs = module(a), formula(module, b)
+    with torch.no_grad():
+        torch.testing.assert_close(module(a), theirs.detach(), atol=2e-5, rtol=2e-5)
+    assert torch.equal(a, x)
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5)
     weights = torch.randn_like(theirs)
     (ours * weights).sum().backward()
@@ -41,7 +45,7 @@ def assert_same(module: nn.Module, naive, x: torch.Tensor) -> None:
     torch.testing.assert_close(a.grad, b.grad, atol=1e-4, rtol=1e-4)
 
 
-def naive_fla(m: FocusedLinearAttention, x: torch.Tensor) -> torch.Tensor:
+def full_fla(m: FocusedLinearAttention, x: torch.Tensor) -> torch.Tensor:
     """Head by head, with the (QK^T)V order and the attention matrix in full."""
     B, C, H, W = x.shape
     source, (h, w) = x, (H, W)
@@ -70,7 +74,7 @@ def naive_fla(m: FocusedLinearAttention, x: torch.Tensor) -> torch.Tensor:
     return F.conv2d(torch.cat(out, 1), m.proj.weight[:, :, None, None], m.proj.bias)
 
 
-def naive_bra(m: BiLevelRoutingAttention_nchw, x: torch.Tensor) -> torch.Tensor:
+def pixelwise_bra(m: BiLevelRoutingAttention_nchw, x: torch.Tensor) -> torch.Tensor:
     """Pixel by pixel: a region is a list of real pixels, so that there is nothing to pad."""
     B, C, H, W = x.shape
     q, k, v = F.conv2d(x, m.qkv_linear.weight, m.qkv_linear.bias).split(C, dim=1)
@@ -98,69 +102,25 @@ def naive_bra(m: BiLevelRoutingAttention_nchw, x: torch.Tensor) -> torch.Tensor:
     return F.conv2d(out, m.output_linear.weight, m.output_linear.bias)
 
 
-def naive_mqa(m: MQA, x: torch.Tensor) -> torch.Tensor:
-    """Head by head with the scores in full."""
-    B, _, H, W = x.shape
-    query = x
-    if m.query_h_strides > 1 or m.query_w_strides > 1:
-        query = m._query_downsampling_norm(F.avg_pool2d(x, (m.query_h_strides, m.query_w_strides)))
-    h, w = query.shape[2:]
-    key = m._key_dw_conv(x) if m.kv_strides > 1 else x
-    value = m._value_dw_conv(x) if m.kv_strides > 1 else x
-    K, V = m._key_proj(key).flatten(2), m._value_proj(value).flatten(2)
-    heads = []
-    for Q in m._query_proj(query).flatten(2).split(m.key_dim, dim=1):
-        scores = torch.einsum("bdn,bdm->bnm", Q, K) / m.key_dim**0.5
-        heads.append(torch.einsum("bnm,bdm->bdn", scores.softmax(-1), V).view(B, m.value_dim, h, w))
-    out = torch.cat(heads, 1)
-    if (h, w) != (H, W):
-        out = F.interpolate(out, (H, W), mode="bilinear")
-    return m._output_proj(out)
-
-
-def naive_irmb(m: iRMB, x: torch.Tensor) -> torch.Tensor:
-    """Window by window: each is a slice with steps of the zero-padded map."""
-    B, C, H, W = x.shape
-    y = m.norm(x)
-    h, w = -(-H // m.window_size) * m.window_size, -(-W // m.window_size) * m.window_size
-    padded = y.new_zeros(B, C, h, w)
-    padded[:, :, :H, :W] = y
-    attended = torch.zeros_like(padded)
-    rows, columns = h // m.window_size, w // m.window_size
-    for i in range(rows):
-        for j in range(columns):
-            window = padded[:, :, i::rows, j::columns]
-            q, k = m.qk(window).flatten(2).split(C, dim=1)
-            parts = []
-            for n in range(m.num_head):
-                part = slice(n * m.dim_head, (n + 1) * m.dim_head)
-                weights = (q[:, part].transpose(1, 2) @ k[:, part] * m.dim_head**-0.5).softmax(-1)
-                parts.append(window[:, part].flatten(2) @ weights.transpose(1, 2))
-            attended[:, :, i::rows, j::columns] = torch.cat(parts, 1).view_as(window)
-    y = m.v(attended)[:, :, :H, :W]
-    local = m.conv_local(y)
-    pooled = local.mean((2, 3))
-    squeezed = torch.cat([F.relu(pooled @ fc[0].weight.T) for fc in (m.se.fc1, m.se.fc2, m.se.fc3, m.se.fc4)], 1)
-    y = y + local * (squeezed @ m.se.fc[0].weight.T).sigmoid()[:, :, None, None]
-    return x + m.proj(y)
-
-
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("options", [{}, {"num_heads": 2, "focusing_factor": 2.5, "kernel_size": 3}], ids=str)
 def test_fla(size, options):
-    assert_same(randomise(FocusedLinearAttention(16, **options)), naive_fla, torch.randn(2, 16, *size).double())
+    module = randomise(FocusedLinearAttention(16, **options))
+    for formula in (full_fla, naive.fla):
+        assert_same(module, formula, torch.randn(2, 16, *size).double())
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 13), (2, 2)], ids=str)
 def test_fla_reduces_keys_and_values(size):
-    assert_same(randomise(FocusedLinearAttention(16, sr_ratio=2)), naive_fla, torch.randn(2, 16, *size).double())
+    assert_same(randomise(FocusedLinearAttention(16, sr_ratio=2)), full_fla, torch.randn(2, 16, *size).double())
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("options", [{}, {"num_heads": 4, "topk": 60}, {"n_win": 3, "side_dwconv": 0}], ids=str)
 def test_bra(size, options):
     module = randomise(BiLevelRoutingAttention_nchw(8, **options))
-    assert_same(module, naive_bra, torch.randn(2, 8, *size).double())
+    for formula in (pixelwise_bra, naive.bra):
+        assert_same(module, formula, torch.randn(2, 8, *size).double())
 
 
 def test_bra_returns_its_attention():
@@ -179,12 +139,12 @@ def test_bra_returns_its_attention():
 @pytest.mark.parametrize("kv, value_dim, key_dim", [(1, 8, 8), (2, 8, 8), (1, 5, 8), (2, 12, 8)])
 def test_mqa(size, kv, value_dim, key_dim):
     module = randomise(MQA(16, 3, key_dim, value_dim, 1, 1, kv))
-    assert_same(module, naive_mqa, torch.randn(2, 16, *size).double())
+    assert_same(module, naive.mqa, torch.randn(2, 16, *size).double())
 
 
 @pytest.mark.parametrize("strides, size", [((2, 2), (8, 12)), ((2, 1), (9, 7)), ((3, 2), (13, 9))], ids=str)
 def test_mqa_query_strides(strides, size):
-    assert_same(randomise(MQA(16, 2, 8, 8, *strides, 2)), naive_mqa, torch.randn(2, 16, *size).double())
+    assert_same(randomise(MQA(16, 2, 8, 8, *strides, 2)), naive.mqa, torch.randn(2, 16, *size).double())
 
 
 @pytest.mark.parametrize("kv", [1, 2])
@@ -208,7 +168,7 @@ def test_irmb(size):
     module = randomise(
         iRMB(16, 16, exp_ratio=2.0, norm_layer="ln_2d", dw_ks=5, se_ratio=1, dim_head=8, qkv_bias=True, attn_pre=True)
     )
-    assert_same(module, naive_irmb, torch.randn(2, 16, *size).double())
+    assert_same(module, naive.irmb, torch.randn(2, 16, *size).double())
 
 
 FAMILIES = {
@@ -301,7 +261,7 @@ def test_bra_scale():
     """dim ** -0.5 whatever the heads, or what is asked for."""
     assert BiLevelRoutingAttention_nchw(64, 4).scale == 64**-0.5
     assert_same(
-        randomise(BiLevelRoutingAttention_nchw(8, 2, qk_scale=2.0)), naive_bra, torch.randn(1, 8, 9, 9).double()
+        randomise(BiLevelRoutingAttention_nchw(8, 2, qk_scale=2.0)), pixelwise_bra, torch.randn(1, 8, 9, 9).double()
     )
     assert BiLevelRoutingAttention_nchw(8, 2, qk_scale=2.0).scale == 2.0
 

@@ -40,9 +40,7 @@ def test_fused_equals_unfused(name):
     for a, b in zip(*inputs):
         assert (a - b).abs().max() < 1e-4 * a.abs().max()
     left = [m for part in added(fused) for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
-    # Norms in front of attention and convolutions with padding cannot be folded
-    pre = [m.norm for m in added(fused) if type(m).__name__ == "iRMB" and isinstance(m.norm, nn.BatchNorm2d)]
-    assert {id(m) for m in left} == {id(m) for m in pre}
+    assert left == []
 
 
 @pytest.mark.parametrize(

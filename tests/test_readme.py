@@ -1,11 +1,13 @@
 """The README's commands run as they stand, smaller where they train, and its table is the one that is made."""
 
+import json
 import re
 import shlex
 import subprocess
 import sys
 
 import pytest
+from benchmark import report
 from conftest import MODELS, ROOT, load_file
 
 from ultralytics.nn import tasks
@@ -76,7 +78,7 @@ def test_yolo_commands(workplace):
 def test_script_commands_exist():
     """What the scripts do has tests of its own; here, that they take the README's arguments."""
     scripts = [words(command) for command in COMMANDS if "scripts/" in command]
-    assert {argv[1] for argv in scripts} == {"scripts/reproduce.py", "scripts/upstream.py"}
+    assert {argv[1] for argv in scripts} == {"scripts/bench.py", "scripts/reproduce.py", "scripts/upstream.py"}
     for argv in scripts:
         run([sys.executable, *argv[1:], "--help"], ROOT)
 
@@ -115,6 +117,12 @@ def test_table_of_models():
         assert cells[0] == ("as published" if published else "–")
         assert cells[2] == f"{counts['layers']}" + (f" ({published['layers']})" if published else "")
         assert cells[4] == f"{counts['gflops']:.1f}"
+
+
+def test_tables_of_the_benchmark():
+    """The figures are those that are kept."""
+    for file in sorted((ROOT / "benchmarks").glob("*.json")):
+        assert report.summary(json.loads(file.read_text(encoding="utf-8"))) in TEXT, file.name
 
 
 def test_links_and_paths_exist():

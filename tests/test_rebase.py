@@ -175,13 +175,11 @@ def release(root: Path, files: dict[str, str | None]) -> None:
 
 def snapshot(root: Path, scratch: bool = False) -> dict[str, bytes]:
     """Read every file but the scratch folder's; with it, its names too."""
-    files = [file for file in root.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
-    names = {f".upstream/{path.name}": b"" for path in (root / ".upstream").iterdir()} if scratch else {}
-    return names | {
-        str(file.relative_to(root)): file.read_bytes()
-        for file in files
-        if ".upstream" not in file.relative_to(root).parts
-    }
+    files: dict[str, bytes] = {}
+    for folder, below, names in os.walk(root):  # not rglob: a git that outlived its parent still writes in the scratch
+        below[:] = [name for name in below if name not in (".upstream", "__pycache__")]
+        files |= {str((path := Path(folder, name)).relative_to(root)): path.read_bytes() for name in names}
+    return files | ({f".upstream/{path.name}": b"" for path in (root / ".upstream").iterdir()} if scratch else {})
 
 
 def start(root: Path, version: str | None = NEW, **options) -> rebase.Report:

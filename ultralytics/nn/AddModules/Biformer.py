@@ -19,95 +19,153 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
+from torch.autograd.function import once_differentiable
 
-from ultralytics.nn.AddModules.compatibility import no_autocast, warn_of_tutorial
+from ultralytics.nn.AddModules.compatibility import is_eager, no_autocast, warn_of_tutorial
 from ultralytics.nn.AddModules.hgblock import HGBlockAttention
 from ultralytics.nn.AddModules.registry import Layer, Row, hg_block, register
+from ultralytics.nn.AddModules.tokens import is_hooked, pointwise, split_heads
 from ultralytics.nn.modules.conv import Conv  # noqa: F401 - tutorial checkpoints name it by this module's path
 
 __all__ = "BiLevelRoutingAttention_nchw", "HGBlock_Biformer"
 
 HEAD_DIM = 32  # channels of a head, as in the paper, where a YAML row names no number of heads
+GATHERED = {"cpu": 2**20, "cuda": 2**26}  # elements of routed keys in memory at a time: 4 MiB in fp32 on a CPU
 
 
-REGIONS = "b (heads d) (rows i) (columns j)"  # a map whose sides are multiples of the region's
-TOKENS = "b heads (rows columns) (i j) d"  # the same, region by region
-
-
-def route(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int], topk: int) -> torch.Tensor:
-    """Choose for each region the `topk` regions whose mean key its mean query likes best.
+class Regions:
+    """Where the pixels of an (H, W) map are when they are ordered region by region.
 
     Args:
-        q, k: (B, C, H, W) maps; a ragged last region is averaged over its real pixels.
-        region: Height and width of a region in pixels.
-        topk: Regions to choose, at most all there are.
+        H, W: Size of the map.
+        region: Height and width of a region in pixels; the last regions may be ragged.
+        device: Of the indices.
 
-    Returns:
-        (B, regions, topk) indices of regions in row-major order.
+    Attributes:
+        R, L: Regions, and places in each.
+        pixels: (R * L,) pixel of each place; places of a ragged region that no pixel has repeat another's.
+        places: (H * W,) place of each pixel.
+        real: (R, L) mask of the places that a pixel has.
+        ragged: Whether there are others.
     """
-    with torch.no_grad(), no_autocast(q):  # sums over channels leave the range of fp16
-        pool = {"kernel_size": region, "stride": region, "ceil_mode": True, "count_include_pad": False}
-        q_mean = F.avg_pool2d(q.detach().float(), **pool).flatten(2)  # (B, C, R)
-        k_mean = F.avg_pool2d(k.detach().float(), **pool).flatten(2)  # (B, C, R)
-        affinity = q_mean.transpose(1, 2) @ k_mean  # (B, R, R)
-        return affinity.topk(min(topk, affinity.shape[-1]), dim=-1).indices
+
+    def __init__(self, H: int, W: int, region: tuple[int, int], device: torch.device):
+        i, j = region
+        rows, columns = -(-H // i), -(-W // j)
+        self.R, self.L, self.ragged = rows * columns, i * j, bool(H % i or W % j)
+        y = torch.arange(rows * i, device=device)[:, None]
+        x = torch.arange(columns * j, device=device)
+        by_region = "(rows i) (columns j) -> (rows columns) (i j)"
+        self.pixels = rearrange(y.clamp(max=H - 1) * W + x.clamp(max=W - 1), by_region, i=i, j=j).flatten()
+        self.real = rearrange((y < H) & (x < W), by_region, i=i, j=j)
+        places = y // i * (columns * i * j) + y % i * j + x // j * (i * j) + x % j
+        self.places = places[:H, :W].flatten()
+
+    def order(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Order (B, N, C) tokens by region: (B * R, L, C)."""
+        return tokens.index_select(1, self.pixels).reshape(len(tokens) * self.R, self.L, tokens.shape[2])
+
+    def restore(self, ordered: torch.Tensor) -> torch.Tensor:
+        """Order (B * R, L, C) tokens as the map has them: (B, N, C)."""
+        shape = ordered.shape[0] // self.R, self.R * self.L, ordered.shape[2]
+        return ordered.reshape(shape).index_select(1, self.places)
+
+    def route(self, q: torch.Tensor, k: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Choose for each region the `topk` regions whose mean key its mean query likes best.
+
+        Args:
+            q, k: (B * R, L, C) queries and keys, ordered by region.
+            topk: Regions to choose, at most all there are.
+
+        Returns:
+            (B * R, topk) regions among those of the batch, and a (B * R, 1, 1, topk * L) mask of their pixels where
+            some are ragged.
+        """
+        R, L, topk = self.R, self.L, min(topk, self.R)
+        with torch.no_grad(), no_autocast(q):  # sums over channels leave the range of fp16
+            share = self.real.float() / self.real.sum(dim=1, keepdim=True)  # of each real pixel in a region's mean
+            means = (share.unsqueeze(1) @ t.detach().float().reshape(-1, R, L, t.shape[2]) for t in (q, k))
+            q_mean, k_mean = (t.squeeze(2) for t in means)  # (B, R, C)
+            chosen = (q_mean @ k_mean.transpose(1, 2)).topk(topk, dim=-1).indices  # (B, R, topk)
+        mask = self.real[chosen].reshape(-1, 1, 1, topk * L) if self.ragged else None
+        first = torch.arange(len(chosen), device=q.device).view(-1, 1, 1) * R
+        return (chosen + first).reshape(-1, topk), mask
 
 
-def regional_routing_attention_torch(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    scale: float,
-    routes: torch.Tensor,
-    region: tuple[int, int],
-    heads: int,
-    return_attention: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attend from each region to the tokens of the regions that it is routed to.
+def gather(t: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Put the tokens of chosen regions together: from (B * R, L, C) and (n, topk) to (n, topk * L, C)."""
+    routed = t.flatten(1).index_select(0, chosen.flatten())
+    return routed.reshape(len(chosen), chosen.shape[1] * t.shape[1], t.shape[2])
 
-    Args:
-        q, k, v: (B, C, H, W) maps.
-        scale: Factor of the scores before the softmax.
-        routes: (B, regions, topk) indices from `route`.
-        region: Height and width of a region in pixels.
-        heads: Attention heads; must divide C.
-        return_attention: Also return the attention matrix, which is otherwise never materialised.
 
-    Returns:
-        The attended (B, C, H, W) map, and the (B, heads, regions, pixels, topk * pixels) attention or None.
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, heads: int, scale: float
+) -> torch.Tensor:
+    """Attention of (n, L, C) queries over (n, M, C) keys and values in a fused kernel; returns (n, L, C)."""
+    q, k, v = (split_heads(t, heads) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2)
+
+
+class RoutedAttention(torch.autograd.Function):
+    """Attention over routed regions for eager mode: a few regions at a time, of which nothing is kept.
+
+    The keys and values of the routed regions are `topk` copies of all there are. They are gathered for as many regions
+    as a core's cache holds, and gathered again in the backward.
     """
-    B, _, H, W = q.shape
-    pad = (0, -W % region[1], 0, -H % region[0])
-    ragged = any(pad)
-    if ragged:
-        q, k, v = (F.pad(t, pad) for t in (q, k, v))
-    cut = {"heads": heads, "i": region[0], "j": region[1]}
-    q_, k_, v_ = (rearrange(t, f"{REGIONS} -> {TOKENS}", **cut) for t in (q, k, v))  # (B, heads, R, L, d)
-    R, L, d = q_.shape[2:]
 
-    batch = torch.arange(B, device=q.device).view(B, 1, 1, 1)
-    head = torch.arange(heads, device=q.device).view(1, heads, 1, 1)
-    M = routes.shape[-1] * L
-    k_ = k_[batch, head, routes[:, None]].reshape(B * heads, R, M, d)
-    v_ = v_[batch, head, routes[:, None]].reshape(B * heads, R, M, d)
-    q_ = q_.reshape(B * heads, R, L, d)
-    mask = None
-    if ragged:
-        real = F.pad(torch.ones(H, W, dtype=torch.bool, device=q.device), pad)
-        real = rearrange(real, "(rows i) (columns j) -> (rows columns) (i j)", i=region[0], j=region[1])  # (R, L)
-        mask = real[routes].reshape(B, 1, R, 1, M).expand(B, heads, R, L, M).reshape(B * heads, R, L, M)
+    @staticmethod
+    def forward(
+        ctx,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        regions: Regions,
+        topk: int,
+        heads: int,
+        scale: float,
+    ) -> torch.Tensor:
+        """Map three times (B, N, C) tokens to (B, N, C)."""
+        q_, k_, v_ = (regions.order(t) for t in (q, k, v))
+        chosen, mask = regions.route(q_, k_, topk)
+        ctx.save_for_backward(q, k, v, chosen)
+        ctx.regions, ctx.mask, ctx.heads, ctx.scale = regions, mask, heads, scale
+        out = torch.empty_like(q_)
+        for part in RoutedAttention.parts(chosen, k_):
+            routed = (gather(t, chosen[part]) for t in (k_, v_))
+            out[part] = attend(q_[part], *routed, None if mask is None else mask[part], heads, scale)
+        return regions.restore(out)
 
-    attention = None
-    if return_attention:  # the fused kernel keeps the matrix to itself
-        scores = (q_ * scale) @ k_.transpose(-2, -1)
-        attention = (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(dim=-1)
-        out = attention @ v_
-        attention = attention.reshape(B, heads, R, L, M)
-    else:
-        out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask, scale=scale)
-    out = out.reshape(B, heads, R, L, d)
-    out = rearrange(out, f"{TOKENS} -> {REGIONS}", rows=q.shape[2] // region[0], i=region[0], j=region[1])
-    return (out[:, :, :H, :W] if ragged else out), attention
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        *qkv, chosen = ctx.saved_tensors
+        regions, mask = ctx.regions, ctx.mask
+        q_, k_, v_, grad_ = (regions.order(t) for t in (*qkv, grad))
+        if regions.ragged:  # places that no pixel has gave nothing to the output
+            grad_ *= regions.real.repeat(len(grad), 1).unsqueeze(2)
+        dq, dk, dv = torch.empty_like(q_), torch.zeros_like(k_), torch.zeros_like(v_)
+        for part in RoutedAttention.parts(chosen, k_):
+            inputs = q_[part], gather(k_, chosen[part]), gather(v_, chosen[part])
+            with torch.enable_grad():
+                inputs = [t.detach().requires_grad_() for t in inputs]
+                out = attend(*inputs, None if mask is None else mask[part], ctx.heads, ctx.scale)
+            dq[part], *d_routed = torch.autograd.grad(out, inputs, grad_[part])
+            for total, d in zip((dk, dv), d_routed):
+                total.flatten(1).index_add_(0, chosen[part].flatten(), d.reshape(-1, total[0].numel()))
+        return *(regions.restore(t) for t in (dq, dk, dv)), None, None, None, None
+
+    @staticmethod
+    def parts(chosen: torch.Tensor, k: torch.Tensor) -> list[slice]:
+        """Cut the regions into parts whose gathered keys, and values, are small."""
+        step = max(1, GATHERED.get(k.device.type, 2**26) // max(1, chosen.shape[1] * k.shape[1] * k.shape[2]))
+        return [slice(i, i + step) for i in range(0, len(chosen), step)]
+
+
+def regional_routing_attention_torch(*_: object) -> None:
+    """Stand for the published function of this name, which tutorial checkpoints carry."""
+    raise NotImplementedError(
+        "call BiLevelRoutingAttention_nchw; this function is here for tutorial checkpoints to load"
+    )
 
 
 def attention_row(row: Row) -> Layer:
@@ -186,16 +244,40 @@ class BiLevelRoutingAttention_nchw(nn.Module):
             ret_attn_mask: Also return the attention, (N, heads, regions, pixels, topk * pixels).
         """
         H, W = x.shape[2:]
-        region = (max(1, H // self.n_win), max(1, W // self.n_win))
-        q, k, v = self.qkv_linear(x).chunk(3, dim=1)  # (N, dim, H, W) each
-        routes = route(q, k, region, self.topk)
-        out, attention = regional_routing_attention_torch(
-            q, k, v, self.scale, routes, region, self.num_heads, ret_attn_mask
-        )
+        regions = Regions(H, W, (max(1, H // self.n_win), max(1, W // self.n_win)), x.device)
+        q, k, v = self._project(x.flatten(2).transpose(1, 2).contiguous())  # (N, H * W, dim) each
+        attention = None
+        if is_eager() and not ret_attn_mask:
+            out = RoutedAttention.apply(q, k, v, regions, self.topk, self.num_heads, self.scale)
+        else:
+            out, attention = self._attend(*(regions.order(t) for t in (q, k, v)), regions, ret_attn_mask)
+            out = regions.restore(out)
         if self.lepe is not None:
-            out = out + self.lepe(v)
-        out = self.output_linear(out)
+            out = out + self.lepe(v.transpose(1, 2).unflatten(2, (H, W))).flatten(2).transpose(1, 2)
+        out = pointwise(self.output_linear, out).transpose(1, 2).unflatten(2, (H, W))
         return (out, attention) if ret_attn_mask else out
+
+    def _project(self, tokens: torch.Tensor) -> list[torch.Tensor]:
+        """Queries, keys and values of (N, H * W, dim) tokens, each in memory of its own."""
+        layer = self.qkv_linear
+        if is_hooked(layer):
+            return [t.contiguous() for t in pointwise(layer, tokens).chunk(3, dim=-1)]
+        parameters = zip(layer.weight.flatten(1).chunk(3), layer.bias.chunk(3))
+        return [F.linear(tokens, weight, bias) for weight, bias in parameters]
+
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, regions: Regions, return_attention: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend with all routed keys and values gathered, for exports, compilers and the attention matrix."""
+        chosen, mask = regions.route(q, k, self.topk)
+        k, v = gather(k, chosen), gather(v, chosen)
+        if not return_attention:
+            return attend(q, k, v, mask, self.num_heads, self.scale), None
+        q, k, v = (split_heads(t, self.num_heads) for t in (q, k, v))  # the fused kernel keeps the matrix to itself
+        scores = (q * self.scale) @ k.transpose(-2, -1)
+        attention = (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(dim=-1)
+        out = (attention @ v).transpose(1, 2).flatten(2)
+        return out, attention.unflatten(0, (-1, regions.R)).transpose(1, 2)  # (N, heads, R, L, topk * L)
 
 
 @register(hg_block)

@@ -22,12 +22,30 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from ultralytics.nn.AddModules.compatibility import is_eager
 from ultralytics.nn.AddModules.registry import backbone, register
 from ultralytics.utils.torch_utils import fuse_conv_and_bn
 
 __all__ = "EMO", "EMO_1M", "EMO_2M", "EMO_5M", "EMO_6M", "iRMB"
 
 NORM_EPS = 1e-6
+PIECE = 2**21  # elements of each part of a tensor that is made in parts, 8 MiB in fp32
+FRESH = 2**23  # elements of the largest tensor whose memory glibc keeps for the next when it is freed, 32 MiB
+
+
+def in_place() -> bool:
+    """Whether a result may be written over an operand that nothing else needs: fresh memory costs most on a CPU."""
+    return is_eager() and not torch.is_grad_enabled()
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """GELU of a convolution's result."""
+    if not in_place():
+        return F.gelu(x)
+    # The fast kernel takes contiguous tensors only, which a channels-last one is in another order of its axes
+    channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    torch.ops.aten.gelu_(x.permute(0, 2, 3, 1) if channels_last else x)
+    return x
 
 
 class LayerNorm2d(nn.Module):
@@ -86,8 +104,23 @@ class ConvNormAct(nn.Module):
         self.drop_path = make_drop_path(drop_path_rate)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.act(self.norm(self.conv(x)))
+        out = self.activate(self.norm(self.conv(x)))
         return x + self.drop_path(out) if self.has_skip else out
+
+    def activate(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the activation: GELU, or another that a user has put there."""
+        return gelu(x) if self.is_gelu() else self.act(x)
+
+    def is_gelu(self) -> bool:
+        """Whether the activation is the one that this module is built with."""
+        return type(self.act) is nn.GELU and self.act.approximate == "none"
+
+    def is_plain(self) -> bool:
+        """Whether the convolution can be run in parts: dense or depth-wise, with a bias, and seen by no hook."""
+        conv = self.conv
+        hooked = conv._forward_hooks or conv._forward_pre_hooks or self._forward_hooks or self._forward_pre_hooks
+        split = conv.bias is not None and conv.groups in (1, conv.out_channels)
+        return split and self.is_gelu() and not (self.has_skip or hooked)
 
     def fuse(self) -> None:
         """Fold a batch norm into the convolution, for inference."""
@@ -115,9 +148,27 @@ class SELayerV2(nn.Module):
         return nn.Sequential(nn.Linear(channel, squeezed, bias=False), nn.ReLU(inplace=True))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(self.gate(x)) if in_place() else x * self.gate(x)
+
+    def gate(self, x: torch.Tensor) -> torch.Tensor:
+        """Give the factors of the channels, (B, C, 1, 1)."""
         pooled = self.avg_pool(x).flatten(1)  # (B, C)
-        squeezed = torch.cat([self.fc1(pooled), self.fc2(pooled), self.fc3(pooled), self.fc4(pooled)], dim=1)
-        return x * self.fc(squeezed)[:, :, None, None]
+        squeezed = torch.cat([branch(pooled) for branch in self.branches()], dim=1)
+        return self.fc(squeezed)[:, :, None, None]
+
+    def branches(self) -> list[nn.Module]:
+        """List the squeezing branches: four, or the one that they are fused to."""
+        return [getattr(self, name) for name in ("fc1", "fc2", "fc3", "fc4") if hasattr(self, name)]
+
+    def fuse(self) -> None:
+        """Make the four branches one matrix, for inference."""
+        branches = self.branches()
+        if len(branches) == 1:
+            return
+        weight = torch.cat([branch[0].weight for branch in branches]).detach()
+        self.fc1 = nn.Sequential(nn.Linear(*weight.shape[::-1], bias=False, device="meta"), nn.ReLU(inplace=True))
+        self.fc1[0].weight = nn.Parameter(weight, requires_grad=False)
+        del self.fc2, self.fc3, self.fc4
 
 
 class iRMB(nn.Module):
@@ -205,32 +256,76 @@ class iRMB(nn.Module):
         """Map (B, dim_in, H, W) to (B, dim_out, H', W')."""
         shortcut = x
         x = self.norm(x)
+        if not self.has_skip:
+            local = self.conv_local(self._attend(x)) if self.attn_s else self._expand_and_filter(x)
+            return self.proj(self.proj_drop(self.se(local)))
         x = self._attend(x) if self.attn_s else self.v(x)
-        local = self.se(self.conv_local(x))
-        x = self.proj(self.proj_drop(x + local if self.has_skip else local))
-        return shortcut + self.drop_path(x) if self.has_skip else x
+        local = self.conv_local(x)
+        if isinstance(self.se, nn.Identity):
+            x = x + local
+        else:
+            x = torch.addcmul(x, local, self.se.gate(local), out=x if in_place() and x is not shortcut else None)
+        x = self.drop_path(self.proj(self.proj_drop(x)))
+        return x.add_(shortcut) if in_place() else x + shortcut
+
+    def _expand_and_filter(self, x: torch.Tensor) -> torch.Tensor:
+        """Expansion and depth-wise convolution, (B, dim_in, H, W) to (B, dim_mid, H', W').
+
+        An expanded map too large for memory that was freed before is made by groups of channels, which no depth-wise
+        convolution mixes.
+        """
+        layers = self.v, self.conv_local
+        numel = x[:, :1].numel() * self.conv_local.conv.in_channels
+        fused = all(isinstance(m, ConvNormAct) and isinstance(m.norm, nn.Identity) and m.is_plain() for m in layers)
+        if numel <= FRESH or not (fused and in_place() and x.device.type == "cpu"):
+            return self.conv_local(self.v(x))
+        channels = max(8, PIECE // x[:, :1].numel() // 8 * 8)
+        parameters = (t.split(channels) for m in layers for t in (m.conv.weight, m.conv.bias))
+        local = self.conv_local.conv
+        parts = []
+        for weight, bias, local_weight, local_bias in zip(*parameters):
+            expanded = gelu(F.conv2d(x, weight, bias))
+            options = {"stride": local.stride, "padding": local.padding, "dilation": local.dilation}
+            parts.append(gelu(F.conv2d(expanded, local_weight, local_bias, groups=len(local_bias), **options)))
+        return torch.cat(parts, dim=1)
 
     def _attend(self, x: torch.Tensor) -> torch.Tensor:
         """Attention in strided windows, and the expansion: (B, dim_in, H, W) to (B, dim_mid, H, W)."""
-        B, _, H, W = x.shape
+        H, W = x.shape[2:]
         h, w = (self.window_size, self.window_size) if self.window_size > 0 else (H, W)
         x = F.pad(x, (0, -W % w, 0, -H % h))  # attended to as zeros, as in the origin's code
         rows, columns = x.shape[2] // h, x.shape[3] // w
 
         # Strided windows: pixel (i, j) is in window (i % rows, j % columns)
-        windows = rearrange(x, "b c (h r) (w s) -> (b r s) c h w", h=h, w=w)
-        value = windows if self.attn_pre else self.v(windows)
-        # Contiguous, as fused attention wants them; the other kernel gave wrong values under torch.compile's aot_eager
-        q, k, value = (
-            rearrange(t, "n (heads d) h w -> n heads (h w) d", heads=self.num_head).contiguous()
-            for t in (*self.qk(windows).chunk(2, dim=1), value)
-        )
+        windows = rearrange(x, "b c (h r) (w s) -> (b r s) (h w) 1 c", h=h, w=w)
+        value = windows if self.attn_pre else self._project(self.v, windows)
+        q, k = self._project(self.qk, windows).chunk(2, dim=-1)
+        q, k, value = (rearrange(t, "n l 1 (heads d) -> n heads l d", heads=self.num_head) for t in (q, k, value))
+        if not is_eager():  # the unfused kernel gave wrong values under torch.compile's aot_eager
+            q, k, value = q.contiguous(), k.contiguous(), value.contiguous()
         dropout = self.attn_drop.p if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, value, dropout_p=dropout, scale=self.scale)
-        out = rearrange(out, "n heads (h w) d -> n (heads d) h w", h=h, w=w)
-        if self.attn_pre:
-            out = self.v(out)
-        return rearrange(out, "(b r s) c h w -> b c (h r) (w s)", r=rows, s=columns)[:, :, :H, :W]
+        out = rearrange(out, "(b r s) heads (h w) d -> b (h r) (w s) (heads d)", r=rows, s=columns, h=h)
+        out = out.permute(0, 3, 1, 2)
+        return (self.v(out) if self.attn_pre else out)[:, :, :H, :W]  # padding is expanded, as published GFLOPs count
+
+    @staticmethod
+    def _project(layer: ConvNormAct, windows: torch.Tensor) -> torch.Tensor:
+        """Apply a 1x1 convolution to (n, L, 1, C) windows."""
+        return layer(windows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def fuse(self) -> None:
+        """Fold a batch norm in front of the expansion into that, for inference."""
+        if self.attn_s or not isinstance(self.norm, nn.BatchNorm2d) or not isinstance(self.v, ConvNormAct):
+            return
+        conv, norm = self.v.conv, self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        shift = norm.bias - norm.running_mean * scale
+        with torch.no_grad():
+            bias = conv.weight.sum((2, 3)) @ shift + (0 if conv.bias is None else conv.bias)
+            conv.weight.mul_(scale.view(1, -1, 1, 1))
+            conv.bias = nn.Parameter(bias, requires_grad=False)
+        self.norm = nn.Identity()
 
 
 class MSPatchEmb(nn.Module):
@@ -347,6 +442,8 @@ class EMO(nn.Module):
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return the maps of strides 4, 8, 16 and 32."""
+        if x.device.type == "cpu" and is_eager():
+            x = x.contiguous(memory_format=torch.channels_last)  # as the faster kernels have it, here to the outputs
         outputs = []
         for stage in (self.stage0, self.stage1, self.stage2, self.stage3, self.stage4):
             for block in stage:

@@ -17,23 +17,149 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
-from ultralytics.nn.AddModules.compatibility import no_autocast
+from ultralytics.nn.AddModules.compatibility import is_eager, no_autocast
 from ultralytics.nn.AddModules.hgblock import HGBlockAttention
 from ultralytics.nn.AddModules.registry import hg_block, keeps_channels, register
+from ultralytics.nn.AddModules.tokens import split_heads
 from ultralytics.nn.modules.conv import Conv  # noqa: F401 - tutorial checkpoints name it by this module's path
 
 __all__ = "FocusedLinearAttention", "HGBlock_FLA"
 
 EPS = 1e-6
+CACHED = 2**18  # elements that go through several operations at a time: 1 MiB in fp32
+FRESH = 2**21  # elements of a new tensor that memory freed before is likely to serve: 8 MiB in fp32
 
 
-def focus(x: torch.Tensor, factor: float) -> torch.Tensor:
-    """Sharpen the direction of positive feature vectors and keep their norm: x^p * |x| / |x^p| over the last axis."""
-    # The map scales with its input: powers of values of at most 1 neither overflow nor all underflow
-    unit = x / x.detach().amax(dim=-1, keepdim=True)
-    powered = unit * unit * unit if factor == 3 else unit.pow(factor)
-    return powered * (x.norm(dim=-1, keepdim=True) / powered.norm(dim=-1, keepdim=True))
+def focus(x: torch.Tensor, inverse_scale: torch.Tensor, factor: float) -> tuple[torch.Tensor, ...]:
+    """Sharpen the direction of feature vectors and keep their norm: f_p(y) = y^p * |y| / |y^p|.
+
+    Args:
+        x: (..., C) features; a vector is all channels of a token.
+        inverse_scale: (C,) factors of y = (relu(x) + 1e-6) * inverse_scale.
+        factor: The exponent p.
+
+    Returns:
+        The (..., C) map, y, and the (..., 1) norms of its vectors.
+    """
+    y = (F.relu(x) + EPS) * inverse_scale
+    norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    # The map scales with its input: powers of values of at most 1 do not overflow. Those whose square would be
+    # denormal, on which processors are slow, are raised to where they still do not count beside 1.
+    least = (4 * torch.finfo(y.dtype).tiny) ** (0.5 / factor)
+    powered = (y / y.detach().amax(dim=-1, keepdim=True)).clamp(min=least).pow(factor)
+    return powered * (norm / torch.linalg.vector_norm(powered, dim=-1, keepdim=True)), y, norm
+
+
+def summarise(k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Sum (..., M, d) keys, mapped before, times values and times 1: (..., d, d + 1)."""
+    return torch.cat([k.transpose(-2, -1) @ v, k.sum(dim=-2).unsqueeze(-1)], dim=-1)
+
+
+class FocusedAttention(torch.autograd.Function):
+    """The attention of q over k and v, mapped, for eager mode: little is made anew, and little kept for the backward.
+
+    On a CPU it goes image by image, and maps as many tokens at a time as a core's cache holds through all the map's
+    operations: fresh memory costs more than arithmetic. The backward makes the map again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, q: torch.Tensor, kv: torch.Tensor, inverse_scale: torch.Tensor, factor: float, heads: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map (B, N, C) and (B, M, 2 * C) to the attention (B, N, C), and to v, (B, heads, M, d)."""
+        out = q.new_empty(q.shape)
+        values = q.new_empty(len(kv), heads, kv.shape[1], q.shape[2] // heads)
+        for i in images(q):
+            k, v = kv[i].chunk(2, dim=-1)
+            values[i] = split_heads(v, heads)
+            context = summarise(focus_in_cache(k, inverse_scale, factor, heads)[0], values[i])
+            q_mapped = focus_in_cache(q[i], inverse_scale, factor, heads)[0]
+            attended, norm = (q_mapped @ context).split([values.shape[-1], 1], dim=-1)  # (1, heads, N, d), (…, 1)
+            torch.div(attended, norm + EPS, out=split_heads(out[i], heads))
+        ctx.save_for_backward(q, kv, inverse_scale, out, values)
+        ctx.factor, ctx.heads = factor, heads
+        return out, values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor, grad_values: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, kv, inverse_scale, out, values = ctx.saved_tensors
+        factor, heads, d = ctx.factor, ctx.heads, values.shape[-1]
+        dq, dkv, d_inverse_scale = torch.empty_like(q), torch.empty_like(kv), torch.zeros_like(inverse_scale)
+        for i in images(q):
+            k, v, (dk, dv) = kv[i].chunk(2, dim=-1)[0], values[i], dkv[i].chunk(2, dim=-1)
+            q_mapped, *q_focus = focus_in_cache(q[i], inverse_scale, factor, heads, keep=True)
+            k_mapped, *k_focus = focus_in_cache(k, inverse_scale, factor, heads, keep=True)
+            context = summarise(k_mapped, v)  # (1, heads, d, d + 1)
+            # With [a | n] = q_mapped @ context and out = a / n: da = grad / n, dn = -<grad, out> / n
+            norm = q_mapped @ context[..., d:] + EPS  # (1, heads, N, 1)
+            grad_i = split_heads(grad[i], heads)
+            dn = (grad[i] * out[i]).unflatten(2, (heads, d)).sum(dim=-1).transpose(1, 2).unsqueeze(-1).neg_()
+            d_attended = torch.cat([grad_i, dn], dim=-1).div_(norm)  # (1, heads, N, d + 1)
+            d_context = q_mapped.transpose(-2, -1) @ d_attended
+            torch.add(k_mapped @ d_context[..., :d], grad_values[i], out=split_heads(dv, heads))
+            d_mapped = (v @ d_context[..., :d].transpose(-2, -1)).add_(d_context[..., d:].transpose(-2, -1))
+            d_inverse_scale += focus_backward(d_mapped, k_mapped, *k_focus, inverse_scale, factor, dk)
+            d_mapped = d_attended @ context.transpose(-2, -1)
+            d_inverse_scale += focus_backward(d_mapped, q_mapped, *q_focus, inverse_scale, factor, dq[i])
+        return dq, dkv, d_inverse_scale, None, None
+
+
+def images(x: torch.Tensor) -> list[slice]:
+    """Cut a batch of feature maps into parts that reuse memory; an accelerator takes all at once."""
+    if x.device.type != "cpu":
+        return [slice(None)]
+    step = max(1, FRESH * len(x) // max(1, x.numel()))
+    return [slice(i, i + step) for i in range(0, max(1, len(x)), step)]
+
+
+def pieces(x: torch.Tensor, C: int) -> tuple[torch.Tensor, ...]:
+    """Cut an image's tokens, of C channels, into pieces that a core's cache holds; an accelerator takes all at once."""
+    return x.split(max(1, CACHED // C) if x.device.type == "cpu" else x.shape[1], dim=1)
+
+
+def focus_in_cache(
+    x: torch.Tensor, inverse_scale: torch.Tensor, factor: float, heads: int, keep: bool = False
+) -> list[torch.Tensor]:
+    """Compute `focus` of (B, N, C) piece by piece.
+
+    Returns:
+        The (B, heads, N, d) map, and if they are kept y and the norms, as tokens.
+    """
+    B, N, C = x.shape
+    mapped = x.new_empty(B, heads, N, C // heads)
+    kept = [x.new_empty(x.shape), x.new_empty(B, N, 1)] if keep else []
+    for piece, part, *parts in zip(*(pieces(t, C) for t in (x, mapped.transpose(1, 2), *kept))):
+        value, *values = focus(piece, inverse_scale, factor)
+        part.copy_(value.view(part.shape))
+        for target, source in zip(parts, values):
+            target.copy_(source)
+    return [mapped, *kept]
+
+
+def focus_backward(
+    grad: torch.Tensor,
+    mapped: torch.Tensor,
+    y: torch.Tensor,
+    norm: torch.Tensor,
+    inverse_scale: torch.Tensor,
+    factor: float,
+    dx: torch.Tensor,
+) -> torch.Tensor:
+    """Write the gradient of `focus`, from (B, heads, N, d), to the (B, N, C) of `dx`; give that of inverse_scale."""
+    C, d_inverse_scale = y.shape[2], torch.zeros_like(inverse_scale)
+    for g, out_, y_, norm_, dx_ in zip(
+        *(pieces(t, C) for t in (grad.transpose(1, 2), mapped.transpose(1, 2), y, norm, dx))
+    ):
+        g, out_ = g.reshape(y_.shape), out_.reshape(y_.shape)
+        # With s = <g, out> / norm^2: dy = p * out / y * (g - s * out) + s * y
+        s = (g * out_).sum(dim=-1, keepdim=True) / norm_**2
+        dy = torch.addcmul(g, out_, s, value=-1).mul_(out_).div_(y_).mul_(factor).addcmul_(y_, s)
+        d_inverse_scale += (dy * y_).sum(dim=(0, 1))
+        torch.mul(dy.mul_(inverse_scale), y_ > EPS * inverse_scale, out=dx_)  # 0 where the ReLU gave 0
+    return d_inverse_scale / inverse_scale
 
 
 @register(keeps_channels)
@@ -100,39 +226,50 @@ class FocusedLinearAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the attended map of the same shape."""
         B, C, H, W = x.shape
-        tokens = x.flatten(2).transpose(1, 2)  # (B, N, C)
+        if is_eager() and not torch.is_grad_enabled():  # in parts, for less fresh memory
+            parts = [self._tokens(x[i]) for i in images(x)]
+            out = torch.cat(parts) if len(parts) > 1 else parts[0]
+        else:
+            out = self._tokens(x)
+        return out.transpose(1, 2).reshape(B, C, H, W)
+
+    def _tokens(self, x: torch.Tensor) -> torch.Tensor:
+        """Attend, from (B, C, H, W) to (B, N, C)."""
+        B, C, H, W = x.shape
+        tokens, h, w = x.flatten(2).transpose(1, 2).contiguous(), H, W  # (B, N, C)
         q = self.q(tokens)
-        h, w = H, W
         if self.sr_ratio > 1:
             if min(H, W) < self.sr_ratio:
                 raise ValueError(f"a {H} x {W} map is smaller than sr_ratio={self.sr_ratio}")
             reduced = self.sr(x)
             h, w = reduced.shape[2:]
             tokens = self.norm(reduced.flatten(2).transpose(1, 2))  # (B, M, C)
-        k, v = self.kv(tokens).chunk(2, dim=-1)  # (B, M, C) each
+        kv = self.kv(tokens)  # (B, M, 2 * C)
+        del tokens
 
         with no_autocast(x):  # cubes and sums over tokens leave the range of fp16
-            out = self._attend(q.float(), k.float(), v.float())
-        grid = v.transpose(1, 2).reshape(B * self.num_heads, C // self.num_heads, h, w)
+            out, v = self._attend(q.float(), kv.float())
+        out, v = out.to(kv.dtype), v.to(kv.dtype)
+        del q, kv
+        d = C // self.num_heads
+        grid = v.reshape(B * self.num_heads, h, w, d).permute(0, 3, 1, 2)  # heads share the filter
         if self.sr_ratio > 1:
             grid = F.interpolate(grid, size=(H, W), mode="bilinear", align_corners=False)
-        local = self.dwc(grid).reshape(B, C, H * W).transpose(1, 2)  # the same filter for every head
-        return self.proj_drop(self.proj(out.to(v.dtype) + local)).transpose(1, 2).reshape(B, C, H, W)
+        local = self.dwc(grid).permute(0, 2, 3, 1).reshape(B, self.num_heads, H * W, d)
+        out = out + local.transpose(1, 2).flatten(2)
+        return self.proj_drop(self.proj(out))
 
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Linear attention of (B, N, C) queries over (B, M, C) keys and values, heads apart; returns (B, N, C)."""
-        B, N, C = q.shape
-        heads, M = self.num_heads, k.shape[1]
-        inverse_scale = F.softplus(self.scale.float()).reciprocal()
-        q = focus((F.relu(q) + EPS) * inverse_scale, self.focusing_factor)  # over all channels: heads split afterwards
-        k = focus((F.relu(k) + EPS) * inverse_scale, self.focusing_factor)
-
-        q = q.reshape(B, N, heads, C // heads).transpose(1, 2)  # (B, heads, N, d)
-        k = k.reshape(B, M, heads, C // heads).transpose(1, 2)  # (B, heads, M, d)
-        v = v.reshape(B, M, heads, C // heads).transpose(1, 2)  # (B, heads, M, d)
-        norm = q @ k.sum(dim=2).unsqueeze(-1) + EPS  # (B, heads, N, 1)
-        out = q @ (k.transpose(-2, -1) @ v) / norm  # (B, heads, N, d)
-        return out.transpose(1, 2).reshape(B, N, C)
+    def _attend(self, q: torch.Tensor, kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention of (B, N, C) queries over (B, M, 2 * C) keys and values: (B, N, C), and v as (B, heads, M, d)."""
+        heads, p = self.num_heads, self.focusing_factor
+        inverse_scale = F.softplus(self.scale.float()).reciprocal().flatten()
+        if is_eager():
+            return FocusedAttention.apply(q, kv, inverse_scale, p, heads)
+        k, v = kv.chunk(2, dim=-1)
+        q, k = (split_heads(focus(t, inverse_scale, p)[0], heads) for t in (q, k))
+        v = split_heads(v, heads)
+        attended, norm = (q @ summarise(k, v)).split([v.shape[-1], 1], dim=-1)
+        return (attended / (norm + EPS)).transpose(1, 2).flatten(2), v
 
 
 @register(hg_block)

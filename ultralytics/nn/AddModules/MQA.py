@@ -150,19 +150,17 @@ class MultiQueryAttentionLayerWithDownSampling(nn.Module):
         if self.is_tutorial:
             out = self._attend_as_tutorial(q, k, v, dropout)
         else:
-            # One key head serves every query head: heads and positions together are the queries of one head.
-            q = q.reshape(B, self.num_heads, self.key_dim, h * w).transpose(2, 3)  # (B, heads, N, key_dim)
-            q = q.reshape(B, 1, self.num_heads * h * w, self.key_dim)
-            k, v = to_tokens(k), to_tokens(v)  # (B, 1, M, key_dim), (B, 1, M, value_dim)
+            q = q.reshape(B, self.num_heads, self.key_dim, h * w).transpose(2, 3).contiguous()  # (B, heads, N, key_dim)
+            # One key head serves every query head. Heads stay apart: the fused backward runs them in parallel.
+            k, v = (to_tokens(t).expand(-1, self.num_heads, -1, -1) for t in (k, v))  # (B, heads, M, key_ or value_dim)
             out = self._attend(q, k, v, dropout, self.key_dim**-0.5)
-            out = out.reshape(B, self.num_heads, h * w, self.value_dim)
             out = out.transpose(2, 3).reshape(B, self.num_heads * self.value_dim, h, w)
         if self.has_query_strides:
             out = F.interpolate(out, size=(H, W), mode="bilinear", align_corners=False)
         return self._output_proj(out)
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float, scale: float) -> torch.Tensor:
-        """Attention of (B, 1, N, key_dim) over (B, 1, M, key_dim) and (B, 1, M, value_dim) in a fused kernel.
+        """Attention of (B, heads, N, key_dim) over (B, heads, M, key_dim) and (…, value_dim) in a fused kernel.
 
         The fused kernels want one head size: the smaller of the two is zero-padded, which changes no result.
         """

@@ -17,6 +17,11 @@ def no_autocast(x: torch.Tensor) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
+def is_eager() -> bool:
+    """Whether operations run as they are called, and are not recorded for an export or a compiler."""
+    return not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+
+
 @functools.cache
 def warn_of_tutorial(what: str) -> None:
     """Say once that a loaded module keeps what a tutorial's code did, and that training does not."""

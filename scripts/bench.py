@@ -1,0 +1,227 @@
+"""Measure how fast the added modules are, against naive forms, upstream's plain modules and the floor.
+
+    python scripts/bench.py modules              the published cases, and how cost grows with the map
+    python scripts/bench.py models               whole models at 640 pixels, fused
+    python scripts/bench.py startup              import and build against the untouched release
+    python scripts/bench.py kept                 sum up what is kept in benchmarks/, as the README does
+
+The floor of a case is the time of its own matrix products and convolutions, one read of its input and one write of its
+output. All sides of a comparison run in turn in one process: on a shared machine only their ratios mean something.
+`--save` keeps the results, with what they were made on, in `benchmarks/`: one file a machine, and pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and look-ups take time
+
+import torch  # noqa: E402
+from benchmark import cases, measure, models, report, startup, timing  # noqa: E402
+from maintain.pin import UpstreamError  # noqa: E402
+from maintain.progress import Progress  # noqa: E402
+
+TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def bench_modules(args: argparse.Namespace) -> dict:
+    """Time each published case, and fit how cost grows."""
+    return {"cases": bench_cases(args), **bench_growth(args)}
+
+
+def bench_cases(args: argparse.Namespace) -> list[dict]:
+    """Time the published cases: all sides, inference and training."""
+    rows = []
+    chosen = [case for case in cases.CASES if args.only in case.name]
+    with Progress("cases", len(chosen) * len(measure.MODES)) as progress:
+        for case in chosen:
+            for mode in measure.MODES:
+                sides = ["ours", "naive", "floor", *case.plain()]
+                found = measure.times(case, mode, sides, args.device, args.options, args.rounds, args.seconds)
+                floors = 3 if mode == "training" else 1  # a backward has two products for each of the forward
+                row = {
+                    "case": case.name,
+                    "mode": mode,
+                    **{f"{side} ms": 1e3 * t.median for side, t in found.items()},
+                    "spread": found["ours"].spread,
+                    "ours / floor": found["ours"].over(found["floor"]) / floors,
+                    "ours / naive": found["ours"].over(found["naive"]),
+                }
+                row["floor ms"] *= floors
+                for side in ("ours", "naive"):
+                    row[f"{side} MiB"] = measure.peak_alone(case, side, mode, args.device, args.options)
+                row["MiB / naive"] = row["ours MiB"] / row["naive MiB"]
+                rows.append(row)
+                progress.step(f"{case.name} {mode}")
+    return rows
+
+
+def bench_growth(args: argparse.Namespace) -> dict[str, list[dict]]:
+    """Time each family on growing maps, and fit the exponents."""
+    rows, fits = [], []
+    families = {name: found for name, found in cases.GROWTH.items() if any(args.only in case.name for case in found)}
+    with Progress("growth", sum(map(len, families.values()))) as progress:
+        for family, found in families.items():
+            own = []
+            for case in found:
+                seconds = measure.times(
+                    case, "inference", ["ours"], args.device, args.options, args.rounds, args.seconds
+                )
+                own.append(
+                    {
+                        "family": family,
+                        "tokens": case.shape[2] * case.shape[3],
+                        "ms": 1e3 * seconds["ours"].median,
+                        "MiB": measure.peak_alone(case, "ours", "training", args.device, args.options),
+                    }
+                )
+                progress.step(case.name)
+            tokens = [row["tokens"] for row in own]
+            fit = {"family": family}
+            for key, name in (("ms", "time exponent"), ("MiB", "memory exponent")):
+                fit[name] = timing.exponent(tokens, [row[key] for row in own])
+            fits.append(fit)
+            rows += own
+    return {"growth": rows, "exponents": fits}
+
+
+def bench_models(args: argparse.Namespace) -> dict:
+    """Time whole models, all of them in turn, and those whose attention is multi-query against its naive form."""
+    names = [name for name in [*cases.PUBLISHED, *cases.LARGER] if args.only in name]
+    common = args.device, args.options
+    with Progress("models", 1 + 5 * sum("MQA" in name for name in names)) as progress:
+        batch = 1 if args.device.type == "cpu" else 16
+        rows = models.latencies([cases.BASELINE, *names], "ours", *common, batch, args.rounds, 10 * args.seconds)
+        progress.step("fused models")
+        against, peaks = [], []
+        for name in names:
+            if "MQA" not in name:
+                continue
+            against.append(models.over_naive(name, "rtdetr-ResNetLayer_MQA", *common, 3, args.seconds))
+            progress.step(f"{name} against the naive form")
+            if args.device.type == "cpu":
+                for mode in measure.MODES:
+                    peaks.append({"model": name, "mode": mode, "MiB": models.memory(name, "ours", mode)})
+                    progress.step(f"memory of {name}, {mode}")
+    return {"models": rows, "over naive": against, "memory": peaks}
+
+
+def show_modules(results: dict) -> None:
+    """Print the tables of `modules`."""
+    plain = ["Conv 3x3 ms", "AIFI ms", "MHA ms", "HGNet ms"]
+    ratios = ["ours / floor", "ours / naive", "ours MiB", "naive MiB", "MiB / naive"]
+    columns = ["case", "mode", "ours ms", "spread", "naive ms", "floor ms", *plain, *ratios]
+    print(report.table(results["cases"], columns), "\n")
+    print(report.table(results["exponents"], ["family", "time exponent", "memory exponent"]))
+
+
+def show_models(results: dict) -> None:
+    """Print the tables of `models`."""
+    figures = ["ms", "spread", "over_baseline", "over_baseline_per_operation"]
+    print(report.table(results["models"], ["model", "batch", "parameters", "gflops", *figures]))
+    if results["over naive"]:
+        print()
+        print(report.table(results["over naive"], ["model", "naive", "ms", "naive_ms", "over_naive"]))
+    if results["memory"]:
+        print()
+        print(report.table(results["memory"], ["model", "mode", "MiB"]))
+
+
+def show_startup(results: dict) -> None:
+    """Print the table of `startup`."""
+    print(report.table([results], list(results)))
+
+
+def kept() -> None:
+    """Print a summary of each machine's results."""
+    for file in sorted((ROOT / "benchmarks").glob("*.json")):
+        data = json.loads(file.read_text(encoding="utf-8"))
+        sections = (section["environment"] for section in data.values())
+        print(f"{file.stem}: {'; '.join(sorted({', '.join(found.values()) for found in sections}))}\n")
+        print(report.summary(data), "\n")
+
+
+BENCHES = {
+    "modules": (bench_modules, show_modules),
+    "models": (bench_models, show_models),
+    "startup": (lambda args: startup.startup(ROOT, args.rounds), show_startup),
+}
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    summary, _, details = __doc__.partition("\n")
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=summary, epilog=details, formatter_class=style)
+    parser.add_argument("what", choices=[*BENCHES, "kept"])
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases, or models, whose name has this in it")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
+    parser.add_argument("--dtype", choices=TYPES, default="fp32", help="what autocast gives products; fp32: none")
+    parser.add_argument("--compile", action="store_true", help="compile the modules with torch.compile")
+    parser.add_argument("--rounds", type=int, default=20, help="samples of each side (20)")
+    parser.add_argument("--seconds", type=float, default=20, help="for a comparison, unless it needs three rounds (20)")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--save", action="store_true", help="keep them in benchmarks/, with pictures")
+    args = parser.parse_args()
+    if args.rounds < 1 or args.seconds <= 0:
+        parser.error("--rounds and --seconds must be positive")
+    if args.device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device here")
+    if args.what in ("modules", "models") and not matching(args):
+        parser.error(f"--only {args.only!r} is in no name; there are {', '.join(names(args.what))}")
+    args.options = {"autocast": TYPES[args.dtype], "compile": args.compile}
+    return args
+
+
+def names(what: str) -> list[str]:
+    """List the cases or the models."""
+    return [*cases.PUBLISHED, *cases.LARGER] if what == "models" else [case.name for case in measure.all_cases()]
+
+
+def matching(args: argparse.Namespace) -> bool:
+    """Whether anything is left to measure."""
+    return any(args.only in name for name in names(args.what))
+
+
+def save(args: argparse.Namespace, results: dict) -> None:
+    """Keep results, and draw what can be drawn."""
+    variant = "" if args.dtype == "fp32" else f" {args.dtype}"
+    section = f"{args.what}{variant}{' compiled' if args.compile else ''}"
+    file = report.keep(ROOT / "benchmarks", args.device, section, results)
+    picture = file.with_name(f"{file.stem}-{section.replace(' ', '-')}.png")
+    if args.what == "modules":
+        report.plot_growth(results["growth"], picture)
+    elif args.what == "models":
+        report.plot_models(results["models"], picture)
+    print(f"\nkept in {file.relative_to(ROOT)}", file=sys.stderr)
+
+
+def main() -> int:
+    """Measure, show and keep."""
+    args = parse()
+    if args.what == "kept":
+        kept()
+        return 0
+    bench, show = BENCHES[args.what]
+    try:
+        results = bench(args)
+    except (UpstreamError, RuntimeError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps(report.rounded(results), indent=1))
+    else:
+        show(results)
+    if args.save:
+        save(args, results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

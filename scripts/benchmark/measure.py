@@ -1,0 +1,170 @@
+"""Measure a case: times of all its sides in one run, and the peak memory of each in a process of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmark import cases, naive
+from benchmark.floor import floor
+from benchmark.timing import Times, compare
+
+MODES = ("inference", "training")
+
+
+def outputs(y: object) -> list[torch.Tensor]:
+    """List the tensors that a module gives."""
+    return [y] if isinstance(y, torch.Tensor) else [t for part in y for t in outputs(part)]
+
+
+def caller(module: nn.Module, x: torch.Tensor, mode: str, autocast: torch.dtype | None) -> Callable[[], object]:
+    """Give a function that runs a module once: forward in inference mode, or forward and backward."""
+
+    def forward(x: torch.Tensor) -> object:
+        with torch.autocast(x.device.type, dtype=autocast, enabled=autocast is not None):
+            return module(x)
+
+    if mode == "inference":
+        return torch.inference_mode()(lambda: forward(x))
+    x = x.clone().requires_grad_()
+
+    def step() -> None:
+        maps = [y.float().mean() for y in outputs(forward(x))]
+        x.grad = None
+        module.zero_grad(set_to_none=True)
+        torch.stack(maps).sum().backward()
+
+    return step
+
+
+def build(case: cases.Case, side: str, mode: str, device: torch.device) -> nn.Module:
+    """Make the module of a side, always with the same weights; fused for inference, as `yolo predict` does."""
+    torch.manual_seed(0)
+    if side not in ("ours", "naive"):
+        return case.plain()[side]().to(device).train(mode == "training")
+    module = case.build()
+    if side == "naive":
+        return naive.naive(module).to(device).train(mode == "training")
+    module = module.to(device).train(mode == "training")
+    if mode == "inference":
+        fuse(module)
+    return module
+
+
+def fuse(module: nn.Module) -> None:
+    """Fold what a module and its parts can fold."""
+    for m in list(module.modules()):
+        if callable(getattr(m, "fuse", None)):
+            m.fuse()
+
+
+def times(
+    case: cases.Case, mode: str, sides: list[str], device: torch.device, options: dict, rounds: int, seconds: float
+) -> dict[str, Times]:
+    """Time the sides of a case in one run; "floor" is one of them."""
+    x = torch.randn(case.shape, device=device)
+    calls = {}
+    for side in sides:
+        if side == "floor":
+            module = build(case, "ours", "training", device).eval()
+            with torch.no_grad():
+                results = outputs(module(x))
+            calls[side] = torch.inference_mode()(floor(module, x, results, options["autocast"]))
+            continue
+        module = build(case, side, mode, device)
+        if options["compile"]:
+            module = torch.compile(module)
+        calls[side] = caller(module, x, mode, options["autocast"])
+    return compare(calls, device, rounds, seconds)
+
+
+def peak(case: cases.Case, side: str, mode: str, device: torch.device, options: dict) -> float:
+    """Measure the memory in MiB that one call takes at its peak, beyond module and input.
+
+    On a GPU it is the allocator's; on a CPU the resident set's, which only a process of its own can tell: `peak_alone`.
+    """
+    x = torch.randn(case.shape, device=device)
+    call = caller(build(case, side, mode, device), x, mode, options["autocast"])
+    if device.type == "cuda":
+        call()
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with resident() as measured:
+        call()
+    return measured()
+
+
+class resident:
+    """Measure by how much the resident set grows at its peak within a block, in MiB. Linux only."""
+
+    def __enter__(self) -> Callable[[], float]:
+        if not Path("/proc/self/clear_refs").exists():
+            raise OSError("the peak of the resident set is measured on Linux only")
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before is no part of it
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+        self.before, self.grown = self._peak(), float("nan")
+        return lambda: self.grown
+
+    def __exit__(self, *_: object) -> None:
+        self.grown = (self._peak() - self.before) / 1024
+
+    @staticmethod
+    def _peak() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0])  # KiB
+
+
+def peak_alone(case: cases.Case, side: str, mode: str, device: torch.device, options: dict) -> float:
+    """Measure `peak`, on a CPU in a process of its own."""
+    if device.type == "cuda":
+        return peak(case, side, mode, device, options)
+    return in_process("peak", case.name, side, mode)
+
+
+def in_process(*request: object) -> float:
+    """Run this file for one figure, in a process of its own."""
+    scripts = str(Path(__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([scripts, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "benchmark.measure", json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise RuntimeError(f"measuring {request} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
+    return float(done.stdout.split()[-1])
+
+
+def all_cases() -> Iterator[cases.Case]:
+    """Go through the published cases and those of growth."""
+    yield from cases.CASES
+    for family in cases.GROWTH.values():
+        yield from family
+
+
+def main() -> None:
+    """Print one figure."""
+    kind, *request = json.loads(sys.argv[1])
+    if kind == "peak":
+        name, side, mode = request
+        case = next(c for c in all_cases() if c.name == name)
+        print(peak(case, side, mode, torch.device("cpu"), {"autocast": None}))
+    elif kind == "model":
+        from benchmark.models import peak_of_model
+
+        print(peak_of_model(*request))
+    else:
+        raise ValueError(f"unknown request {kind!r}")
+
+
+if __name__ == "__main__":
+    main()

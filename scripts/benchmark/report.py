@@ -1,0 +1,153 @@
+"""Show results as tables and pictures, and keep them: one file a machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+import ultralytics
+
+
+def machine(device: torch.device) -> str:
+    """Name the processor or the accelerator that results are of."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = re.findall(r"(?m)^model name\s*: (.*)$", read("/proc/cpuinfo"))
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def read(path: str) -> str:
+    return Path(path).read_text() if Path(path).is_file() else ""
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Say on what results were made."""
+    found = {
+        "machine": machine(device),
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ultralytics": ultralytics.__version__,
+    }
+    if device.type == "cuda":
+        found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    return found
+
+
+def results_file(folder: Path, device: torch.device) -> Path:
+    """Where a machine's results are kept."""
+    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", machine(device).lower())).strip("-")
+    return folder / f"{slug}.json"
+
+
+def keep(folder: Path, device: torch.device, section: str, results: object) -> Path:
+    """Put one section into the machine's file, with the environment it was made in; the others stay."""
+    file = results_file(folder, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    data[section] = {"environment": environment(device), "results": results}
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(rounded(data), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(partial, file)
+    return file
+
+
+def rounded(data: object) -> object:
+    """Round figures to four digits, which is more than a shared machine tells."""
+    if isinstance(data, dict):
+        return {key: rounded(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [rounded(value) for value in data]
+    return float(f"{data:.4g}") if isinstance(data, float) else data
+
+
+def table(rows: list[dict], columns: list[str]) -> str:
+    """Lay rows out as a Markdown table."""
+    cells = [columns, ["---"] * len(columns)]
+    cells += [[show(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths)) + " |" for line in cells)
+
+
+def summary(data: dict) -> str:
+    """Sum a machine's kept results up, as the README has them."""
+    parts = []
+    if "modules" in data:
+        results, rows = data["modules"]["results"], {}
+        for row in results["cases"]:
+            found = rows.setdefault(row["case"], {"case (batch x channels x size)": row["case"]})
+            found[f"{row['mode']}, of the floor"] = row["ours / floor"]
+            found[f"{row['mode']}, of naive"] = row["ours / naive"]
+            if row["mode"] == "training":
+                found["memory, of naive"] = row["MiB / naive"]
+        rows = list(rows.values())
+        parts.append(table(rows, list(rows[0])))
+        parts.append(table(results["exponents"], ["family", "time exponent", "memory exponent"]))
+    if "models" in data:
+        results = data["models"]["results"]
+        rows = [
+            {
+                "model, fused": f"`{row['model']}`",
+                "ms": row["ms"],
+                "of the baseline's time": row["over_baseline"],
+                "for as many operations": row["over_baseline_per_operation"],
+            }
+            for row in results["models"]
+        ]
+        parts.append(table(rows, list(rows[0])))
+    return "\n\n".join(parts)
+
+
+def show(value: object) -> str:
+    """Write a figure with the digits that it is good for."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) < 10 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def plot_growth(growth: list[dict], file: Path) -> None:
+    """Draw time and memory against tokens, both axes logarithmic."""
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    for axis, key, label in zip(axes, ("ms", "MiB"), ("inference, ms", "peak memory of forward and backward, MiB")):
+        for family in dict.fromkeys(row["family"] for row in growth):
+            rows = [row for row in growth if row["family"] == family]
+            axis.plot([row["tokens"] for row in rows], [row[key] for row in rows], marker="o", label=family)
+        axis.set(xscale="log", yscale="log", xlabel="tokens", title=label)
+        axis.grid(True, which="both", alpha=0.2)
+        axis.legend()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def plot_models(rows: list[dict], file: Path) -> None:
+    """Draw latency against parameters."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for row in rows:
+        axis.scatter(row["parameters"] / 1e6, row["ms"], color="C0")
+        axis.annotate(
+            row["model"], (row["parameters"] / 1e6, row["ms"]), (4, 4), textcoords="offset points", fontsize=8
+        )
+    axis.set(yscale="log", xlabel="parameters, millions", ylabel="one image at 640, ms", title="fused, batch 1")
+    axis.grid(True, which="both", alpha=0.2)
+    axis.margins(x=0.2)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def pyplot():
+    """Give matplotlib's interface with a backend that needs no display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt

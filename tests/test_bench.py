@@ -1,0 +1,142 @@
+"""The benchmark: what it counts as the floor, how it compares and fits, and its command line, small."""
+
+import json
+import sys
+
+import bench
+import pytest
+import torch
+import torch.nn.functional as F
+from benchmark import cases, floor, measure, report, timing
+from conftest import ROOT
+
+from ultralytics.nn.AddModules.FLA import FocusedLinearAttention
+from ultralytics.nn.AddModules.MQA import MultiQueryAttentionLayerWithDownSampling
+
+CPU = torch.device("cpu")
+
+
+def test_floor_of_fla_is_its_products():
+    """q, k and v, the two products of attention, the depth-wise convolution and the output projection."""
+    products = floor.record(FocusedLinearAttention(64), torch.zeros(2, 64, 6, 5))
+    names = [func._schema.name.partition("::")[2] for func, *_ in products]
+    assert sorted(names) == ["addmm", "bmm", "bmm", "convolution", "mm", "mm"]
+    shapes = [
+        [o[0] for o in operands if isinstance(o, tuple) and len(o) == 2 and isinstance(o[0], tuple)]
+        for _, operands, _ in products
+    ]
+    assert [(60, 64), (64, 64)] in shapes and [(60, 64), (64, 128)] in shapes
+
+
+def test_floor_of_mqa_is_fused_attention():
+    """Else it would count the scores in memory, which is what the module is faster for leaving out."""
+    module = MultiQueryAttentionLayerWithDownSampling(16, 2, 8, 8, 1, 1, 1)
+    products = [func for func, *_ in floor.record(module, torch.zeros(1, 16, 8, 8))]
+    assert products.count(F.scaled_dot_product_attention) == 1
+    assert products.count(torch.ops.aten.convolution.default) == 4 and len(products) == 5
+
+
+def test_floor_runs_every_product(monkeypatch):
+    module, x = FocusedLinearAttention(16), torch.zeros(1, 16, 4, 4)
+    run = floor.floor(module, x, [x])
+    with torch.no_grad(), floor.Recorder() as recorder:
+        run()
+    assert [func for func, *_ in recorder.products] == [func for func, *_ in floor.record(module, x)]
+
+
+def test_compare_alternates_and_takes_ratios_of_the_same_round(monkeypatch):
+    """A machine that is three times slower in every second round does not show in the ratio."""
+    now, calls = [0.0], []
+
+    def side(name: str, seconds: float):
+        def call() -> None:
+            calls.append(name)
+            now[0] += seconds * (3 if (len(calls) - 1) // 2 % 2 else 1)
+
+        return call
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    found = timing.compare({"a": side("a", 2.0), "b": side("b", 1.0)}, CPU, 8, 1e9)
+    assert len(found["a"].samples) == len(found["b"].samples) == 8
+    assert found["a"].over(found["b"]) == pytest.approx(2)
+    assert calls[4:8] in (["a", "b", "b", "a"], ["b", "a", "a", "b"])
+
+
+def test_exponent():
+    assert timing.exponent([400, 1600, 6400], [3.0 * n**1.25 for n in (400, 1600, 6400)]) == pytest.approx(1.25)
+
+
+def test_peak_is_the_case_s_and_not_the_process_s():
+    """Scores in full take 2 x 2 x 1,600 x 1,600 numbers; ours take none of them."""
+    case = next(c for c in measure.all_cases() if c.family == "MQA" and c.shape == (1, 64, 40, 40))
+    naive, ours = (measure.peak_alone(case, side, "inference", CPU, {"autocast": None}) for side in ("naive", "ours"))
+    scores = 2 * 1600**2 * 4 / 2**20
+    assert naive > 1.5 * scores and 0 < ours < 0.7 * naive
+
+
+def run(monkeypatch, *argv: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["bench.py", *argv])
+    return bench.main()
+
+
+def test_modules(monkeypatch, capsys, tmp_path):
+    """A made-up small case from the command line to the kept file, its picture, and JSON."""
+    small = cases.Case("FLA", cases.fla(32), (1, 32, 8, 8), "small")
+    larger = cases.Case("FLA", cases.fla(32), (1, 32, 16, 16), "small")
+    monkeypatch.setattr(cases, "CASES", [small])
+    monkeypatch.setattr(cases, "GROWTH", {"FLA": [small, larger]})
+    monkeypatch.setattr(measure, "peak_alone", lambda case, *_: float(case.shape[2] ** 2))
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    assert run(monkeypatch, "modules", "--rounds=2", "--seconds=0.1", "--save") == 0
+    out = capsys.readouterr().out
+    assert "| FLA 1x32x8x8 small | inference |" in out and "memory exponent" in out
+    (file,) = (tmp_path / "benchmarks").glob("*.json")
+    data = json.loads(file.read_text())["modules"]
+    assert data["environment"]["torch"] == torch.__version__
+    assert data["results"]["exponents"][0]["memory exponent"] == 1
+    assert {row["mode"] for row in data["results"]["cases"]} == {"inference", "training"}
+    assert file.with_name(f"{file.stem}-modules.png").stat().st_size > 10_000
+    assert run(monkeypatch, "modules", "--rounds=2", "--seconds=0.1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["cases"][0]["floor ms"] > 0
+
+
+def test_models(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(cases, "BASELINE", "rtdetr-tiny")
+    monkeypatch.setattr(cases, "PUBLISHED", ["rtdetr-tiny-FLA"])
+    monkeypatch.setattr(cases, "LARGER", [])
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    assert run(monkeypatch, "models", "--rounds=1", "--seconds=0.1", "--save") == 0
+    assert "| rtdetr-tiny-FLA | 1     | 1,532,988 " in capsys.readouterr().out
+    assert list((tmp_path / "benchmarks").glob("*-models.png"))
+
+
+def test_a_section_that_is_kept_leaves_the_others(tmp_path):
+    report.keep(tmp_path, CPU, "startup", {"a": 1.23456})
+    file = report.keep(tmp_path, CPU, "models", [])
+    assert json.loads(file.read_text())["startup"]["results"] == {"a": 1.235}
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["modules", "--only=nothing"], "--only 'nothing' is in no name; there are FLA 2x1024x20x20, "),
+        (["modules", "--rounds=0"], "must be positive"),
+        (["models", "--device=cuda"], "torch finds no CUDA device here"),
+    ],
+)
+def test_wrong_arguments(monkeypatch, capsys, argv, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *argv)
+    assert message in capsys.readouterr().err
+
+
+def test_kept_results_are_of_this_benchmark():
+    """Every case and every model is in each file of benchmarks/ that has their section."""
+    for file in (ROOT / "benchmarks").glob("*.json"):
+        data = json.loads(file.read_text())
+        if "modules" in data:
+            assert {row["case"] for row in data["modules"]["results"]["cases"]} == {case.name for case in cases.CASES}
+        if "models" in data:
+            names = [row["model"] for row in data["models"]["results"]["models"]]
+            assert names == [cases.BASELINE, *cases.PUBLISHED, *cases.LARGER]

@@ -1,0 +1,172 @@
+"""The ways by which the modules are fast give what the plain ways give, and keep as little as they say."""
+
+import contextlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from benchmark import naive
+from torch import nn
+
+from ultralytics.nn.AddModules import EMO, FLA, Biformer
+from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw, Regions, RoutedAttention
+from ultralytics.nn.AddModules.FLA import FocusedAttention, FocusedLinearAttention
+from ultralytics.nn.tasks import RTDETRDetectionModel
+
+
+@pytest.fixture
+def in_pieces(monkeypatch):
+    """Make everything that is done in pieces be done in many, the last of them smaller."""
+    monkeypatch.setattr(FLA, "CACHED", 200)
+    monkeypatch.setattr(FLA, "FRESH", 1)
+    monkeypatch.setattr(Biformer, "GATHERED", {"cpu": 1000})
+    monkeypatch.setattr(EMO, "FRESH", 1)
+    monkeypatch.setattr(EMO, "PIECE", 1)
+
+
+CASES = {
+    "FLA": (lambda: FocusedLinearAttention(32), naive.fla, (3, 32, 9, 7)),
+    "FLA_sr": (lambda: FocusedLinearAttention(32, sr_ratio=2), naive.fla, (3, 32, 9, 7)),
+    "BRA": (lambda: BiLevelRoutingAttention_nchw(32, 4), naive.bra, (3, 32, 15, 22)),
+    "iRMB": (
+        lambda: EMO.iRMB(24, 32, exp_ratio=3, stride=2, attn_s=False, qkv_bias=True, se_ratio=1),
+        naive.irmb,
+        (2, 24, 9, 8),
+    ),
+}
+
+
+def made(name: str) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    """Give a module in eval mode, its naive form, and an input."""
+    build, _, shape = CASES[name]
+    module = build().eval()
+    return module, naive.naive(module), torch.randn(shape)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pieces_are_the_whole(name, in_pieces):
+    """Forward without and with gradients, and the gradients of input and parameters."""
+    module, formula, x = made(name)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    ours, theirs = module(a), formula(b)
+    weights = torch.randn_like(theirs)
+    (ours * weights).sum().backward()
+    (theirs * weights).sum().backward()
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-3)
+    for (key, p), q in zip(module.named_parameters(), formula.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-3, msg=lambda m, key=key: f"{key}: {m}")
+    for m in list(module.modules()):
+        getattr(m, "fuse", lambda: None)()
+    with torch.inference_mode():
+        torch.testing.assert_close(module(x), theirs.detach(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [3.0, 2.5])
+def test_gradients_of_focused_attention(factor):
+    q, kv = torch.randn(2, 5, 12).double(), torch.randn(2, 7, 24).double()
+    scale = torch.rand(12).double() + 0.5
+    inputs = [t.requires_grad_() for t in (q, kv, scale)]
+    assert torch.autograd.gradcheck(lambda *t: FocusedAttention.apply(*t, factor, 3), inputs, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(6, 4), (5, 7)])
+def test_gradients_of_routed_attention(size):
+    regions = Regions(*size, (2, 2), torch.device("cpu"))
+    inputs = [torch.randn(2, size[0] * size[1], 8).double().requires_grad_() for _ in range(3)]
+    assert torch.autograd.gradcheck(lambda *t: RoutedAttention.apply(*t, regions, 3, 2, 0.4), inputs, atol=1e-6)
+
+
+def kept(module: nn.Module, x: torch.Tensor) -> int:
+    """Count the bytes that autograd keeps between a forward and its backward, without parameters and input."""
+    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers(), x)}
+    found = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = (storage.nbytes(), t)  # alive, so that no other gets its address
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = module(x)
+    del y
+    return sum(size for size, _ in found.values())
+
+
+@pytest.mark.parametrize(
+    "build, shape, share",
+    [
+        (lambda: FocusedLinearAttention(256), (2, 256, 20, 20), 0.6),
+        (lambda: BiLevelRoutingAttention_nchw(256, 8), (2, 256, 20, 20), 0.5),
+        (lambda: BiLevelRoutingAttention_nchw(64, 2), (1, 64, 80, 80), 0.5),
+    ],
+)
+def test_little_is_kept_for_the_backward(build, shape, share):
+    module = build().train()
+    x = torch.randn(shape, requires_grad=True)
+    assert kept(module, x) <= share * kept(naive.naive(module), x)
+
+
+@pytest.mark.parametrize("layer", ["qkv_linear", "output_linear"])
+def test_a_hooked_layer_is_called_as_a_module(layer):
+    """Profilers count what their hooks see."""
+    module, _, x = made("BRA")
+    with torch.no_grad():
+        plain, seen = module(x), []
+        getattr(module, layer).register_forward_hook(lambda m, args, out: seen.append(out.numel()))
+        torch.testing.assert_close(module(x), plain, atol=1e-5, rtol=1e-4)
+    assert seen == [x.numel() * (3 if layer == "qkv_linear" else 1)]
+
+
+def test_fused_emo_calls_hooked_layers(in_pieces):
+    module = EMO.EMO_1M().eval()
+    for m in list(module.modules()):
+        getattr(m, "fuse", lambda: None)()
+    x, seen = torch.rand(1, 3, 64, 64), []
+    with torch.inference_mode():
+        plain = module(x)
+        module.stage1[0].v.conv.register_forward_hook(lambda *_: seen.append(1))
+        for a, b in zip(module(x), plain):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("name", ["rtdetr-tiny-FLA", "rtdetr-tiny-Biformer", "rtdetr-tiny-EMO", "rtdetr-tiny-MQA"])
+def test_a_model_is_its_naive_form(name):
+    """What enters the decoder, in inference and with gradients."""
+    model = RTDETRDetectionModel(f"{name}.yaml", verbose=False).eval()
+    formula, x, inputs = naive.naive(model), torch.rand(2, 3, 96, 128), []
+    for m, gradients in ((formula, False), (model, False), (model, True)):
+        handle = m.model[-1].register_forward_pre_hook(lambda _, args: inputs.append([t.detach() for t in args[0]]))
+        with contextlib.nullcontext() if gradients else torch.no_grad():
+            m(x)
+        handle.remove()
+    for other in inputs[1:]:
+        for a, b in zip(inputs[0], other):
+            assert (a - b).abs().max() < 1e-4 * a.abs().max()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_training_is_eager(name):
+    """A compiler gets operations that it can see through, and their own backward."""
+    torch._dynamo.reset()
+    module, _, x = made(name)
+    grads = []
+    for m in (module, torch.compile(module, backend="aot_eager")):
+        y = m(x)
+        (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
+        grads.append([p.grad.clone() for p in module.parameters()])
+        module.zero_grad()
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_an_activation_that_a_user_puts_in_is_used(in_pieces):
+    module, _, x = made("iRMB")
+    for m in list(module.modules()):
+        getattr(m, "fuse", lambda: None)()
+    module.v.act = nn.ReLU()
+    with torch.inference_mode():
+        expected = module.proj(module.se(module.conv_local(F.relu(module.v.conv(x)))))
+        torch.testing.assert_close(module(x), expected, atol=1e-5, rtol=1e-4)
