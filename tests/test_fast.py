@@ -64,9 +64,9 @@ def test_pieces_are_the_whole(name, in_pieces):
 
 @pytest.mark.parametrize("factor", [3.0, 2.5])
 def test_gradients_of_focused_attention(factor):
-    q, kv = torch.randn(2, 5, 12).double(), torch.randn(2, 7, 24).double()
+    q, k, v = (torch.randn(2, n, 12).double() for n in (5, 7, 7))
     scale = torch.rand(12).double() + 0.5
-    inputs = [t.requires_grad_() for t in (q, kv, scale)]
+    inputs = [t.requires_grad_() for t in (q, k, v, scale)]
     assert torch.autograd.gradcheck(lambda *t: FocusedAttention.apply(*t, factor, 3), inputs, atol=1e-6)
 
 

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from ultralytics.nn.AddModules.compatibility import is_eager, no_autocast, warn_of_tutorial
 from ultralytics.nn.AddModules.hgblock import HGBlockAttention
 from ultralytics.nn.AddModules.registry import Layer, Row, hg_block, register
-from ultralytics.nn.AddModules.tokens import is_hooked, pointwise, split_heads
+from ultralytics.nn.AddModules.tokens import project, project_in_parts, split_heads
 from ultralytics.nn.modules.conv import Conv  # noqa: F401 - tutorial checkpoints name it by this module's path
 
 __all__ = "BiLevelRoutingAttention_nchw", "HGBlock_Biformer"
@@ -245,7 +245,8 @@ class BiLevelRoutingAttention_nchw(nn.Module):
         """
         H, W = x.shape[2:]
         regions = Regions(H, W, (max(1, H // self.n_win), max(1, W // self.n_win)), x.device)
-        q, k, v = self._project(x.flatten(2).transpose(1, 2).contiguous())  # (N, H * W, dim) each
+        tokens = x.flatten(2).transpose(1, 2).contiguous()  # (N, H * W, dim)
+        q, k, v = project_in_parts(self.qkv_linear, tokens, 3)
         attention = None
         if is_eager() and not ret_attn_mask:
             out = RoutedAttention.apply(q, k, v, regions, self.topk, self.num_heads, self.scale)
@@ -254,16 +255,8 @@ class BiLevelRoutingAttention_nchw(nn.Module):
             out = regions.restore(out)
         if self.lepe is not None:
             out = out + self.lepe(v.transpose(1, 2).unflatten(2, (H, W))).flatten(2).transpose(1, 2)
-        out = pointwise(self.output_linear, out).transpose(1, 2).unflatten(2, (H, W))
+        out = project(self.output_linear, out).transpose(1, 2).unflatten(2, (H, W))
         return (out, attention) if ret_attn_mask else out
-
-    def _project(self, tokens: torch.Tensor) -> list[torch.Tensor]:
-        """Queries, keys and values of (N, H * W, dim) tokens, each in memory of its own."""
-        layer = self.qkv_linear
-        if is_hooked(layer):
-            return [t.contiguous() for t in pointwise(layer, tokens).chunk(3, dim=-1)]
-        parameters = zip(layer.weight.flatten(1).chunk(3), layer.bias.chunk(3))
-        return [F.linear(tokens, weight, bias) for weight, bias in parameters]
 
     def _attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, regions: Regions, return_attention: bool

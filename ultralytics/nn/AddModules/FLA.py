@@ -22,14 +22,14 @@ from torch.autograd.function import once_differentiable
 from ultralytics.nn.AddModules.compatibility import is_eager, no_autocast
 from ultralytics.nn.AddModules.hgblock import HGBlockAttention
 from ultralytics.nn.AddModules.registry import hg_block, keeps_channels, register
-from ultralytics.nn.AddModules.tokens import split_heads
+from ultralytics.nn.AddModules.tokens import project, project_in_parts, split_heads
 from ultralytics.nn.modules.conv import Conv  # noqa: F401 - tutorial checkpoints name it by this module's path
 
 __all__ = "FocusedLinearAttention", "HGBlock_FLA"
 
 EPS = 1e-6
 CACHED = 2**18  # elements that go through several operations at a time: 1 MiB in fp32
-FRESH = 2**21  # elements of a new tensor that memory freed before is likely to serve: 8 MiB in fp32
+FRESH = 2**19  # elements of a new tensor that memory freed before is likely to serve: 8 MiB in fp32
 
 
 def focus(x: torch.Tensor, inverse_scale: torch.Tensor, factor: float) -> tuple[torch.Tensor, ...]:
@@ -66,45 +66,52 @@ class FocusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, q: torch.Tensor, kv: torch.Tensor, inverse_scale: torch.Tensor, factor: float, heads: int
+        ctx,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        inverse_scale: torch.Tensor,
+        factor: float,
+        heads: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map (B, N, C) and (B, M, 2 * C) to the attention (B, N, C), and to v, (B, heads, M, d)."""
+        """Map (B, N, C) and twice (B, M, C) to the attention (B, N, C), and to v, (B, heads, M, d)."""
         out = q.new_empty(q.shape)
-        values = q.new_empty(len(kv), heads, kv.shape[1], q.shape[2] // heads)
+        values = v.new_empty(len(v), heads, v.shape[1], v.shape[2] // heads)
         for i in images(q):
-            k, v = kv[i].chunk(2, dim=-1)
-            values[i] = split_heads(v, heads)
-            context = summarise(focus_in_cache(k, inverse_scale, factor, heads)[0], values[i])
+            values[i] = split_heads(v[i], heads)
+            context = summarise(focus_in_cache(k[i], inverse_scale, factor, heads)[0], values[i])
             q_mapped = focus_in_cache(q[i], inverse_scale, factor, heads)[0]
             attended, norm = (q_mapped @ context).split([values.shape[-1], 1], dim=-1)  # (1, heads, N, d), (…, 1)
             torch.div(attended, norm + EPS, out=split_heads(out[i], heads))
-        ctx.save_for_backward(q, kv, inverse_scale, out, values)
+        ctx.save_for_backward(q, k, inverse_scale, values)
         ctx.factor, ctx.heads = factor, heads
         return out, values
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: torch.Tensor, grad_values: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, kv, inverse_scale, out, values = ctx.saved_tensors
+        q, k, inverse_scale, values = ctx.saved_tensors
         factor, heads, d = ctx.factor, ctx.heads, values.shape[-1]
-        dq, dkv, d_inverse_scale = torch.empty_like(q), torch.empty_like(kv), torch.zeros_like(inverse_scale)
+        dq, dk, dv, d_inverse_scale = q.new_empty(q.shape), *k.new_empty(2, *k.shape), torch.zeros_like(inverse_scale)
         for i in images(q):
-            k, v, (dk, dv) = kv[i].chunk(2, dim=-1)[0], values[i], dkv[i].chunk(2, dim=-1)
+            v = values[i]
             q_mapped, *q_focus = focus_in_cache(q[i], inverse_scale, factor, heads, keep=True)
-            k_mapped, *k_focus = focus_in_cache(k, inverse_scale, factor, heads, keep=True)
+            k_mapped, *k_focus = focus_in_cache(k[i], inverse_scale, factor, heads, keep=True)
             context = summarise(k_mapped, v)  # (1, heads, d, d + 1)
             # With [a | n] = q_mapped @ context and out = a / n: da = grad / n, dn = -<grad, out> / n
-            norm = q_mapped @ context[..., d:] + EPS  # (1, heads, N, 1)
+            attended, norm = (q_mapped @ context).split([d, 1], dim=-1)  # (1, heads, N, d), (…, 1)
+            norm = norm + EPS
             grad_i = split_heads(grad[i], heads)
-            dn = (grad[i] * out[i]).unflatten(2, (heads, d)).sum(dim=-1).transpose(1, 2).unsqueeze(-1).neg_()
+            dn = attended.mul_(grad_i).sum(dim=-1, keepdim=True).div_(norm).neg_()
             d_attended = torch.cat([grad_i, dn], dim=-1).div_(norm)  # (1, heads, N, d + 1)
+            del attended
             d_context = q_mapped.transpose(-2, -1) @ d_attended
-            torch.add(k_mapped @ d_context[..., :d], grad_values[i], out=split_heads(dv, heads))
+            torch.add(k_mapped @ d_context[..., :d], grad_values[i], out=split_heads(dv[i], heads))
             d_mapped = (v @ d_context[..., :d].transpose(-2, -1)).add_(d_context[..., d:].transpose(-2, -1))
-            d_inverse_scale += focus_backward(d_mapped, k_mapped, *k_focus, inverse_scale, factor, dk)
+            d_inverse_scale += focus_backward(d_mapped, k_mapped, *k_focus, inverse_scale, factor, dk[i])
             d_mapped = d_attended @ context.transpose(-2, -1)
             d_inverse_scale += focus_backward(d_mapped, q_mapped, *q_focus, inverse_scale, factor, dq[i])
-        return dq, dkv, d_inverse_scale, None, None
+        return dq, dk, dv, d_inverse_scale, None, None
 
 
 def images(x: torch.Tensor) -> list[slice]:
@@ -237,35 +244,37 @@ class FocusedLinearAttention(nn.Module):
         """Attend, from (B, C, H, W) to (B, N, C)."""
         B, C, H, W = x.shape
         tokens, h, w = x.flatten(2).transpose(1, 2).contiguous(), H, W  # (B, N, C)
-        q = self.q(tokens)
+        q = project(self.q, tokens)
         if self.sr_ratio > 1:
             if min(H, W) < self.sr_ratio:
                 raise ValueError(f"a {H} x {W} map is smaller than sr_ratio={self.sr_ratio}")
             reduced = self.sr(x)
             h, w = reduced.shape[2:]
             tokens = self.norm(reduced.flatten(2).transpose(1, 2))  # (B, M, C)
-        kv = self.kv(tokens)  # (B, M, 2 * C)
+        k, v = project_in_parts(self.kv, tokens, 2)
+        dtype = v.dtype
         del tokens
 
         with no_autocast(x):  # cubes and sums over tokens leave the range of fp16
-            out, v = self._attend(q.float(), kv.float())
-        out, v = out.to(kv.dtype), v.to(kv.dtype)
-        del q, kv
+            out, v = self._attend(q.float(), k.float(), v.float())
+        out, v = out.to(dtype), v.to(dtype)
+        del q, k
         d = C // self.num_heads
         grid = v.reshape(B * self.num_heads, h, w, d).permute(0, 3, 1, 2)  # heads share the filter
+        del v
         if self.sr_ratio > 1:
             grid = F.interpolate(grid, size=(H, W), mode="bilinear", align_corners=False)
         local = self.dwc(grid).permute(0, 2, 3, 1).reshape(B, self.num_heads, H * W, d)
-        out = out + local.transpose(1, 2).flatten(2)
-        return self.proj_drop(self.proj(out))
+        local = local.transpose(1, 2)
+        out = out.unflatten(2, (self.num_heads, d)).add_(local).flatten(2) if is_eager() else out + local.flatten(2)
+        return self.proj_drop(project(self.proj, out))
 
-    def _attend(self, q: torch.Tensor, kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention of (B, N, C) queries over (B, M, 2 * C) keys and values: (B, N, C), and v as (B, heads, M, d)."""
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention of (B, N, C) queries over (B, M, C) keys and values: (B, N, C), and v as (B, heads, M, d)."""
         heads, p = self.num_heads, self.focusing_factor
         inverse_scale = F.softplus(self.scale.float()).reciprocal().flatten()
         if is_eager():
-            return FocusedAttention.apply(q, kv, inverse_scale, p, heads)
-        k, v = kv.chunk(2, dim=-1)
+            return FocusedAttention.apply(q, k, v, inverse_scale, p, heads)
         q, k = (split_heads(focus(t, inverse_scale, p)[0], heads) for t in (q, k))
         v = split_heads(v, heads)
         attended, norm = (q @ summarise(k, v)).split([v.shape[-1], 1], dim=-1)
