@@ -73,8 +73,25 @@ def test_gradients_of_focused_attention(factor):
 @pytest.mark.parametrize("size", [(6, 4), (5, 7)])
 def test_gradients_of_routed_attention(size):
     regions = Regions(*size, (2, 2), torch.device("cpu"))
-    inputs = [torch.randn(2, size[0] * size[1], 8).double().requires_grad_() for _ in range(3)]
-    assert torch.autograd.gradcheck(lambda *t: RoutedAttention.apply(*t, regions, 3, 2, 0.4), inputs, atol=1e-6)
+    inputs = [torch.randn(2, *size, 8).double().requires_grad_() for _ in range(3)]
+
+    def attend(*maps):
+        q, k, v = (regions.order(t) for t in maps)
+        routes = regions.route(q, k, 3)
+        return regions.restore(RoutedAttention.apply(torch.cat([q, k, v], dim=2), *routes, 2, 0.4))
+
+    assert torch.autograd.gradcheck(attend, inputs, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(6, 4), (5, 7)])
+def test_regions_order_and_restore(size):
+    """Region by region, row by row; what no pixel has is 0 and is not restored."""
+    regions, pixels = Regions(*size, (2, 2), torch.device("cpu")), torch.rand(2, *size, 3) + 1
+    ordered = regions.order(pixels)
+    assert torch.equal(regions.restore(ordered), pixels)
+    assert torch.equal(ordered[0], pixels[0, :2, :2].reshape(4, 3))
+    assert torch.equal((ordered != 0).all(2), regions.real.repeat(2, 1))
+    assert regions.ragged == (not regions.real.all())
 
 
 def kept(module: nn.Module, x: torch.Tensor) -> int:

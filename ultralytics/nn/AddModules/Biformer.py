@@ -17,58 +17,65 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import nn
 from torch.autograd.function import once_differentiable
 
 from ultralytics.nn.AddModules.compatibility import is_eager, no_autocast, warn_of_tutorial
 from ultralytics.nn.AddModules.hgblock import HGBlockAttention
 from ultralytics.nn.AddModules.registry import Layer, Row, hg_block, register
-from ultralytics.nn.AddModules.tokens import project, project_in_parts, split_heads
+from ultralytics.nn.AddModules.tokens import project, split_heads
 from ultralytics.nn.modules.conv import Conv  # noqa: F401 - tutorial checkpoints name it by this module's path
 
 __all__ = "BiLevelRoutingAttention_nchw", "HGBlock_Biformer"
 
 HEAD_DIM = 32  # channels of a head, as in the paper, where a YAML row names no number of heads
-GATHERED = {"cpu": 2**20, "cuda": 2**26}  # elements of routed keys in memory at a time: 4 MiB in fp32 on a CPU
+GATHERED = {"cpu": 2**19}  # elements of routed keys and values at a time: 2 MiB in fp32 on a CPU
 
 
 class Regions:
-    """Where the pixels of an (H, W) map are when they are ordered region by region.
+    """The regions of an (H, W) map, and its pixels ordered region by region.
 
     Args:
         H, W: Size of the map.
         region: Height and width of a region in pixels; the last regions may be ragged.
-        device: Of the indices.
+        device: Of the mask.
 
     Attributes:
         R, L: Regions, and places in each.
-        pixels: (R * L,) pixel of each place; places of a ragged region that no pixel has repeat another's.
-        places: (H * W,) place of each pixel.
         real: (R, L) mask of the places that a pixel has.
         ragged: Whether there are others.
     """
 
     def __init__(self, H: int, W: int, region: tuple[int, int], device: torch.device):
         i, j = region
-        rows, columns = -(-H // i), -(-W // j)
-        self.R, self.L, self.ragged = rows * columns, i * j, bool(H % i or W % j)
-        y = torch.arange(rows * i, device=device)[:, None]
-        x = torch.arange(columns * j, device=device)
-        by_region = "(rows i) (columns j) -> (rows columns) (i j)"
-        self.pixels = rearrange(y.clamp(max=H - 1) * W + x.clamp(max=W - 1), by_region, i=i, j=j).flatten()
-        self.real = rearrange((y < H) & (x < W), by_region, i=i, j=j)
-        places = y // i * (columns * i * j) + y % i * j + x // j * (i * j) + x % j
-        self.places = places[:H, :W].flatten()
+        self.map, self.region, self.grid = (H, W), region, (-(-H // i), -(-W // j))
+        self.R, self.L, self.ragged = self.grid[0] * self.grid[1], i * j, bool(H % i or W % j)
+        self.real = self.order(torch.ones(1, H, W, 1, dtype=torch.bool, device=device)).squeeze(2)
 
-    def order(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Order (B, N, C) tokens by region: (B * R, L, C)."""
-        return tokens.index_select(1, self.pixels).reshape(len(tokens) * self.R, self.L, tokens.shape[2])
+    def order(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Order (B, H, W, C) pixels by region: (B * R, L, C), with zeros where a ragged region has none."""
+        if self.ragged:
+            (H, W), (i, j) = self.map, self.region
+            pixels = F.pad(pixels, (0, 0, 0, -W % j, 0, -H % i))
+        return self.split(pixels).reshape(-1, self.L, pixels.shape[3])
+
+    def split(self, pixels: torch.Tensor) -> torch.Tensor:
+        """View (B, rows * i, columns * j, C) pixels as regions: (B, rows, columns, i, j, C)."""
+        (i, j), (rows, columns) = self.region, self.grid
+        return pixels.unflatten(1, (rows, i)).unflatten(3, (columns, j)).transpose(2, 3)
 
     def restore(self, ordered: torch.Tensor) -> torch.Tensor:
-        """Order (B * R, L, C) tokens as the map has them: (B, N, C)."""
-        shape = ordered.shape[0] // self.R, self.R * self.L, ordered.shape[2]
-        return ordered.reshape(shape).index_select(1, self.places)
+        """Order (B * R, L, C) tokens as the map has them: (B, H, W, C)."""
+        return self.join(self.unfold(ordered))[:, : self.map[0], : self.map[1]]
+
+    def unfold(self, ordered: torch.Tensor) -> torch.Tensor:
+        """View (B * R, L, C) tokens as `split` views pixels."""
+        return ordered.reshape(-1, *self.grid, *self.region, ordered.shape[2])
+
+    @staticmethod
+    def join(regions: torch.Tensor) -> torch.Tensor:
+        """Undo `split`, without a copy where the memory is that of a map."""
+        return regions.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
     def route(self, q: torch.Tensor, k: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Choose for each region the `topk` regions whose mean key its mean query likes best.
@@ -92,18 +99,28 @@ class Regions:
         return (chosen + first).reshape(-1, topk), mask
 
 
-def gather(t: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Put the tokens of chosen regions together: from (B * R, L, C) and (n, topk) to (n, topk * L, C)."""
-    routed = t.flatten(1).index_select(0, chosen.flatten())
-    return routed.reshape(len(chosen), chosen.shape[1] * t.shape[1], t.shape[2])
-
-
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, heads: int, scale: float
 ) -> torch.Tensor:
     """Attention of (n, L, C) queries over (n, M, C) keys and values in a fused kernel; returns (n, L, C)."""
     q, k, v = (split_heads(t, heads) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2)
+
+
+def routed(qkv: torch.Tensor, chosen: torch.Tensor, part: slice = slice(None)) -> tuple[torch.Tensor, ...]:
+    """Give the queries of some regions, (n, L, C), and the keys and values of those that each is routed to.
+
+    Args:
+        qkv: (B * R, L, 3 * C) queries, keys and values of all regions.
+        chosen: (B * R, topk) regions whose keys and values a region sees.
+        part: The n regions.
+
+    Returns:
+        Queries (n, L, C), keys and values (n, topk * L, C).
+    """
+    C, chosen = qkv.shape[2] // 3, chosen[part]
+    kv = qkv[..., C:].index_select(0, chosen.flatten()).reshape(len(chosen), -1, 2 * C)
+    return qkv[part, :, :C], *kv.chunk(2, dim=-1)
 
 
 class RoutedAttention(torch.autograd.Function):
@@ -115,49 +132,39 @@ class RoutedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        regions: Regions,
-        topk: int,
-        heads: int,
-        scale: float,
+        ctx, qkv: torch.Tensor, chosen: torch.Tensor, mask: torch.Tensor | None, heads: int, scale: float
     ) -> torch.Tensor:
-        """Map three times (B, N, C) tokens to (B, N, C)."""
-        q_, k_, v_ = (regions.order(t) for t in (q, k, v))
-        chosen, mask = regions.route(q_, k_, topk)
-        ctx.save_for_backward(q, k, v, chosen)
-        ctx.regions, ctx.mask, ctx.heads, ctx.scale = regions, mask, heads, scale
-        out = torch.empty_like(q_)
-        for part in RoutedAttention.parts(chosen, k_):
-            routed = (gather(t, chosen[part]) for t in (k_, v_))
-            out[part] = attend(q_[part], *routed, None if mask is None else mask[part], heads, scale)
-        return regions.restore(out)
+        """Map (B * R, L, 3 * C) tokens, ordered by region and routed as `route` says, to (B * R, L, C)."""
+        ctx.save_for_backward(qkv, chosen)
+        ctx.mask, ctx.heads, ctx.scale = mask, heads, scale
+        out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
+        for part in RoutedAttention.parts(chosen, qkv):
+            out[part] = attend(*routed(qkv, chosen, part), None if mask is None else mask[part], heads, scale)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        *qkv, chosen = ctx.saved_tensors
-        regions, mask = ctx.regions, ctx.mask
-        q_, k_, v_, grad_ = (regions.order(t) for t in (*qkv, grad))
-        if regions.ragged:  # places that no pixel has gave nothing to the output
-            grad_ *= regions.real.repeat(len(grad), 1).unsqueeze(2)
-        dq, dk, dv = torch.empty_like(q_), torch.zeros_like(k_), torch.zeros_like(v_)
-        for part in RoutedAttention.parts(chosen, k_):
-            inputs = q_[part], gather(k_, chosen[part]), gather(v_, chosen[part])
+        (qkv, chosen), mask = ctx.saved_tensors, ctx.mask
+        total = torch.empty_like(qkv)
+        dq, *d_kv = total.chunk(3, dim=-1)
+        sums = [torch.zeros_like(d, memory_format=torch.contiguous_format) for d in d_kv]
+        for part in RoutedAttention.parts(chosen, qkv):
+            inputs = [t.detach().requires_grad_() for t in routed(qkv, chosen, part)]
             with torch.enable_grad():
-                inputs = [t.detach().requires_grad_() for t in inputs]
                 out = attend(*inputs, None if mask is None else mask[part], ctx.heads, ctx.scale)
-            dq[part], *d_routed = torch.autograd.grad(out, inputs, grad_[part])
-            for total, d in zip((dk, dv), d_routed):
-                total.flatten(1).index_add_(0, chosen[part].flatten(), d.reshape(-1, total[0].numel()))
-        return *(regions.restore(t) for t in (dq, dk, dv)), None, None, None, None
+            dq[part], *d_routed = torch.autograd.grad(out, inputs, grad[part])
+            for to, d in zip(sums, d_routed):
+                to.flatten(1).index_add_(0, chosen[part].flatten(), d.reshape(-1, to[0].numel()))
+        for to, d in zip(d_kv, sums):
+            to.copy_(d)
+        return total, None, None, None, None
 
     @staticmethod
-    def parts(chosen: torch.Tensor, k: torch.Tensor) -> list[slice]:
-        """Cut the regions into parts whose gathered keys, and values, are small."""
-        step = max(1, GATHERED.get(k.device.type, 2**26) // max(1, chosen.shape[1] * k.shape[1] * k.shape[2]))
+    def parts(chosen: torch.Tensor, qkv: torch.Tensor) -> list[slice]:
+        """Cut the regions into parts whose gathered keys and values are small."""
+        each = chosen.shape[1] * qkv.shape[1] * qkv.shape[2] * 2 // 3  # elements that those of a region take
+        step = max(1, GATHERED.get(qkv.device.type, 2**27) // max(1, each))
         return [slice(i, i + step) for i in range(0, len(chosen), step)]
 
 
@@ -245,32 +252,44 @@ class BiLevelRoutingAttention_nchw(nn.Module):
         """
         H, W = x.shape[2:]
         regions = Regions(H, W, (max(1, H // self.n_win), max(1, W // self.n_win)), x.device)
-        tokens = x.flatten(2).transpose(1, 2).contiguous()  # (N, H * W, dim)
-        q, k, v = project_in_parts(self.qkv_linear, tokens, 3)
+        pixels = x.permute(0, 2, 3, 1)
+        if regions.ragged:  # first the projection: a map may be much smaller than its padded regions
+            qkv = project(self.qkv_linear, pixels.flatten(1, 2).contiguous())  # (N, H * W, 3 * dim)
+            qkv = regions.order(qkv.unflatten(1, (H, W)))  # (N * R, L, 3 * dim)
+        else:
+            qkv = project(self.qkv_linear, regions.order(pixels))
+        q, k, v = qkv.chunk(3, dim=-1)
+        chosen, mask = regions.route(q, k, self.topk)
         attention = None
         if is_eager() and not ret_attn_mask:
-            out = RoutedAttention.apply(q, k, v, regions, self.topk, self.num_heads, self.scale)
+            out = RoutedAttention.apply(qkv, chosen, mask, self.num_heads, self.scale)
         else:
-            out, attention = self._attend(*(regions.order(t) for t in (q, k, v)), regions, ret_attn_mask)
+            out, attention = self._attend(qkv, chosen, mask, ret_attn_mask)
+        if self.lepe is None:
             out = regions.restore(out)
-        if self.lepe is not None:
-            out = out + self.lepe(v.transpose(1, 2).unflatten(2, (H, W))).flatten(2).transpose(1, 2)
-        out = project(self.output_linear, out).transpose(1, 2).unflatten(2, (H, W))
-        return (out, attention) if ret_attn_mask else out
+        else:
+            local = self.lepe(regions.restore(v).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            if regions.ragged:
+                out = local + regions.restore(out)
+            else:  # the sum takes the memory order of its first operand: a map's
+                out = regions.join(regions.split(local) + regions.unfold(out))
+        out = project(self.output_linear, out.flatten(1, 2)).unflatten(1, (H, W)).permute(0, 3, 1, 2)
+        if not ret_attn_mask:
+            return out
+        return out, attention.unflatten(0, (-1, regions.R)).transpose(1, 2)  # (N, heads, R, L, topk * L)
 
     def _attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, regions: Regions, return_attention: bool
+        self, qkv: torch.Tensor, chosen: torch.Tensor, mask: torch.Tensor | None, return_attention: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend with all routed keys and values gathered, for exports, compilers and the attention matrix."""
-        chosen, mask = regions.route(q, k, self.topk)
-        k, v = gather(k, chosen), gather(v, chosen)
+        q, k, v = routed(qkv, chosen)
         if not return_attention:
             return attend(q, k, v, mask, self.num_heads, self.scale), None
         q, k, v = (split_heads(t, self.num_heads) for t in (q, k, v))  # the fused kernel keeps the matrix to itself
         scores = (q * self.scale) @ k.transpose(-2, -1)
         attention = (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(dim=-1)
         out = (attention @ v).transpose(1, 2).flatten(2)
-        return out, attention.unflatten(0, (-1, regions.R)).transpose(1, 2)  # (N, heads, R, L, topk * L)
+        return out, attention
 
 
 @register(hg_block)

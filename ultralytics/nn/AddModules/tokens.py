@@ -42,7 +42,8 @@ def multiply(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     On a CPU it is a 1x1 convolution, channels last: on AMD's processors its kernels have been twice as fast as the
     matrix product that torch's builds for x86 have for a linear layer.
     """
-    if tokens.device.type != "cpu" or tokens.dtype != torch.float32 or not is_eager():
+    if tokens.device.type != "cpu" or tokens.dtype != torch.float32 or not (tokens.numel() and is_eager()):
         return F.linear(tokens, weight, bias)
-    pixels = tokens.unsqueeze(2).permute(0, 3, 1, 2)  # (B, C, N, 1), channels last
-    return F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1).squeeze(2)
+    pixels = tokens.reshape(1, -1, 1, tokens.shape[2]).permute(0, 3, 1, 2)  # (1, C, B * N, 1), channels last
+    out = F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    return out.reshape(*tokens.shape[:2], len(weight))
