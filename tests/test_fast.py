@@ -25,12 +25,13 @@ def in_pieces(monkeypatch):
 
 
 CASES = {
-    "FLA": (lambda: FocusedLinearAttention(32), naive.fla, (3, 32, 9, 7)),
-    "FLA_sr": (lambda: FocusedLinearAttention(32, sr_ratio=2), naive.fla, (3, 32, 9, 7)),
-    "BRA": (lambda: BiLevelRoutingAttention_nchw(32, 4), naive.bra, (3, 32, 15, 22)),
+    "FLA": (lambda: FocusedLinearAttention(32), (3, 32, 9, 7)),
+    "FLA_sr": (lambda: FocusedLinearAttention(32, sr_ratio=2), (3, 32, 9, 7)),
+    "BRA": (lambda: BiLevelRoutingAttention_nchw(32, 4), (3, 32, 15, 22)),
+    "BRA_by_channel": (lambda: BiLevelRoutingAttention_nchw(16, 16), (3, 16, 15, 22)),
+    "BRA_by_channel_even": (lambda: BiLevelRoutingAttention_nchw(16, 16), (3, 16, 14, 28)),
     "iRMB": (
         lambda: EMO.iRMB(24, 32, exp_ratio=3, stride=2, attn_s=False, qkv_bias=True, se_ratio=1),
-        naive.irmb,
         (2, 24, 9, 8),
     ),
 }
@@ -38,7 +39,7 @@ CASES = {
 
 def made(name: str) -> tuple[nn.Module, nn.Module, torch.Tensor]:
     """Give a module in eval mode, its naive form, and an input."""
-    build, _, shape = CASES[name]
+    build, shape = CASES[name]
     module = build().eval()
     return module, naive.naive(module), torch.randn(shape)
 

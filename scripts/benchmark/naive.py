@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw
-from ultralytics.nn.AddModules.EMO import iRMB
+from ultralytics.nn.AddModules.EMO import EMO, ConvNormAct, iRMB
 from ultralytics.nn.AddModules.FLA import FocusedLinearAttention
 from ultralytics.nn.AddModules.MQA import MultiQueryAttentionLayerWithDownSampling
 
@@ -139,11 +139,29 @@ def irmb(m: iRMB, x: torch.Tensor) -> torch.Tensor:
     return shortcut + m.drop_path(y) if m.has_skip else y
 
 
+def conv_norm_act(m: ConvNormAct, x: torch.Tensor) -> torch.Tensor:
+    """Convolution, norm and activation, each with a result of its own."""
+    out = m.act(m.norm(m.conv(x)))
+    return x + m.drop_path(out) if m.has_skip else out
+
+
+def emo(m: EMO, x: torch.Tensor) -> list[torch.Tensor]:
+    """The stages of a backbone, on maps in torch's default memory order."""
+    outputs = []
+    for stage in (m.stage0, m.stage1, m.stage2, m.stage3, m.stage4):
+        for block in stage:
+            x = block(x)
+        outputs.append(x)
+    return outputs[1:]
+
+
 FORMULAS = {
     FocusedLinearAttention: fla,
     BiLevelRoutingAttention_nchw: bra,
     MultiQueryAttentionLayerWithDownSampling: mqa,
     iRMB: irmb,
+    ConvNormAct: conv_norm_act,
+    EMO: emo,
 }
 
 
@@ -151,6 +169,6 @@ def naive(module: nn.Module, formulas: dict = FORMULAS) -> nn.Module:
     """Copy an unfused module or a whole model, with each layer of ours computed by its formula."""
     module = copy.deepcopy(module)
     for m in module.modules():
-        if formula := formulas.get(type(m)):
+        if formula := next((formulas[cls] for cls in type(m).__mro__ if cls in formulas), None):
             m.forward = functools.partial(formula, m)
     return module

@@ -30,6 +30,7 @@ __all__ = "BiLevelRoutingAttention_nchw", "HGBlock_Biformer"
 
 HEAD_DIM = 32  # channels of a head, as in the paper, where a YAML row names no number of heads
 GATHERED = {"cpu": 2**19}  # elements of routed keys and values at a time: 2 MiB in fp32 on a CPU
+SCORES = 2**20  # elements of scores that are at hand at a time where each channel is a head
 
 
 class Regions:
@@ -102,9 +103,27 @@ class Regions:
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, heads: int, scale: float
 ) -> torch.Tensor:
-    """Attention of (n, L, C) queries over (n, M, C) keys and values in a fused kernel; returns (n, L, C)."""
+    """Attention of (n, L, C) queries over (n, M, C) keys and values; returns (n, L, C)."""
+    if heads == q.shape[2] and q.shape[1] * k.numel() <= SCORES and on_cpu(q):
+        return attend_by_channel(q * scale, k, v, mask)
     q, k, v = (split_heads(t, heads) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2)
+
+
+def on_cpu(x: torch.Tensor) -> bool:
+    """Whether plain operations on small tensors are what runs fastest."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and is_eager()
+
+
+def attend_by_channel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Attention with a head for each channel, whose scores are products of two numbers.
+
+    The scores lie as the channels do, next to each other; a fused kernel would make a matrix product for each head.
+    """
+    scores = q.unsqueeze(2) * k.unsqueeze(1)  # (n, L, M, C)
+    if mask is not None:
+        scores = scores.masked_fill(~mask.transpose(2, 3), float("-inf"))
+    return (scores.softmax(dim=2) * v.unsqueeze(1)).sum(dim=2)
 
 
 def routed(qkv: torch.Tensor, chosen: torch.Tensor, part: slice = slice(None)) -> tuple[torch.Tensor, ...]:
@@ -138,7 +157,7 @@ class RoutedAttention(torch.autograd.Function):
         ctx.save_for_backward(qkv, chosen)
         ctx.mask, ctx.heads, ctx.scale = mask, heads, scale
         out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
-        for part in RoutedAttention.parts(chosen, qkv):
+        for part in RoutedAttention.parts(chosen, qkv, heads):
             out[part] = attend(*routed(qkv, chosen, part), None if mask is None else mask[part], heads, scale)
         return out
 
@@ -149,7 +168,7 @@ class RoutedAttention(torch.autograd.Function):
         total = torch.empty_like(qkv)
         dq, *d_kv = total.chunk(3, dim=-1)
         sums = [torch.zeros_like(d, memory_format=torch.contiguous_format) for d in d_kv]
-        for part in RoutedAttention.parts(chosen, qkv):
+        for part in RoutedAttention.parts(chosen, qkv, ctx.heads):
             inputs = [t.detach().requires_grad_() for t in routed(qkv, chosen, part)]
             with torch.enable_grad():
                 out = attend(*inputs, None if mask is None else mask[part], ctx.heads, ctx.scale)
@@ -161,9 +180,10 @@ class RoutedAttention(torch.autograd.Function):
         return total, None, None, None, None
 
     @staticmethod
-    def parts(chosen: torch.Tensor, qkv: torch.Tensor) -> list[slice]:
-        """Cut the regions into parts whose gathered keys and values are small."""
-        each = chosen.shape[1] * qkv.shape[1] * qkv.shape[2] * 2 // 3  # elements that those of a region take
+    def parts(chosen: torch.Tensor, qkv: torch.Tensor, heads: int) -> list[slice]:
+        """Cut the regions into parts whose gathered keys and values, and scores by channel, are small."""
+        L, C = qkv.shape[1], qkv.shape[2] // 3
+        each = chosen.shape[1] * L * C * (max(2, L) if heads == C else 2)  # elements that those of a region take
         step = max(1, GATHERED.get(qkv.device.type, 2**27) // max(1, each))
         return [slice(i, i + step) for i in range(0, len(chosen), step)]
 
