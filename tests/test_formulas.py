@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw, HGBlock_Biformer
-from ultralytics.nn.AddModules.EMO import EMO, EMO_1M, iRMB
+from ultralytics.nn.AddModules.EMO import EMO, EMO_1M, DropPath, iRMB
 from ultralytics.nn.AddModules.FLA import FocusedLinearAttention, HGBlock_FLA
 from ultralytics.nn.AddModules.MQA import MultiQueryAttentionLayerWithDownSampling, ResNetLayer_MQA
 
@@ -255,6 +255,15 @@ def test_irmb_attends_to_the_expanded_input_without_attn_pre():
 def test_drop_path_grows_linearly_over_the_blocks_of_emo():
     rates = [getattr(m.drop_path, "drop_prob", 0.0) for m in EMO_1M().modules() if isinstance(m, iRMB)][1:]
     assert rates == pytest.approx([0.04036 * i / 14 for i in range(15)])
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    drop, x = DropPath(0.25), torch.ones(4000, 2, 3, 3)
+    factors = drop(x).flatten(1)
+    assert torch.equal(factors, factors[:, :1].expand_as(factors))
+    assert factors.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert 0.95 < factors.mean() < 1.05
+    assert drop.eval()(x) is x
 
 
 def test_bra_scale():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from maintain.pin import UpstreamError
 
-OUR_REQUIREMENTS = ("einops", "timm")  # what nn/AddModules imports beyond upstream
+OUR_REQUIREMENTS = ("einops", "timm")  # what nn/AddModules, and checkpoints of the tutorials, import beyond upstream
 
 
 def requirements(wheel: Path) -> list[str]:

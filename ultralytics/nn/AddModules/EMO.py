@@ -70,13 +70,23 @@ def make_norm(name: str, dim: int) -> nn.Module:
     raise ValueError(f"norm_layer={name!r} is unknown, choose 'none', 'bn_2d' or 'ln_2d'")
 
 
-def make_drop_path(rate: float) -> nn.Module:
-    """Build timm's drop path, or nothing for a rate of 0."""
-    if not rate:
-        return nn.Identity()
-    from timm.layers import DropPath  # here: timm imports torchvision, which takes longer than ultralytics itself
+class DropPath(nn.Module):
+    """Stochastic depth: in training each sample's branch is left out with a probability, and else scaled up for it.
 
-    return DropPath(rate)
+    timm has the same, but its import takes longer than that of ultralytics.
+    """
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * F.dropout(x.new_ones(len(x), 1, 1, 1), self.drop_prob) if self.training else x
+
+
+def make_drop_path(rate: float) -> nn.Module:
+    """Build stochastic depth, or nothing for a rate of 0."""
+    return DropPath(rate) if rate else nn.Identity()
 
 
 class ConvNormAct(nn.Module):
