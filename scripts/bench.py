@@ -94,22 +94,29 @@ def bench_growth(args: argparse.Namespace) -> dict[str, list[dict]]:
 def bench_models(args: argparse.Namespace) -> dict:
     """Time whole models, all of them in turn, and those whose attention is multi-query against its naive form."""
     names = [name for name in [*cases.PUBLISHED, *cases.LARGER] if args.only in name]
-    common = args.device, args.options
-    with Progress("models", 1 + 5 * sum("MQA" in name for name in names)) as progress:
-        batch = 1 if args.device.type == "cpu" else 16
-        rows = models.latencies([cases.BASELINE, *names], "ours", *common, batch, args.rounds, 10 * args.seconds)
+    common, gpu = (args.device, args.options), args.device.type == "cuda"
+    batch, training_batch = (16, 16) if gpu else (1, 4)
+    measured = [cases.BASELINE, *names] if gpu else [name for name in names if "MQA" in name]
+    against = [name for name in names if "MQA" in name]
+    results = {"over naive": [], "memory": [], "training": []}
+    with Progress("models", 1 + gpu + len(against) + 2 * len(measured)) as progress:
+        timed = batch, args.rounds, 10 * args.seconds
+        results["models"] = models.latencies([cases.BASELINE, *names], "ours", *common, *timed)
         progress.step("fused models")
-        against, peaks = [], []
-        for name in names:
-            if "MQA" not in name:
-                continue
-            against.append(models.over_naive(name, "rtdetr-ResNetLayer_MQA", *common, 3, args.seconds))
+        if gpu:
+            trained = [name for name in names if name in cases.PUBLISHED]
+            results["training"] = models.throughput([cases.BASELINE, *trained], *common, *timed)
+            progress.step("training")
+        for name in against:
+            found = models.over_naive(name, "rtdetr-ResNetLayer_MQA", *common, 3, args.seconds)
+            results["over naive"].append(found)
             progress.step(f"{name} against the naive form")
-            if args.device.type == "cpu":
-                for mode in measure.MODES:
-                    peaks.append({"model": name, "mode": mode, "MiB": models.memory(name, "ours", mode)})
-                    progress.step(f"memory of {name}, {mode}")
-    return {"models": rows, "over naive": against, "memory": peaks}
+        for name in measured:
+            for mode, size in zip(measure.MODES, (batch, training_batch)):
+                peak = models.memory(name, "ours", mode, *common, size)
+                results["memory"].append({"model": name, "mode": mode, "batch": size, "MiB": peak})
+                progress.step(f"memory of {name}, {mode}")
+    return results
 
 
 def show_modules(results: dict) -> None:
@@ -125,12 +132,10 @@ def show_models(results: dict) -> None:
     """Print the tables of `models`."""
     figures = ["ms", "spread", "over_baseline", "over_baseline_per_operation"]
     print(report.table(results["models"], ["model", "batch", "parameters", "gflops", *figures]))
-    if results["over naive"]:
-        print()
-        print(report.table(results["over naive"], ["model", "naive", "ms", "naive_ms", "over_naive"]))
-    if results["memory"]:
-        print()
-        print(report.table(results["memory"], ["model", "mode", "MiB"]))
+    for part in ("over naive", "memory", "training"):
+        if results[part]:
+            print()
+            print(report.table(results[part], list(results[part][0])))
 
 
 def show_startup(results: dict) -> None:

@@ -7,7 +7,7 @@ import bench
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmark import cases, floor, measure, report, timing
+from benchmark import cases, floor, measure, models, report, timing
 from conftest import ROOT
 
 from ultralytics.nn.AddModules.FLA import FocusedLinearAttention
@@ -108,6 +108,16 @@ def test_models(monkeypatch, capsys, tmp_path):
     assert run(monkeypatch, "models", "--rounds=1", "--seconds=0.1", "--save") == 0
     assert "| rtdetr-tiny-FLA | 1     | 1,532,988 " in capsys.readouterr().out
     assert list((tmp_path / "benchmarks").glob("*-models.png"))
+
+
+def test_training_throughput(monkeypatch):
+    """What a GPU's machine adds; on a CPU here."""
+    monkeypatch.setattr(models, "SIZE", 64)
+    options = {"autocast": torch.bfloat16, "compile": False}
+    first, second = models.throughput(["rtdetr-tiny", "rtdetr-tiny-EMO"], CPU, options, 2, 3, 0.1)
+    assert first["over_baseline"] == 1 and first["images per second"] > 0
+    ratio = second["images per second"] / first["images per second"]
+    assert second["over_baseline"] == pytest.approx(ratio, rel=0.5)
 
 
 def test_a_section_that_is_kept_leaves_the_others(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from benchmark.floor import floor
 from benchmark.timing import Times, compare
 
 MODES = ("inference", "training")
+PROCESSES = 3  # that measure a peak
 
 
 def outputs(y: object) -> list[torch.Tensor]:
@@ -87,15 +89,21 @@ def times(
 
 
 def peak(case: cases.Case, side: str, mode: str, device: torch.device, options: dict) -> float:
-    """Measure the memory in MiB that one call takes at its peak, beyond module and input.
+    """Measure the memory in MiB that one call of a case takes at its peak, beyond module and input.
 
-    On a GPU it is the allocator's; on a CPU the resident set's, which only a process of its own can tell: `peak_alone`.
     A map of a quarter's side goes first: what libraries load and set up once is no activation.
     """
     x = torch.randn(case.shape, device=device)
     module = build(case, side, mode, device)
     caller(module, x[..., : case.shape[2] // 4, : case.shape[3] // 4], mode, options["autocast"])()
-    call = caller(module, x, mode, options["autocast"])
+    return peak_of(caller(module, x, mode, options["autocast"]), device)
+
+
+def peak_of(call: Callable[[], object], device: torch.device) -> float:
+    """Measure the MiB that a call takes at its peak.
+
+    On a GPU it is the allocator's; on a CPU the resident set's, which only a process of its own can tell.
+    """
     if device.type == "cuda":
         call()
         torch.cuda.synchronize(device)
@@ -130,10 +138,10 @@ class resident:
 
 
 def peak_alone(case: cases.Case, side: str, mode: str, device: torch.device, options: dict) -> float:
-    """Measure `peak`, on a CPU in a process of its own."""
+    """Measure `peak`, on a CPU in processes of its own: the median, as threads take memory in one order or another."""
     if device.type == "cuda":
         return peak(case, side, mode, device, options)
-    return in_process("peak", case.name, side, mode)
+    return statistics.median(in_process("peak", case.name, side, mode) for _ in range(PROCESSES))
 
 
 def in_process(*request: object) -> float:
@@ -156,15 +164,14 @@ def all_cases() -> Iterator[cases.Case]:
 
 def main() -> None:
     """Print one figure."""
-    kind, *request = json.loads(sys.argv[1])
+    kind, name, side, mode, *batch = json.loads(sys.argv[1])
+    plain = torch.device("cpu"), {"autocast": None, "compile": False}
     if kind == "peak":
-        name, side, mode = request
-        case = next(c for c in all_cases() if c.name == name)
-        print(peak(case, side, mode, torch.device("cpu"), {"autocast": None}))
+        print(peak(next(c for c in all_cases() if c.name == name), side, mode, *plain))
     elif kind == "model":
         from benchmark.models import peak_of_model
 
-        print(peak_of_model(*request))
+        print(peak_of_model(name, side, mode, *plain, *batch))
     else:
         raise ValueError(f"unknown request {kind!r}")
 

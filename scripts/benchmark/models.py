@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from flops import count_gflops
 from torch import nn
 
 from benchmark import naive
-from benchmark.measure import caller, in_process, resident
+from benchmark.measure import caller, in_process, peak_of
 from benchmark.timing import compare
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
 SIZE = 640
-TRAINING_BATCH = 4
 
 
 def make(name: str, side: str, device: torch.device) -> nn.Module:
@@ -75,32 +76,62 @@ def over_naive(name: str, reference: str, device: torch.device, options: dict, r
     }
 
 
-def memory(name: str, side: str, mode: str) -> float:
-    """Measure a model's peak memory in MiB, in a process of its own on the CPU."""
-    return in_process("model", name, side, mode)
-
-
-def peak_of_model(name: str, side: str, mode: str) -> float:
-    """Measure, in this process, the MiB that one image, or one training step of four, takes beyond the model."""
-    device = torch.device("cpu")
-    if mode == "inference":
-        model = make(name, side, device)
-        call = caller(model, torch.rand(1, 3, SIZE, SIZE), mode, None)
-        with resident() as measured:
-            call()
-        return measured()
+def training_step(name: str, device: torch.device, options: dict, batch: int) -> Callable[[], None]:
+    """Give a function that takes one training step: loss, backward and AdamW, on made-up images and boxes."""
     torch.manual_seed(0)
-    model = RTDETRDetectionModel(f"{name}.yaml", verbose=False).train()
+    model = RTDETRDetectionModel(f"{name}.yaml", verbose=False).to(device).train()
     model.nc = model.yaml["nc"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    boxes = TRAINING_BATCH * 4
-    batch = {
-        "img": torch.rand(TRAINING_BATCH, 3, SIZE, SIZE),
-        "batch_idx": torch.arange(boxes).float() // 4,
-        "cls": torch.zeros(boxes, 1),
-        "bboxes": torch.rand(boxes, 4) * 0.2 + 0.3,
+    scaler = torch.amp.GradScaler(device.type, enabled=options["autocast"] is torch.float16)
+    boxes = batch * 4
+    data = {
+        "img": torch.rand(batch, 3, SIZE, SIZE, device=device),
+        "batch_idx": torch.arange(boxes, device=device).float() // 4,
+        "cls": torch.zeros(boxes, 1, device=device),
+        "bboxes": torch.rand(boxes, 4, device=device) * 0.2 + 0.3,
     }
-    with resident() as measured:
-        model(batch)[0].sum().backward()
-        optimizer.step()
-    return measured()
+    run = torch.compile(model) if options["compile"] else model
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, dtype=options["autocast"], enabled=options["autocast"] is not None):
+            loss = run(data)[0].sum()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def throughput(
+    names: list[str], device: torch.device, options: dict, batch: int, rounds: int, seconds: float
+) -> list[dict]:
+    """Time training steps of models in one run; the first is what the others are compared with."""
+    found = compare({name: training_step(name, device, options, batch) for name in names}, device, rounds, seconds)
+    return [
+        {
+            "model": name,
+            "batch": batch,
+            "images per second": batch / found[name].median,
+            "spread": found[name].spread,
+            "over_baseline": 1 / found[name].over(found[names[0]]),
+        }
+        for name in names
+    ]
+
+
+def peak_of_model(name: str, side: str, mode: str, device: torch.device, options: dict, batch: int) -> float:
+    """Measure the MiB that a forward, or a training step, takes at its peak beyond the model and its input."""
+    if mode == "inference":
+        model = make(name, side, device)
+        call = caller(model, torch.rand(batch, 3, SIZE, SIZE, device=device), mode, options["autocast"])
+    else:
+        call = training_step(name, device, options, batch)
+    return peak_of(call, device)
+
+
+def memory(name: str, side: str, mode: str, device: torch.device, options: dict, batch: int) -> float:
+    """Measure `peak_of_model`, on a CPU in a process of its own and in fp32."""
+    if device.type == "cuda":
+        return peak_of_model(name, side, mode, device, options, batch)
+    return in_process("model", name, side, mode, batch)
