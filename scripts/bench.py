@@ -99,7 +99,7 @@ def bench_models(args: argparse.Namespace) -> dict:
     measured = [cases.BASELINE, *names] if gpu else [name for name in names if "MQA" in name]
     against = [name for name in names if "MQA" in name]
     results = {"over naive": [], "memory": [], "training": []}
-    with Progress("models", 1 + gpu + len(against) + 2 * len(measured)) as progress:
+    with Progress("models", 1 + gpu + bool(against) + 2 * len(measured)) as progress:
         timed = batch, args.rounds, 10 * args.seconds
         results["models"] = models.latencies([cases.BASELINE, *names], "ours", *common, *timed)
         progress.step("fused models")
@@ -107,10 +107,10 @@ def bench_models(args: argparse.Namespace) -> dict:
             trained = [name for name in names if name in cases.PUBLISHED]
             results["training"] = models.throughput([cases.BASELINE, *trained], *common, *timed)
             progress.step("training")
-        for name in against:
-            found = models.over_naive(name, "rtdetr-ResNetLayer_MQA", *common, 3, args.seconds)
-            results["over naive"].append(found)
-            progress.step(f"{name} against the naive form")
+        if against:
+            found = models.over_naive(against, "rtdetr-ResNetLayer_MQA", *common, 3, args.seconds)
+            results["over naive"] = found
+            progress.step("against the naive form")
         for name in measured:
             for mode, size in zip(measure.MODES, (batch, training_batch)):
                 peak = models.memory(name, "ours", mode, *common, size)

@@ -57,23 +57,24 @@ def latencies(
     ]
 
 
-def over_naive(name: str, reference: str, device: torch.device, options: dict, rounds: int, seconds: float) -> dict:
-    """Time a model against the textbook form of another, or of itself."""
+def over_naive(
+    names: list[str], reference: str, device: torch.device, options: dict, rounds: int, seconds: float
+) -> list[dict]:
+    """Time models against the textbook form of one, all of them in one run."""
     x = torch.rand(1, 3, SIZE, SIZE, device=device)
-    sides = {"ours": make(name, "ours", device), "naive": make(reference, "naive", device)}
-    found = compare(
-        {side: caller(model, x, "inference", options["autocast"]) for side, model in sides.items()},
-        device,
-        rounds,
-        seconds,
-    )
-    return {
-        "model": name,
-        "naive": reference,
-        "ms": 1e3 * found["ours"].median,
-        "naive_ms": 1e3 * found["naive"].median,
-        "over_naive": found["ours"].over(found["naive"]),
-    }
+    sides = {name: make(name, "ours", device) for name in names} | {"naive": make(reference, "naive", device)}
+    calls = {side: caller(model, x, "inference", options["autocast"]) for side, model in sides.items()}
+    found = compare(calls, device, rounds, seconds)
+    return [
+        {
+            "model": name,
+            "naive": reference,
+            "ms": 1e3 * found[name].median,
+            "naive_ms": 1e3 * found["naive"].median,
+            "over_naive": found[name].over(found["naive"]),
+        }
+        for name in names
+    ]
 
 
 def training_step(name: str, device: torch.device, options: dict, batch: int) -> Callable[[], None]:
