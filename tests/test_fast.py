@@ -18,7 +18,7 @@ from ultralytics.nn.tasks import RTDETRDetectionModel
 def in_pieces(monkeypatch):
     """Make everything that is done in pieces be done in many, the last of them smaller."""
     monkeypatch.setattr(FLA, "CACHED", 200)
-    monkeypatch.setattr(FLA, "FRESH", 1)
+    monkeypatch.setattr(FLA, "PART", 1)
     monkeypatch.setattr(Biformer, "GATHERED", {"cpu": 1000})
     monkeypatch.setattr(EMO, "FRESH", 1)
     monkeypatch.setattr(EMO, "PIECE", 1)
@@ -188,3 +188,47 @@ def test_an_activation_that_a_user_puts_in_is_used(in_pieces):
     with torch.inference_mode():
         expected = module.proj(module.se(module.conv_local(F.relu(module.v.conv(x)))))
         torch.testing.assert_close(module(x), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_nothing_that_a_hook_has_seen_is_written_over(fused, stride):
+    module = EMO.iRMB(24, 24, exp_ratio=3, stride=stride, attn_s=False, qkv_bias=True, se_ratio=1).eval()
+    if fused:
+        for m in list(module.modules()):
+            getattr(m, "fuse", lambda: None)()
+    x, seen = torch.randn(1, 24, 8, 8), []
+    squeeze = {m for branch in module.se.branches() for m in branch}  # its ReLU is in place, as published
+    for m in set(module.modules()) - squeeze:
+        m.register_forward_hook(lambda m, args, out: seen.extend((t, t.clone()) for t in (*args, out)))
+    with torch.inference_mode():
+        module(x)
+    assert len(seen) > 20 and all(torch.equal(t, as_seen) for t, as_seen in seen)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_traced_at_one_batch_size_runs_at_another(name):
+    """As an export with `dynamic=True` does."""
+    module, _, x = made(name)
+    with torch.no_grad():
+        traced = torch.jit.trace(module, x[:1], check_trace=False)
+        torch.testing.assert_close(traced(x), module(x), atol=1e-5, rtol=1e-4)
+
+
+def test_backward_hooks_of_projections_are_called():
+    module, _, x = made("FLA")
+    seen = []
+    module.q.register_full_backward_hook(lambda *_: seen.append(1))
+    module(x.requires_grad_()).sum().backward()
+    assert seen == [1]
+
+
+def test_gradients_in_autocast_are_those_without():
+    """Sums over tokens leave the range of half precision in the backward as well."""
+    q, k, v = (torch.randn(2, n, 12).requires_grad_() for n in (5, 7, 7))
+    out, _ = FocusedAttention.apply(q, k, v, torch.rand(12) + 0.5, 3.0, 3)
+    expected = torch.autograd.grad(out.sum(), (q, k, v), retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(out.sum(), (q, k, v))
+    for a, b in zip(found, expected):
+        assert torch.equal(a, b)

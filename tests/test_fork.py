@@ -115,7 +115,10 @@ def test_nothing_advises_to_install_over_the_fork(monkeypatch):
 
 def test_added_modules_import_no_more_than_upstream():
     """timm brings torchvision, and that seconds; upstream imports neither before it needs them."""
-    code = "import sys, ultralytics.nn.tasks; print(*{'timm', 'torchvision'} & set(sys.modules))"
+    code = (
+        "import sys, ultralytics.nn.tasks; from ultralytics.nn.AddModules.EMO import EMO_1M; EMO_1M(); "
+        "print(*{'timm', 'torchvision'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "")
 

@@ -57,3 +57,13 @@ def test_a_module_fuses_alone_and_twice(module, channels):
                 getattr(m, "fuse", lambda: None)()
         after = module(x)
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
+
+
+def test_a_state_dict_taken_before_stays():
+    """It shares the memory of the parameters, which folding must not write to."""
+    module = with_statistics(EMO_1M())
+    state = module.state_dict()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    for m in list(module.modules()):
+        getattr(m, "fuse", lambda: None)()
+    assert all(torch.equal(state[name], tensor) for name, tensor in before.items())

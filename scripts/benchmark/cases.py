@@ -71,14 +71,16 @@ class Case:
 
     def plain(self) -> dict[str, Callable[[], nn.Module]]:
         """Upstream's and torch's plain modules that could stand in its place."""
-        channels = self.shape[1]
+        batch, channels, height, width = self.shape
         if self.family == "EMO":
             return {"HGNet": hgnet}
-        return {
+        found = {
             "Conv 3x3": lambda: Conv(channels, channels, 3),
-            "AIFI": lambda: AIFI(channels, 2 * channels, 8),
             "MHA": lambda: SelfAttention(channels, max(1, channels // 32)),
         }
+        if batch * 8 * (height * width) ** 2 <= SCORES:  # it has them in memory, more than once
+            found["AIFI"] = lambda: AIFI(channels, 2 * channels, 8)
+        return found
 
 
 def fla(dim: int) -> Callable[[], nn.Module]:
@@ -112,6 +114,7 @@ CASES = [
     Case("MQA", mqa(64), (1, 64, 80, 80)),
     Case("MQA", mqa(64), (1, 64, 160, 160)),
 ]
+SCORES = 2**30  # attention scores of all heads that a machine can be expected to hold, 4 GiB in fp32
 SIDES = (20, 40, 80, 160)
 GROWTH = {
     "FLA": [Case("FLA", fla(256), (1, 256, s, s)) for s in SIDES],

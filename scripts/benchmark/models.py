@@ -17,10 +17,10 @@ SIZE = 640
 
 
 def make(name: str, side: str, device: torch.device) -> nn.Module:
-    """Build a model by its file's name, fused as `yolo predict` runs it, or plain with the textbook formulas."""
+    """Build a model by its file's name, fused as `yolo predict` runs it; "naive" with the textbook formulas."""
     torch.manual_seed(0)
-    model = RTDETRDetectionModel(f"{name}.yaml", verbose=False).eval()
-    return (naive.naive(model) if side == "naive" else model.fuse(verbose=False)).to(device)
+    model = RTDETRDetectionModel(f"{name}.yaml", verbose=False).eval().fuse(verbose=False)
+    return (naive.naive(model) if side == "naive" else model).to(device)
 
 
 def latencies(
@@ -63,6 +63,8 @@ def over_naive(
     """Time models against the textbook form of one, all of them in one run."""
     x = torch.rand(1, 3, SIZE, SIZE, device=device)
     sides = {name: make(name, "ours", device) for name in names} | {"naive": make(reference, "naive", device)}
+    if options["compile"]:
+        sides = {side: torch.compile(model) for side, model in sides.items()}
     calls = {side: caller(model, x, "inference", options["autocast"]) for side, model in sides.items()}
     found = compare(calls, device, rounds, seconds)
     return [
@@ -125,14 +127,17 @@ def peak_of_model(name: str, side: str, mode: str, device: torch.device, options
     """Measure the MiB that a forward, or a training step, takes at its peak beyond the model and its input."""
     if mode == "inference":
         model = make(name, side, device)
+        model = torch.compile(model) if options["compile"] else model
         call = caller(model, torch.rand(batch, 3, SIZE, SIZE, device=device), mode, options["autocast"])
     else:
         call = training_step(name, device, options, batch)
+    if options["compile"]:
+        call()  # what the compiler takes is no activation
     return peak_of(call, device)
 
 
 def memory(name: str, side: str, mode: str, device: torch.device, options: dict, batch: int) -> float:
-    """Measure `peak_of_model`, on a CPU in a process of its own and in fp32."""
+    """Measure `peak_of_model`, on a CPU in a process of its own."""
     if device.type == "cuda":
         return peak_of_model(name, side, mode, device, options, batch)
-    return in_process("model", name, side, mode, batch)
+    return in_process("model", name, side, mode, options, batch)

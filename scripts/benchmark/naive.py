@@ -75,10 +75,9 @@ def bra(m: BiLevelRoutingAttention_nchw, x: torch.Tensor) -> torch.Tensor:
     routes = (q_mean @ k_mean.transpose(1, 2)).topk(min(m.topk, len(real)), dim=-1).indices  # (B, R, topk)
 
     def routed(t: torch.Tensor) -> torch.Tensor:
-        t = regions(t, m.num_heads)
-        index = routes[:, None, :, :, None, None].expand(-1, m.num_heads, -1, -1, *t.shape[3:])
-        gathered = t[:, :, None].expand(-1, -1, len(real), -1, -1, -1).gather(3, index)
-        return gathered.flatten(3, 4)  # (B, heads, R, topk * L, d)
+        t = regions(t, m.num_heads).transpose(1, 2)  # (B, R, heads, L, d)
+        gathered = t[torch.arange(B, device=t.device)[:, None, None], routes]  # (B, R, topk, heads, L, d)
+        return gathered.permute(0, 3, 1, 2, 4, 5).flatten(3, 4)  # (B, heads, R, topk * L, d)
 
     mask = (real > 0)[routes].flatten(2)[:, None, :, None]  # (B, 1, R, 1, topk * L)
     out = attend(regions(q, m.num_heads), routed(k), routed(v), m.scale, mask)
@@ -166,7 +165,7 @@ FORMULAS = {
 
 
 def naive(module: nn.Module, formulas: dict = FORMULAS) -> nn.Module:
-    """Copy an unfused module or a whole model, with each layer of ours computed by its formula."""
+    """Copy a module or a whole model, with each layer of ours computed by its formula; iRMB must not be fused."""
     module = copy.deepcopy(module)
     for m in module.modules():
         if formula := next((formulas[cls] for cls in type(m).__mro__ if cls in formulas), None):

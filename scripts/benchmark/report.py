@@ -75,32 +75,51 @@ def table(rows: list[dict], columns: list[str]) -> str:
 
 
 def summary(data: dict) -> str:
-    """Sum a machine's kept results up, as the README has them."""
+    """Sum a machine's kept results up, as the README has them: a heading for what is not in fp32 and eager mode."""
     parts = []
-    if "modules" in data:
-        results, rows = data["modules"]["results"], {}
-        for row in results["cases"]:
-            found = rows.setdefault(row["case"], {"case (batch x channels x size)": row["case"]})
-            found[f"{row['mode']}, of the floor"] = row["ours / floor"]
-            found[f"{row['mode']}, of naive"] = row["ours / naive"]
-            if row["mode"] == "training":
-                found["memory, of naive"] = row["MiB / naive"]
-        rows = list(rows.values())
-        parts.append(table(rows, list(rows[0])))
-        parts.append(table(results["exponents"], ["family", "time exponent", "memory exponent"]))
-    if "models" in data:
-        results = data["models"]["results"]
-        rows = [
-            {
-                "model, fused": f"`{row['model']}`",
-                "ms": row["ms"],
-                "of the baseline's time": row["over_baseline"],
-                "for as many operations": row["over_baseline_per_operation"],
-            }
-            for row in results["models"]
-        ]
-        parts.append(table(rows, list(rows[0])))
+    for section, kept in sorted(data.items()):
+        what, *variant = section.split()
+        if variant:
+            parts.append(f"{what}, {' '.join(variant)}:")
+        parts += SUMMARIES[what](kept["results"])
     return "\n\n".join(parts)
+
+
+def summarise_modules(results: dict) -> list[str]:
+    """Tables of the cases and of the exponents."""
+    columns = {
+        "case": "case (batch x channels x size)",
+        "mode": "mode",
+        "ours / floor": "of the floor",
+        "ours / best floor": "of the best floor",
+        "ours / naive": "of naive",
+        "MiB / naive": "memory, of naive",
+    }
+    rows = [{new: row[old] for old, new in columns.items()} for row in results["cases"]]
+    exponents = table(results["exponents"], ["family", "time exponent", "memory exponent"])
+    return [table(rows, list(columns.values())), exponents]
+
+
+def summarise_models(results: dict) -> list[str]:
+    """Tables of whole models; the multi-query ones against their naive form."""
+    columns = {
+        "model": "model, fused",
+        "batch": "batch",
+        "ms": "ms",
+        "over_baseline": "of the baseline's time",
+        "over_baseline_per_operation": "for as many operations",
+    }
+    rows = [{new: row[old] for old, new in columns.items()} for row in results["models"]]
+    return [table(rows, list(columns.values()))] + [
+        table(results[part], list(results[part][0])) for part in ("over naive", "memory", "training") if results[part]
+    ]
+
+
+SUMMARIES = {
+    "modules": summarise_modules,
+    "models": summarise_models,
+    "startup": lambda results: [table([results], list(results))],
+}
 
 
 def show(value: object) -> str:
@@ -136,7 +155,7 @@ def plot_models(rows: list[dict], file: Path) -> None:
         axis.annotate(
             row["model"], (row["parameters"] / 1e6, row["ms"]), (4, 4), textcoords="offset points", fontsize=8
         )
-    axis.set(yscale="log", xlabel="parameters, millions", ylabel="one image at 640, ms", title="fused, batch 1")
+    axis.set(yscale="log", xlabel="parameters, millions", ylabel="ms at 640", title=f"fused, batch {rows[0]['batch']}")
     axis.grid(True, which="both", alpha=0.2)
     axis.margins(x=0.2)
     figure.savefig(file, dpi=110)

@@ -29,7 +29,7 @@ for _ in range(9):
     start = time.perf_counter()
     EMO_1M()
     samples.append(time.perf_counter() - start)
-print(json.dumps([statistics.median(samples)]))
+print(json.dumps([samples[0], statistics.median(samples)]))
 """
 
 
@@ -41,7 +41,8 @@ def startup(root: Path, rounds: int) -> dict[str, float]:
         rounds: Processes of each side, in turn.
 
     Returns:
-        Median ratios of import and build, and the milliseconds that `EMO_1M()` takes.
+        Median ratios of import and build, and the milliseconds that `EMO_1M()` takes, and
+        that the first takes.
     """
     repo = root / ".upstream" / "repo"
     if not repo.is_dir():
@@ -51,18 +52,21 @@ def startup(root: Path, rounds: int) -> dict[str, float]:
         untouched_tree(repo, Pin.read(root).release, untouched)
         samples: dict[str, list[list[float]]] = {"ours": [], "untouched": []}
         for i in range(rounds + 1):
-            for side, tree in (("ours", root), ("untouched", untouched)):
+            sides = [("ours", root), ("untouched", untouched)]
+            for side, tree in sides[:: 1 if i % 2 else -1]:
                 seconds = run(CODE, tree)
                 if i:  # the first ones write byte code and warm the disk's cache
                     samples[side].append(seconds)
     ratios = [[a / b for a, b in zip(*pair)] for pair in zip(samples["ours"], samples["untouched"])]
     imports, builds = zip(*ratios)
+    first, median = run(BACKBONE, root)
     return {
         "import_over_untouched": statistics.median(imports),
         "build_over_untouched": statistics.median(builds),
         "import_ms": 1e3 * statistics.median(s[0] for s in samples["ours"]),
         "build_ms": 1e3 * statistics.median(s[1] for s in samples["ours"]),
-        "EMO_1M_ms": 1e3 * run(BACKBONE, root)[0],
+        "EMO_1M_ms": 1e3 * median,
+        "EMO_1M_first_ms": 1e3 * first,
     }
 
 

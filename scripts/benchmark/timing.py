@@ -78,6 +78,12 @@ def clock(call: Callable[[], object], repeats: int, device: torch.device) -> flo
     return (time.perf_counter() - start) / repeats
 
 
+def quickest(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the quickest of some calls."""
+    call()
+    return min(clock(call, 1, device) for _ in range(5))
+
+
 def exponent(sizes: list[int], values: list[float]) -> float:
     """Fit values = a * sizes^b by least squares of the logarithms; give b."""
     return statistics.linear_regression([math.log(s) for s in sizes], [math.log(v) for v in values]).slope

@@ -96,7 +96,7 @@ class Regions:
             q_mean, k_mean = (t.squeeze(2) for t in means)  # (B, R, C)
             chosen = (q_mean @ k_mean.transpose(1, 2)).topk(topk, dim=-1).indices  # (B, R, topk)
         mask = self.real[chosen].reshape(-1, 1, 1, topk * L) if self.ragged else None
-        first = torch.arange(len(chosen), device=q.device).view(-1, 1, 1) * R
+        first = torch.arange(chosen.shape[0], device=q.device).view(-1, 1, 1) * R  # a trace makes len() a constant
         return (chosen + first).reshape(-1, topk), mask
 
 
@@ -104,15 +104,15 @@ def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, heads: int, scale: float
 ) -> torch.Tensor:
     """Attention of (n, L, C) queries over (n, M, C) keys and values; returns (n, L, C)."""
-    if heads == q.shape[2] and q.shape[1] * k.numel() <= SCORES and on_cpu(q):
+    if is_plain(q) and heads == q.shape[2] and q.shape[1] * k.numel() <= SCORES:
         return attend_by_channel(q * scale, k, v, mask)
     q, k, v = (split_heads(t, heads) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2)
 
 
-def on_cpu(x: torch.Tensor) -> bool:
-    """Whether plain operations on small tensors are what runs fastest."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and is_eager()
+def is_plain(x: torch.Tensor) -> bool:
+    """Whether a tensor is a processor's, in fp32 and eager mode; what counts operations has types of its own."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and is_eager() and type(x) is torch.Tensor
 
 
 def attend_by_channel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -138,7 +138,7 @@ def routed(qkv: torch.Tensor, chosen: torch.Tensor, part: slice = slice(None)) -
         Queries (n, L, C), keys and values (n, topk * L, C).
     """
     C, chosen = qkv.shape[2] // 3, chosen[part]
-    kv = qkv[..., C:].index_select(0, chosen.flatten()).reshape(len(chosen), -1, 2 * C)
+    kv = qkv[..., C:].index_select(0, chosen.flatten()).reshape(chosen.shape[0], -1, 2 * C)
     return qkv[part, :, :C], *kv.chunk(2, dim=-1)
 
 
@@ -146,7 +146,7 @@ class RoutedAttention(torch.autograd.Function):
     """Attention over routed regions for eager mode: a few regions at a time, of which nothing is kept.
 
     The keys and values of the routed regions are `topk` copies of all there are. They are gathered for as many regions
-    as a core's cache holds, and gathered again in the backward.
+    as a core's cache holds, and gathered again in the backward, which has no derivative of its own.
     """
 
     @staticmethod
@@ -167,14 +167,15 @@ class RoutedAttention(torch.autograd.Function):
         (qkv, chosen), mask = ctx.saved_tensors, ctx.mask
         total = torch.empty_like(qkv)
         dq, *d_kv = total.chunk(3, dim=-1)
-        sums = [torch.zeros_like(d, memory_format=torch.contiguous_format) for d in d_kv]
+        wide = torch.promote_types(qkv.dtype, torch.float32)  # for sums of up to R terms
+        sums = [torch.zeros(d.shape, dtype=wide, device=d.device) for d in d_kv]
         for part in RoutedAttention.parts(chosen, qkv, ctx.heads):
             inputs = [t.detach().requires_grad_() for t in routed(qkv, chosen, part)]
             with torch.enable_grad():
                 out = attend(*inputs, None if mask is None else mask[part], ctx.heads, ctx.scale)
             dq[part], *d_routed = torch.autograd.grad(out, inputs, grad[part])
             for to, d in zip(sums, d_routed):
-                to.flatten(1).index_add_(0, chosen[part].flatten(), d.reshape(-1, to[0].numel()))
+                to.flatten(1).index_add_(0, chosen[part].flatten(), d.reshape(-1, to[0].numel()).to(wide))
         for to, d in zip(d_kv, sums):
             to.copy_(d)
         return total, None, None, None, None

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ultralytics.nn.AddModules.compatibility import is_eager
+from ultralytics.nn.AddModules.compatibility import has_hooks, is_eager
 from ultralytics.nn.AddModules.registry import backbone, register
 from ultralytics.utils.torch_utils import fuse_conv_and_bn
 
@@ -33,15 +33,16 @@ PIECE = 2**21  # elements of each part of a tensor that is made in parts, 8 MiB 
 FRESH = 2**23  # elements of the largest tensor whose memory glibc keeps for the next when it is freed, 32 MiB
 
 
-def in_place() -> bool:
-    """Whether a result may be written over an operand that nothing else needs: fresh memory costs most on a CPU."""
-    return is_eager() and not torch.is_grad_enabled()
+def in_place(*sources: nn.Module) -> bool:
+    """Whether the result of some layers may be written over: nothing else needs it, and no hook may hold it.
+
+    Fresh memory is what costs most on a CPU.
+    """
+    return is_eager() and not torch.is_grad_enabled() and not has_hooks(*sources)
 
 
-def gelu(x: torch.Tensor) -> torch.Tensor:
-    """GELU of a convolution's result."""
-    if not in_place():
-        return F.gelu(x)
+def gelu_(x: torch.Tensor) -> torch.Tensor:
+    """GELU in place."""
     # The fast kernel takes contiguous tensors only, which a channels-last one is in another order of its axes
     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     torch.ops.aten.gelu_(x.permute(0, 2, 3, 1) if channels_last else x)
@@ -114,12 +115,9 @@ class ConvNormAct(nn.Module):
         self.drop_path = make_drop_path(drop_path_rate)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.activate(self.norm(self.conv(x)))
+        out = self.norm(self.conv(x))
+        out = gelu_(out) if self.is_gelu() and in_place(self.conv, self.norm, self.act) else self.act(out)
         return x + self.drop_path(out) if self.has_skip else out
-
-    def activate(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the activation: GELU, or another that a user has put there."""
-        return gelu(x) if self.is_gelu() else self.act(x)
 
     def is_gelu(self) -> bool:
         """Whether the activation is the one that this module is built with."""
@@ -128,9 +126,8 @@ class ConvNormAct(nn.Module):
     def is_plain(self) -> bool:
         """Whether the convolution can be run in parts: dense or depth-wise, with a bias, and seen by no hook."""
         conv = self.conv
-        hooked = conv._forward_hooks or conv._forward_pre_hooks or self._forward_hooks or self._forward_pre_hooks
         split = conv.bias is not None and conv.groups in (1, conv.out_channels)
-        return split and self.is_gelu() and not (self.has_skip or hooked)
+        return split and self.is_gelu() and not (self.has_skip or has_hooks(self, conv, self.norm, self.act))
 
     def fuse(self) -> None:
         """Fold a batch norm into the convolution, for inference."""
@@ -158,7 +155,7 @@ class SELayerV2(nn.Module):
         return nn.Sequential(nn.Linear(channel, squeezed, bias=False), nn.ReLU(inplace=True))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mul_(self.gate(x)) if in_place() else x * self.gate(x)
+        return x * self.gate(x)
 
     def gate(self, x: torch.Tensor) -> torch.Tensor:
         """Give the factors of the channels, (B, C, 1, 1)."""
@@ -268,15 +265,23 @@ class iRMB(nn.Module):
         x = self.norm(x)
         if not self.has_skip:
             local = self.conv_local(self._attend(x)) if self.attn_s else self._expand_and_filter(x)
-            return self.proj(self.proj_drop(self.se(local)))
+            free = self._is_gate() and in_place(*self.conv_local.modules())
+            local = local.mul_(self.se.gate(local)) if free else self.se(local)
+            return self.proj(self.proj_drop(local))
         x = self._attend(x) if self.attn_s else self.v(x)
         local = self.conv_local(x)
-        if isinstance(self.se, nn.Identity):
-            x = x + local
+        if self._is_gate():
+            free = x is not shortcut and in_place(*self.v.modules())
+            x = torch.addcmul(x, local, self.se.gate(local), out=x if free else None)
         else:
-            x = torch.addcmul(x, local, self.se.gate(local), out=x if in_place() and x is not shortcut else None)
+            x = x + self.se(local)
         x = self.drop_path(self.proj(self.proj_drop(x)))
-        return x.add_(shortcut) if in_place() else x + shortcut
+        free = x.dtype == shortcut.dtype and in_place(*self.proj.modules(), self.proj_drop, self.drop_path)
+        return x.add_(shortcut) if free else x + shortcut
+
+    def _is_gate(self) -> bool:
+        """Whether the squeeze is the one that this module is built with, seen by no hook."""
+        return type(self.se) is SELayerV2 and not has_hooks(self.se)
 
     def _expand_and_filter(self, x: torch.Tensor) -> torch.Tensor:
         """Expansion and depth-wise convolution, (B, dim_in, H, W) to (B, dim_mid, H', W').
@@ -294,9 +299,9 @@ class iRMB(nn.Module):
         local = self.conv_local.conv
         parts = []
         for weight, bias, local_weight, local_bias in zip(*parameters):
-            expanded = gelu(F.conv2d(x, weight, bias))
+            expanded = gelu_(F.conv2d(x, weight, bias))
             options = {"stride": local.stride, "padding": local.padding, "dilation": local.dilation}
-            parts.append(gelu(F.conv2d(expanded, local_weight, local_bias, groups=len(local_bias), **options)))
+            parts.append(gelu_(F.conv2d(expanded, local_weight, local_bias, groups=len(local_bias), **options)))
         return torch.cat(parts, dim=1)
 
     def _attend(self, x: torch.Tensor) -> torch.Tensor:
@@ -333,7 +338,7 @@ class iRMB(nn.Module):
         shift = norm.bias - norm.running_mean * scale
         with torch.no_grad():
             bias = conv.weight.sum((2, 3)) @ shift + (0 if conv.bias is None else conv.bias)
-            conv.weight.mul_(scale.view(1, -1, 1, 1))
+            conv.weight = nn.Parameter(conv.weight * scale.view(1, -1, 1, 1), requires_grad=False)
             conv.bias = nn.Parameter(bias, requires_grad=False)
         self.norm = nn.Identity()
 

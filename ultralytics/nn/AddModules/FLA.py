@@ -29,7 +29,7 @@ __all__ = "FocusedLinearAttention", "HGBlock_FLA"
 
 EPS = 1e-6
 CACHED = 2**18  # elements that go through several operations at a time: 1 MiB in fp32
-FRESH = 2**19  # elements of a new tensor that memory freed before is likely to serve: 8 MiB in fp32
+PART = 2**19  # elements of an image's map that are at hand at a time: 2 MiB in fp32
 
 
 def focus(x: torch.Tensor, inverse_scale: torch.Tensor, factor: float) -> tuple[torch.Tensor, ...]:
@@ -61,7 +61,8 @@ class FocusedAttention(torch.autograd.Function):
     """The attention of q over k and v, mapped, for eager mode: little is made anew, and little kept for the backward.
 
     On a CPU it goes image by image, and maps as many tokens at a time as a core's cache holds through all the map's
-    operations: fresh memory costs more than arithmetic. The backward makes the map again.
+    operations: fresh memory costs more than arithmetic. The backward makes the map again, and has no derivative of its
+    own.
     """
 
     @staticmethod
@@ -90,6 +91,12 @@ class FocusedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: torch.Tensor, grad_values: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        with no_autocast(grad):
+            return FocusedAttention.gradients(ctx, grad, grad_values)
+
+    @staticmethod
+    def gradients(ctx, grad: torch.Tensor, grad_values: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Give the gradients of the arguments of `forward`."""
         q, k, inverse_scale, values = ctx.saved_tensors
         factor, heads, d = ctx.factor, ctx.heads, values.shape[-1]
         dq, dk, dv, d_inverse_scale = q.new_empty(q.shape), *k.new_empty(2, *k.shape), torch.zeros_like(inverse_scale)
@@ -118,7 +125,7 @@ def images(x: torch.Tensor) -> list[slice]:
     """Cut a batch of feature maps into parts that reuse memory; an accelerator takes all at once."""
     if x.device.type != "cpu":
         return [slice(None)]
-    step = max(1, FRESH * len(x) // max(1, x.numel()))
+    step = max(1, PART * len(x) // max(1, x.numel()))
     return [slice(i, i + step) for i in range(0, max(1, len(x)), step)]
 
 

@@ -1,4 +1,4 @@
-"""What the module families share: autocast off, and a word on checkpoints of the tutorials' code."""
+"""What the module families share: autocast off, who is watching, and a word on checkpoints of tutorial code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import functools
 
 import torch
+from torch import nn
 
 from ultralytics.utils import LOGGER
 
@@ -20,6 +21,11 @@ def no_autocast(x: torch.Tensor) -> contextlib.AbstractContextManager:
 def is_eager() -> bool:
     """Whether operations run as they are called, and are not recorded for an export or a compiler."""
     return not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+
+
+def has_hooks(*layers: nn.Module) -> bool:
+    """Whether anyone asked to see what goes into or comes out of a layer."""
+    return any(m._forward_hooks or m._forward_pre_hooks for m in layers)
 
 
 @functools.cache

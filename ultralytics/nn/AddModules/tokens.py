@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ultralytics.nn.AddModules.compatibility import is_eager
+from ultralytics.nn.AddModules.compatibility import has_hooks, is_eager
 
 __all__ = ()
 
@@ -28,21 +28,27 @@ def project_in_parts(layer: nn.Linear | nn.Conv2d, tokens: torch.Tensor, parts: 
         whole = layer(tokens) if linear else layer(tokens.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
         return [t.contiguous() for t in whole.chunk(parts, dim=-1)]
     biases = [None] * parts if layer.bias is None else layer.bias.chunk(parts)
-    return [multiply(tokens, weight, bias) for weight, bias in zip(layer.weight.flatten(1).chunk(parts), biases)]
+    weights, convolution = layer.weight.flatten(1).chunk(parts), isinstance(layer, nn.Conv2d)
+    return [multiply(tokens, weight, bias, convolution) for weight, bias in zip(weights, biases)]
 
 
 def is_hooked(layer: nn.Module) -> bool:
-    """Whether a layer must be called as a module: hooks, such as profilers', want to see it, or it was replaced."""
-    return type(layer) not in (nn.Linear, nn.Conv2d) or bool(layer._forward_hooks or layer._forward_pre_hooks)
+    """Whether a layer must be called as a module: it was replaced, or hooks, such as profilers', want to see it."""
+    replaced = type(layer) not in (nn.Linear, nn.Conv2d) or "forward" in vars(layer)
+    return replaced or has_hooks(layer) or bool(layer._backward_hooks or layer._backward_pre_hooks)
 
 
-def multiply(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def multiply(
+    tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, convolution: bool = False
+) -> torch.Tensor:
     """Multiply (B, N, C) tokens with (C', C) weights.
 
     On a CPU it is a 1x1 convolution, channels last: on AMD's processors its kernels have been twice as fast as the
-    matrix product that torch's builds for x86 have for a linear layer.
+    matrix product that torch's builds for x86 have for a linear layer. On a GPU what is a convolution stays one, which
+    by default may use TF32 where a matrix product may not.
     """
-    if tokens.device.type != "cpu" or tokens.dtype != torch.float32 or not (tokens.numel() and is_eager()):
+    on_cpu = tokens.device.type == "cpu"
+    if not (tokens.dtype == torch.float32 if on_cpu else convolution) or not (tokens.numel() and is_eager()):
         return F.linear(tokens, weight, bias)
     pixels = tokens.reshape(1, -1, 1, tokens.shape[2]).permute(0, 3, 1, 2)  # (1, C, B * N, 1), channels last
     out = F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
