@@ -21,7 +21,7 @@ from ultralytics.nn.modules.conv import Conv
 from ultralytics.utils.torch_utils import fuse_conv_and_bn
 
 MODES = ("inference", "training")
-NOISE = 512  # MiB beside which it does not show in which order threads take memory
+NOISE = 128  # MiB beside which it does not show in which order threads take memory
 
 
 def outputs(y: object) -> list[torch.Tensor]:

@@ -152,33 +152,36 @@ class RoutedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, qkv: torch.Tensor, chosen: torch.Tensor, mask: torch.Tensor | None, heads: int, scale: float
-    ) -> torch.Tensor:
-        """Map (B * R, L, 3 * C) tokens, ordered by region and routed as `route` says, to (B * R, L, C)."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map (B * R, L, 3 * C) tokens, ordered by region and routed as `route` says, to (B * R, L, C).
+
+        The values are given too: the gradient of what else uses them joins the sum that the backward makes anyway.
+        """
         ctx.save_for_backward(qkv, chosen)
         ctx.mask, ctx.heads, ctx.scale = mask, heads, scale
-        out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
+        C = qkv.shape[2] // 3
+        out, v = qkv.new_empty(*qkv.shape[:2], C), qkv[..., 2 * C :]
         for part in RoutedAttention.parts(chosen, qkv, heads):
             out[part] = attend(*routed(qkv, chosen, part), None if mask is None else mask[part], heads, scale)
-        return out
+        return out, v.clone() if ctx.needs_input_grad[0] else v
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx, grad: torch.Tensor, grad_v: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (qkv, chosen), mask = ctx.saved_tensors, ctx.mask
-        total = torch.empty_like(qkv)
-        dq, *d_kv = total.chunk(3, dim=-1)
         wide = torch.promote_types(qkv.dtype, torch.float32)  # for sums of up to R terms
-        sums = [torch.zeros(d.shape, dtype=wide, device=d.device) for d in d_kv]
+        total = torch.empty_like(qkv, dtype=wide)
+        dq, *sums = total.chunk(3, dim=-1)
+        sums[0].zero_()
+        sums[1].copy_(grad_v)
         for part in RoutedAttention.parts(chosen, qkv, ctx.heads):
             inputs = [t.detach().requires_grad_() for t in routed(qkv, chosen, part)]
             with torch.enable_grad():
                 out = attend(*inputs, None if mask is None else mask[part], ctx.heads, ctx.scale)
             dq[part], *d_routed = torch.autograd.grad(out, inputs, grad[part])
             for to, d in zip(sums, d_routed):
-                to.flatten(1).index_add_(0, chosen[part].flatten(), d.reshape(-1, to[0].numel()).to(wide))
-        for to, d in zip(d_kv, sums):
-            to.copy_(d)
-        return total, None, None, None, None
+                to.index_add_(0, chosen[part].flatten(), d.reshape(-1, *to.shape[1:]).to(wide))
+        return total.to(qkv.dtype), None, None, None, None
 
     @staticmethod
     def parts(chosen: torch.Tensor, qkv: torch.Tensor, heads: int) -> list[slice]:
@@ -283,7 +286,7 @@ class BiLevelRoutingAttention_nchw(nn.Module):
         chosen, mask = regions.route(q, k, self.topk)
         attention = None
         if is_eager() and not ret_attn_mask:
-            out = RoutedAttention.apply(qkv, chosen, mask, self.num_heads, self.scale)
+            out, v = RoutedAttention.apply(qkv, chosen, mask, self.num_heads, self.scale)
         else:
             out, attention = self._attend(qkv, chosen, mask, ret_attn_mask)
         if self.lepe is None:
