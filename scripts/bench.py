@@ -3,6 +3,7 @@
     python scripts/bench.py modules              the published cases, and how cost grows with the map
     python scripts/bench.py models               whole models at 640 pixels, fused
     python scripts/bench.py startup              import and build against the untouched release
+    python scripts/bench.py profile --only FLA   the operations that a case's time goes to
     python scripts/bench.py kept                 sum up what is kept in benchmarks/, as the README does
 
 The floor of a case is the time of its own matrix products and convolutions, one read of its input and one write of its
@@ -24,7 +25,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and look-ups take time
 
 import torch  # noqa: E402
-from benchmark import cases, measure, models, report, startup, timing  # noqa: E402
+from benchmark import cases, measure, models, naive, report, startup, timing  # noqa: E402
+from flops import count_flops  # noqa: E402
 from maintain.pin import UpstreamError  # noqa: E402
 from maintain.progress import Progress  # noqa: E402
 
@@ -86,12 +88,21 @@ def bench_growth(args: argparse.Namespace) -> dict[str, list[dict]]:
                 )
                 progress.step(case.name)
             tokens = [row["tokens"] for row in own]
-            fit = {"family": family}
-            for key, name in (("ms", "time exponent"), ("MiB", "memory exponent")):
-                fit[name] = timing.exponent(tokens, [row[key] for row in own])
+            fit = {
+                "family": family,
+                "time exponent": timing.exponent(tokens, [row["ms"] for row in own]),
+                "of its operations": operations_exponent(found),
+                "memory exponent": timing.exponent(tokens, [row["MiB"] for row in own]),
+            }
             fits.append(fit)
             rows += own
     return {"growth": rows, "exponents": fits}
+
+
+def operations_exponent(found: list[cases.Case]) -> float:
+    """Fit how the operations of a family's formula grow: what its time cannot grow slower than for long."""
+    counts = [count_flops(naive.naive(case.build()), case.shape) for case in found]
+    return timing.exponent([case.shape[2] * case.shape[3] for case in found], counts)
 
 
 def bench_models(args: argparse.Namespace) -> dict:
@@ -122,13 +133,24 @@ def bench_models(args: argparse.Namespace) -> dict:
     return results
 
 
+def bench_profile(args: argparse.Namespace) -> list[dict]:
+    """Profile the published cases, inference and training."""
+    chosen = [case for case in cases.CASES if args.only in case.name]
+    return [
+        row
+        for case in chosen
+        for mode in measure.MODES
+        for row in measure.profile(case, mode, args.device, args.options, args.rounds)
+    ]
+
+
 def show_modules(results: dict) -> None:
     """Print the tables of `modules`."""
     plain = ["Conv 3x3 ms", "AIFI ms", "MHA ms", "HGNet ms"]
     ratios = ["ours / floor", "ours / best floor", "ours / naive", "ours MiB", "naive MiB", "MiB / naive"]
     columns = ["case", "mode", "ours ms", "spread", "naive ms", "floor ms", "best floor ms", *plain, *ratios]
     print(report.table(results["cases"], columns), "\n")
-    print(report.table(results["exponents"], ["family", "time exponent", "memory exponent"]))
+    print(report.table(results["exponents"], list(results["exponents"][0])))
 
 
 def show_models(results: dict) -> None:
@@ -158,6 +180,7 @@ def kept() -> None:
 BENCHES = {
     "modules": (bench_modules, show_modules),
     "models": (bench_models, show_models),
+    "profile": (bench_profile, lambda results: print(report.table(results, list(results[0])))),
     "startup": (lambda args: startup.startup(ROOT, args.rounds), show_startup),
 }
 
@@ -181,7 +204,7 @@ def parse() -> argparse.Namespace:
         parser.error("--rounds and --seconds must be positive")
     if args.device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")
-    if args.what in ("modules", "models") and not matching(args):
+    if args.what in ("modules", "models", "profile") and not matching(args):
         parser.error(f"--only {args.only!r} is in no name; there are {', '.join(names(args.what))}")
     args.options = {"autocast": TYPES[args.dtype], "compile": args.compile}
     return args
@@ -189,7 +212,9 @@ def parse() -> argparse.Namespace:
 
 def names(what: str) -> list[str]:
     """List the cases or the models."""
-    return [*cases.PUBLISHED, *cases.LARGER] if what == "models" else [case.name for case in measure.all_cases()]
+    if what == "models":
+        return [*cases.PUBLISHED, *cases.LARGER]
+    return [case.name for case in (measure.all_cases() if what == "modules" else cases.CASES)]
 
 
 def matching(args: argparse.Namespace) -> bool:

@@ -22,8 +22,13 @@ def count_gflops(model: nn.Module, imgsz: int | tuple[int, int] = 640) -> float:
         imgsz: Side of the square image, or its height and width.
     """
     height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    model = copy.deepcopy(model).eval()
+    return count_flops(model, (1, 3, height, width)) / 1e9
+
+
+def count_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Count a module's multiplications and additions for an input of a shape, as `count_gflops` does."""
+    module = copy.deepcopy(module).eval()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:
         with sdpa_kernel(SDPBackend.MATH):  # the counter knows matrix products, not every fused attention
-            model(torch.zeros(1, 3, height, width))
-    return counter.get_total_flops() / 1e9
+            module(torch.zeros(shape))
+    return counter.get_total_flops()

@@ -111,6 +111,17 @@ def test_models(monkeypatch, capsys, tmp_path):
     assert list((tmp_path / "benchmarks").glob("*-models.png"))
 
 
+def test_profile(monkeypatch, capsys):
+    monkeypatch.setattr(cases, "CASES", [cases.Case("FLA", cases.fla(32), (1, 32, 8, 8), "small")])
+    assert run(monkeypatch, "profile", "--rounds=2", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["mode"] for row in rows} == {"inference", "training"}
+    for mode in ("inference", "training"):
+        own = [row for row in rows if row["mode"] == mode]
+        assert len(own) == 8 and 0.3 < sum(row["share"] for row in own) <= 1
+        assert any("conv" in row["operation"] for row in own) and all(row["ms"] > 0 for row in own)
+
+
 def test_training_throughput(monkeypatch):
     """What a GPU's machine adds; on a CPU here."""
     monkeypatch.setattr(models, "SIZE", 64)

@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmark import cases, naive
 from benchmark.floor import floor
-from benchmark.timing import Times, compare
+from benchmark.timing import Times, compare, synchronise
 from ultralytics.nn.modules.conv import Conv
 from ultralytics.utils.torch_utils import fuse_conv_and_bn
 
@@ -89,6 +89,35 @@ def times(
             module = torch.compile(module)
         calls[side] = caller(module, x, mode, options["autocast"])
     return compare(calls, device, rounds, seconds)
+
+
+def profile(case: cases.Case, mode: str, device: torch.device, options: dict, repeats: int) -> list[dict]:
+    """Say where a case's time goes: the operations that take most of it, by their own time."""
+    module = build(case, "ours", mode, device)
+    module = torch.compile(module) if options["compile"] else module
+    call = caller(module, torch.randn(case.shape, device=device), mode, options["autocast"])
+    call()
+    with torch.profiler.profile() as profiler:
+        for _ in range(repeats):
+            call()
+        synchronise(device)
+
+    def own(event: torch.autograd.profiler_util.FunctionEventAvg) -> float:
+        return event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total  # microseconds
+
+    events = sorted(profiler.key_averages(), key=own, reverse=True)
+    total = sum(map(own, events))
+    return [
+        {
+            "case": case.name,
+            "mode": mode,
+            "operation": event.key,
+            "calls": event.count // repeats,
+            "ms": own(event) / repeats / 1e3,
+            "share": own(event) / total,
+        }
+        for event in events[:8]
+    ]
 
 
 def peak(case: cases.Case, side: str, mode: str, device: torch.device, options: dict) -> float:
