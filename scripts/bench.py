@@ -91,7 +91,7 @@ def bench_growth(args: argparse.Namespace) -> dict[str, list[dict]]:
             fit = {
                 "family": family,
                 "time exponent": timing.exponent(tokens, [row["ms"] for row in own]),
-                "of its operations": operations_exponent(found),
+                "operations exponent": operations_exponent(found),
                 "memory exponent": timing.exponent(tokens, [row["MiB"] for row in own]),
             }
             fits.append(fit)

@@ -52,7 +52,7 @@ def keep(folder: Path, device: torch.device, section: str, results: object) -> P
     data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     data[section] = {"environment": environment(device), "results": results}
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(rounded(data), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(rounded(data), indent=1) + "\n", encoding="utf-8")
     os.replace(partial, file)
     return file
 
