@@ -151,15 +151,13 @@ def plot_growth(growth: list[dict], file: Path) -> None:
 def plot_models(rows: list[dict], file: Path) -> None:
     """Draw latency against parameters."""
     plt = pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for row in rows:
-        axis.scatter(row["parameters"] / 1e6, row["ms"], color="C0")
-        axis.annotate(
-            row["model"], (row["parameters"] / 1e6, row["ms"]), (4, 4), textcoords="offset points", fontsize=8
-        )
+    figure, axis = plt.subplots(figsize=(8.5, 4.5), layout="constrained")
+    for i, row in enumerate(rows):  # a legend, as models of a size would write over each other's names
+        style = {"marker": "os^D"[i % 4], "color": f"C{i % 10}", "s": 60, "alpha": 0.8}
+        axis.scatter(row["parameters"] / 1e6, row["ms"], label=row["model"], **style)
     axis.set(yscale="log", xlabel="parameters, millions", ylabel="ms at 640", title=f"fused, batch {rows[0]['batch']}")
     axis.grid(True, which="both", alpha=0.2)
-    axis.margins(x=0.2)
+    figure.legend(loc="outside right center", fontsize=8)
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
