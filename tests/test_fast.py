@@ -63,6 +63,18 @@ def test_pieces_are_the_whole(name, in_pieces):
         torch.testing.assert_close(module(x), theirs.detach(), atol=1e-5, rtol=1e-4)
 
 
+def test_a_head_a_channel_needs_no_matrix_products(monkeypatch):
+    """In eager mode; an export gets the fused attention."""
+    module, _, x = made("BRA_by_channel")
+    calls, attention = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or attention(*a, **k))
+    with torch.no_grad():
+        module(x)
+        assert not calls
+        torch.jit.trace(module, x, check_trace=False)
+    assert calls
+
+
 @pytest.mark.parametrize("factor", [3.0, 2.5])
 def test_gradients_of_focused_attention(factor):
     q, k, v = (torch.randn(2, n, 12).double() for n in (5, 7, 7))

@@ -97,9 +97,7 @@ def summarise_modules(results: dict) -> list[str]:
         "ours / naive": "of naive",
         "MiB / naive": "memory, of naive",
     }
-    rows = [{new: row[old] for old, new in columns.items()} for row in results["cases"]]
-    exponents = table(results["exponents"], list(results["exponents"][0]))
-    return [table(rows, list(columns.values())), exponents]
+    return [renamed(results["cases"], columns), table(results["exponents"], list(results["exponents"][0]))]
 
 
 def summarise_models(results: dict) -> list[str]:
@@ -111,10 +109,13 @@ def summarise_models(results: dict) -> list[str]:
         "over_baseline": "of the baseline's time",
         "over_baseline_per_operation": "for as many operations",
     }
-    rows = [{new: row[old] for old, new in columns.items()} for row in results["models"]]
-    return [table(rows, list(columns.values()))] + [
-        table(results[part], list(results[part][0])) for part in ("over naive", "memory", "training") if results[part]
-    ]
+    parts = (results[part] for part in ("over naive", "memory", "training"))
+    return [renamed(results["models"], columns), *(table(part, list(part[0])) for part in parts if part)]
+
+
+def renamed(rows: list[dict], columns: dict[str, str]) -> str:
+    """Lay some columns out under other names."""
+    return table([{new: row[old] for old, new in columns.items()} for row in rows], list(columns.values()))
 
 
 SUMMARIES = {

@@ -271,7 +271,7 @@ class iRMB(nn.Module):
         x = self._attend(x) if self.attn_s else self.v(x)
         local = self.conv_local(x)
         if self._is_gate():
-            free = x is not shortcut and in_place(*self.v.modules())
+            free = x is not shortcut and in_place(*self.norm.modules(), *self.v.modules())
             x = torch.addcmul(x, local, self.se.gate(local), out=x if free else None)
         else:
             x = x + self.se(local)
