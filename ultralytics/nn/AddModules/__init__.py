@@ -15,8 +15,24 @@ for _file in sorted(_files):
 from ultralytics.nn.AddModules.checkout import warn_if_stale  # noqa: E402
 from ultralytics.nn.AddModules.hooks import checked, embed_by_index, fuse, read_row, route, run, seat  # noqa: E402
 from ultralytics.nn.AddModules.registry import NAMES, READERS  # noqa: E402
+from ultralytics.nn.AddModules.timm_weights import is_timm, load_timm  # noqa: E402
+from ultralytics.nn.AddModules.transfer import align, save_transfer, settle  # noqa: E402
 
-__all__ = "READERS", "checked", "embed_by_index", "fuse", "read_row", "route", "run", "seat"
+__all__ = (
+    "READERS",
+    "align",
+    "checked",
+    "embed_by_index",
+    "fuse",
+    "is_timm",
+    "load_timm",
+    "read_row",
+    "route",
+    "run",
+    "save_transfer",
+    "seat",
+    "settle",
+)
 
 globals().update({_name: _cls for _name, _cls in NAMES.items() if _name not in {*_files, *__all__}})
 

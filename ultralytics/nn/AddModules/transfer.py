@@ -1,0 +1,353 @@
+"""Pretrained weights into a changed architecture.
+
+Upstream copies `model.N.…` to `model.N.…`, so that one inserted row shifts all rows behind it. Here layers are aligned
+by what they are: their class, their part (backbone, neck, head), the strides of their inputs and output, the shapes of
+their tensors. Of all alignments that keep the order, the one that carries the most tensors is taken (the recurrence of
+Needleman and Wunsch, 1970). Where no row was inserted or removed, that is upstream's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ultralytics.utils import LOGGER, RANK
+
+__all__ = "align", "save_transfer", "settle"
+
+PROBE = 256  # pixels a side of the image whose way through a model tells the strides
+ENOUGH = 0.5  # share of the source's tensors under which a warning is due
+# Between layers that carry as many tensors, the neighbours decide; what reads a layer tells more than what it reads
+BEFORE, AFTER = 1 / 16, 1 / 8  # of a tensor
+COLUMNS = "source", "from", "to", "tensors", "of", "share"
+
+
+@dataclass(eq=False)
+class Place:
+    """A layer that holds tensors, and what tells it from the others."""
+
+    position: int  # in the nn.Sequential, as in its keys
+    layer: nn.Module
+    part: str
+    inputs: tuple[float, ...] | None  # strides of what it reads, if they are known
+    output: float | None
+    before: set[str]  # classes of the layers that it reads
+    after: set[str]  # and of those that read it
+
+    def __str__(self) -> str:
+        return f"{self.layer.i} {type(self.layer).__name__}"
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of each tensor."""
+        return {key: tensor.shape for key, tensor in self.layer.state_dict().items()}
+
+    def may_be(self, other: Place) -> bool:
+        """Whether two layers of two models are of one part and between maps of the same strides."""
+        if self.part == other.part == "head":
+            return True
+        known = None not in (self.inputs, self.output, other.inputs, other.output)
+        here, there = ((sorted(p.inputs), p.output) if known else None for p in (self, other))
+        return self.part == other.part and here == there
+
+
+Pairs = list[tuple[Place, Place]]
+
+
+class Aligned(dict):
+    """A source's tensors under the keys that they have in the target."""
+
+    def __init__(
+        self, tensors: dict, source: nn.Module, theirs: list[Place], ours: list[Place], pairs: Pairs, same: bool
+    ):
+        self.source, self.theirs, self.ours = source, theirs, ours
+        self.partner = {t: s for s, t in pairs}
+        self.origin = {
+            f"model.{t.position}.{key}": f"model.{s.position}.{other}"
+            for s, t in pairs
+            for key, other in matches(s, t, strict=not same).items()
+        }
+        super().__init__({key: tensors[other] for key, other in self.origin.items()})
+
+
+def align(tensors: dict[str, torch.Tensor], source: nn.Module, target: nn.Module) -> dict[str, torch.Tensor]:
+    """Give a source's tensors the keys that they have in the target; from `BaseModel.load`.
+
+    Args:
+        tensors: The source's state dict.
+        source: A model of upstream's kind.
+        target: The model to load into.
+
+    Returns:
+        The tensors that have a place in the target, also those of another shape there. Where either model is not made
+        of rows, all of them under their own keys.
+    """
+    if not (is_rows(source) and is_rows(target)):
+        return tensors
+    theirs, ours = places(source), places(target)
+    pairs = best_pairs(theirs, ours)
+    same = same_rows(theirs, ours)
+    if same and sum(score(s, t) for s, t in same) >= sum(score(s, t) for s, t in pairs):
+        return Aligned(tensors, source, theirs, ours, same, same=True)
+    return Aligned(tensors, source, theirs, ours, pairs, same=False)
+
+
+def settle(target: nn.Module, aligned: dict, loaded: dict, verbose: bool) -> None:
+    """Finish a load: what the weights' meaning hangs on follows them, and the transfer is reported.
+
+    A batch norm's running variance means what it did only with the eps that it was measured with, and the weights of a
+    timm backbone only with its activation. Both follow the weights, from checkpoint to checkpoint too.
+
+    Args:
+        target: The model that was loaded into.
+        aligned: What `align` gave.
+        loaded: Those of it that fitted.
+        verbose: Whether to print the table.
+    """
+    if not isinstance(aligned, Aligned):
+        return
+    theirs, ours = (dict(model.named_modules()) for model in (aligned.source, target))
+    timm = getattr(aligned.source, "timm", None)
+    for key in loaded:
+        other = aligned.origin[key]
+        if key.endswith(".running_var"):
+            ours[parent(key)].eps = theirs[parent(other)].eps
+        elif timm and key.endswith(".conv.weight"):
+            block, original = ours[parent(parent(key))], theirs[parent(parent(other))]
+            if hasattr(block, "act") and type(block.act) is not type(original.act):
+                block.act = copy.deepcopy(original.act)
+    if timm:
+        target.timm = timm
+    rows = list(table(aligned, loaded))
+    target.transfer = [*getattr(aligned.source, "transfer", []), *rows]  # for the run's folder: save_transfer
+    if verbose:
+        report(rows, len(loaded), len(aligned.source.state_dict()), len(target.state_dict()))
+
+
+def save_transfer(trainer: Any) -> None:
+    """Put the report of the weights that a run starts from into its folder, as transfer.csv."""
+    rows = trainer.model.__dict__.pop("transfer", [])  # checkpoints must not hold it
+    if rows and RANK in {-1, 0} and not trainer.resume:
+        with open(trainer.save_dir / "transfer.csv", "w", newline="", encoding="utf-8") as f:
+            csv.writer(f).writerows([COLUMNS, *rows])
+
+
+def parent(key: str) -> str:
+    """Name the module that holds a tensor or a module."""
+    return key.rpartition(".")[0]
+
+
+def is_rows(model: Any) -> bool:
+    """Whether a model was built from the rows of a YAML."""
+    layers, yaml = getattr(model, "model", None), getattr(model, "yaml", None)
+    if not (isinstance(layers, nn.Sequential) and isinstance(yaml, dict) and "backbone" in yaml):
+        return False
+    return all(hasattr(m, "i") and hasattr(m, "f") for m in layers)
+
+
+def places(model: nn.Module) -> list[Place]:
+    """Describe the layers of a model that hold tensors."""
+    layers = list(model.model)
+    stride = find_strides(model)
+    reads = [sources(m, layers) if n else [] for n, m in enumerate(layers)]
+    found = []
+    for n, m in enumerate(layers):
+        head = n == len(layers) - 1 and bool(model.yaml.get("head"))
+        part = "backbone" if n < len(model.yaml["backbone"]) else "head" if head else "neck"
+        inputs = tuple(stride[i] for i in reads[n]) if stride.keys() >= set(reads[n]) else None
+        before = {type(layers[i]).__name__ for i in reads[n]}
+        after = {type(m).__name__ for m, read in zip(layers, reads) if n in read}
+        if m.state_dict():
+            found.append(Place(n, m, part, inputs, stride.get(n), before, after))
+    return found
+
+
+def sources(m: nn.Module, layers: list[nn.Module]) -> list[int]:
+    """Give the positions of the layers that a layer reads; all maps of a multi-output backbone are of its one layer."""
+    indices = [m.i - 1 if f == -1 else f for f in ([m.f] if isinstance(m.f, int) else m.f)]
+    return [next(n for n, layer in enumerate(layers) if layer.i >= i) for i in indices]
+
+
+class Arrived(Exception):
+    """The forward has come to the head, of which no stride is asked."""
+
+
+def find_strides(model: nn.Module) -> dict[int, float]:
+    """Tell the stride of each layer's map in pixels, by position; of those that can be told.
+
+    The forward runs on the meta device: nothing is computed, and no weight, statistic or random state is touched.
+    """
+    stride: dict[int, float] = {}
+
+    def arrive(*_: Any) -> None:
+        raise Arrived
+
+    def record(n: int) -> Any:
+        def hook(_: nn.Module, __: Any, out: Any) -> None:
+            out = out[-1] if isinstance(out, (list, tuple)) and out else out
+            if isinstance(out, torch.Tensor) and out.dim() == 4:
+                stride[n] = PROBE / out.shape[-1]
+
+        return hook
+
+    hooks = [m.register_forward_hook(record(n)) for n, m in enumerate(model.model)]
+    if model.yaml.get("head"):
+        hooks.append(model.model[-1].register_forward_pre_hook(arrive))
+    meta = {key: tensor.detach().to("meta") for key, tensor in (*model.named_parameters(), *model.named_buffers())}
+    image = torch.empty(1, model.yaml.get("channels", 3), PROBE, PROBE, device="meta")
+    try:
+        torch.func.functional_call(model, meta, (image,))
+    except Arrived:
+        pass
+    except Exception as e:  # of a model that needs more than an image: its layers are aligned without strides
+        LOGGER.debug(f"{type(model).__name__}: the strides of {len(stride)} layers are known: {e}")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return stride
+
+
+def same_rows(theirs: list[Place], ours: list[Place]) -> Pairs:
+    """Pair the layers of equal position, if two models differ in the modules of their rows at most."""
+    pairs = list(zip(theirs, ours))
+    same = all(
+        (s.position, s.layer.i, s.layer.f, s.part) == (t.position, t.layer.i, t.layer.f, t.part) for s, t in pairs
+    )
+    return pairs if same and len(theirs) == len(ours) else []
+
+
+def best_pairs(theirs: list[Place], ours: list[Place]) -> Pairs:
+    """Align two lists of layers in order, so that the most tensors are carried."""
+    nothing: tuple[float, Any] = (0.0, None)
+    best = [[nothing] * (len(ours) + 1) for _ in range(len(theirs) + 1)]
+    for i, s in enumerate(theirs, 1):
+        for j, t in enumerate(ours, 1):
+            best[i][j] = max(best[i - 1][j], best[i][j - 1], key=lambda b: b[0])
+            worth = score(s, t)
+            if worth and best[i - 1][j - 1][0] + worth > best[i][j][0]:
+                best[i][j] = best[i - 1][j - 1][0] + worth, (s, t, best[i - 1][j - 1])
+    pairs, link = [], best[-1][-1][1]
+    while link:
+        s, t, (_, link) = link
+        pairs.append((s, t))
+    return pairs[::-1]
+
+
+def score(s: Place, t: Place) -> float:
+    """Count the tensors that a pair carries, and a little more where the neighbours are the same."""
+    carried = sum(s.shapes[other] == t.shapes[key] for key, other in matches(s, t).items()) if s.may_be(t) else 0
+    return carried and carried + BEFORE * (s.before == t.before) + AFTER * (s.after == t.after)
+
+
+def matches(s: Place, t: Place, strict: bool = True) -> dict[str, str]:
+    """Map the keys of layer `t` to those that are the same in layer `s`, whatever their shapes.
+
+    The layers are of one class, of one derived from it or from the same one, or one holds the other.
+
+    Args:
+        s: The layer to carry from.
+        t: The layer to carry into.
+        strict: Whether to leave out what means nothing alone: the bias or the norm of a weight that does not fit.
+    """
+    if related(s.layer, t.layer):
+        keys = {key: key for key in common(s.layer, t.layer, strict)}
+        return by_level(keys, s, t, strict) if s.part == t.part == "head" else keys
+    if s.shapes.items() <= t.shapes.items():
+        return {key: key for key in s.shapes}
+    found = [{f"{to}.{key}": key for key in common(s.layer, m, strict)} for to, m in held(t.layer, s.layer)]
+    found += [{key: f"{at}.{key}" for key in common(m, t.layer, strict)} for at, m in held(s.layer, t.layer)]
+    return max(found, key=lambda keys: sum(s.shapes[o] == t.shapes[k] for k, o in keys.items()), default={})
+
+
+def related(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules are of one class, one derived from the other, or both from one that is not torch's."""
+    bases = {base for base in type(one).__mro__ if not base.__module__.startswith(("torch", "builtins"))}
+    return isinstance(one, type(other)) or isinstance(other, type(one)) or not bases.isdisjoint(type(other).__mro__)
+
+
+def held(holder: nn.Module, sought: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Find the modules of a class within another."""
+    return ((name, m) for name, m in holder.named_modules() if type(m) is type(sought))
+
+
+def common(source: nn.Module, target: nn.Module, strict: bool) -> Iterator[str]:
+    """Give the keys that two modules share, down to where their classes part."""
+    if not related(source, target):
+        return
+    theirs, ours = own_shapes(source), own_shapes(target)
+    alone = strict and theirs.get("weight") != ours.get("weight")  # a bias means nothing without its weight
+    yield from (key for key in ours if key in theirs and not (alone and ours[key] == theirs[key]))
+    fits = True  # whether the convolution before a norm has come
+    for name, child in target.named_children():
+        other = source._modules.get(name)
+        if other is None or (strict and isinstance(child, _BatchNorm) and not fits):
+            continue
+        yield from (f"{name}.{key}" for key in common(other, child, strict))
+        if "weight" in own_shapes(child) and not isinstance(child, _BatchNorm):
+            fits = own_shapes(other).get("weight") == own_shapes(child)["weight"]
+
+
+def own_shapes(m: nn.Module) -> dict[str, torch.Size]:
+    """Give the shapes of the tensors that a module itself puts into the state dict."""
+    tensors = {**m._parameters, **m._buffers}
+    return {k: t.shape for k, t in tensors.items() if t is not None and k not in m._non_persistent_buffers_set}
+
+
+def by_level(keys: dict[str, str], s: Place, t: Place, strict: bool) -> dict[str, str]:
+    """Let what a head has for each of its maps follow the map's stride, not its place in the list."""
+    if None in (s.inputs, t.inputs) or s.inputs == t.inputs:
+        return keys
+    for name, ours in t.layer.named_children():
+        theirs = s.layer._modules.get(name)
+        lists = isinstance(ours, nn.ModuleList) and isinstance(theirs, nn.ModuleList)
+        # RT-DETR's lists called `dec_…` have an entry a decoder layer
+        if name.startswith("dec_") or not lists or (len(theirs), len(ours)) != (len(s.inputs), len(t.inputs)):
+            continue
+        keys = {key: other for key, other in keys.items() if not key.startswith(f"{name}.")}
+        for j, stride in enumerate(t.inputs):
+            if stride in s.inputs:
+                i = s.inputs.index(stride)
+                keys.update({f"{name}.{j}.{k}": f"{name}.{i}.{k}" for k in common(theirs[i], ours[j], strict)})
+    return keys
+
+
+def table(aligned: Aligned, loaded: dict) -> Iterator[tuple]:
+    """Give a row for each layer of the target, and for each of the source that came to nothing; see COLUMNS."""
+    source = getattr(aligned.source, "pt_path", None) or aligned.source.yaml.get("yaml_file") or "a model in memory"
+    arrived = set()
+    for t in aligned.ours:
+        n = sum(f"model.{t.position}.{key}" in loaded for key in t.shapes)
+        s = aligned.partner.get(t)
+        arrived |= {s} if n else set()
+        yield source, str(s) if n else "-", str(t), n, len(t.shapes), f"{n / len(t.shapes):.3f}"
+    for s in aligned.theirs:
+        if s not in arrived:
+            yield source, str(s), "-", 0, len(s.shapes), "0.000"
+
+
+def report(rows: list[tuple], loaded: int, held: int, wanted: int) -> None:
+    """Print the table, unless all came and filled all; warn where most did not come."""
+    source, share = rows[0][0], loaded / held
+    if loaded < max(held, wanted):
+        wide = [max(len(str(row[i])) for row in rows) for i in range(1, 4)]
+        lines = [f"{'from':<{wide[0]}}  {'to':<{wide[1]}}  tensors    share"]
+        lines += [
+            f"{a:<{wide[0]}}  {b:<{wide[1]}}  {n:>4} of {of:<4} {float(part):>4.0%}" for _, a, b, n, of, part in rows
+        ]
+        LOGGER.info("\n".join(lines))
+        LOGGER.info(
+            f"{loaded} of {held} tensors of {source} arrived ({share:.1%}); they are {loaded} of the model's {wanted}"
+        )
+    if share < ENOUGH:
+        LOGGER.warning(
+            f"Only {share:.1%} of the tensors of {source} have a place in this model, most of which starts from "
+            "scratch. The table says which layers do; weights of a model of the same family carry more."
+        )
