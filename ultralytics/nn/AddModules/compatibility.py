@@ -1,4 +1,4 @@
-"""What the module families share: autocast off, who is watching, and a word on checkpoints of tutorial code."""
+"""What our files share: autocast off, who is watching, a model without its wrappers, a word on tutorial checkpoints."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ def is_eager() -> bool:
 def has_hooks(*layers: nn.Module) -> bool:
     """Whether anyone asked to see what goes into or comes out of a layer."""
     return any(m._forward_hooks or m._forward_pre_hooks for m in layers)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Take a model out of what compiles or distributes it."""
+    while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
+        model = inner
+    return model
 
 
 @functools.cache

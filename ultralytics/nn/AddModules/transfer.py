@@ -135,6 +135,7 @@ def settle(target: nn.Module, aligned: dict, loaded: dict, verbose: bool) -> Non
 def save_transfer(trainer: Any) -> None:
     """Put the report of the weights that a run starts from into its folder, as transfer.csv."""
     rows = trainer.model.__dict__.pop("transfer", [])  # checkpoints must not hold it
+    trainer.pretrained = bool(rows)
     if rows and RANK in {-1, 0} and not trainer.resume:
         with open(trainer.save_dir / "transfer.csv", "w", newline="", encoding="utf-8") as f:
             csv.writer(f).writerows([COLUMNS, *rows])

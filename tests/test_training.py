@@ -1,0 +1,303 @@
+"""A run loses nothing and stays finite: checkpoints, resume, Ctrl-C, full disks, losses that are not finite."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, load_file
+
+from ultralytics import RTDETR
+from ultralytics.nn import AddModules
+from ultralytics.nn.AddModules import checkpoints, finite
+
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Ten images to learn from, and four to validate with."""
+    root = tmp_path_factory.mktemp("data")
+    load_file(ROOT / "cfg_custom" / "datasets" / "shapes.py").generate(root / "data", train=10, val=4, size=64)
+    file = root / "shapes10.yaml"
+    file.write_text(f"path: {root / 'data'}\ntrain: images/train\nval: images/val\nnames: [circle, square, triangle]\n")
+    return file
+
+
+class Crash(RuntimeError):
+    """What stands for a power cut."""
+
+
+def train(folder, data, model="rtdetr-tiny-FLA.yaml", stop=None, callbacks=(), **kwargs):
+    """Train four epochs of four batches, the last of one image, a step each three batches; crash at (epoch, batch)."""
+    model = RTDETR(model)
+    seen = {"batch": 0}
+
+    def count(trainer):
+        if stop and (trainer.epoch, seen["batch"]) == stop:
+            raise Crash
+        seen["batch"] += 1
+
+    model.add_callback("on_train_epoch_start", lambda trainer: seen.update(batch=0))
+    model.add_callback("on_train_batch_start", count)
+    for event, callback in callbacks:
+        model.add_callback(event, callback)
+    settings = dict(epochs=EPOCHS, imgsz=64, batch=3, nbs=9, close_mosaic=2, optimizer="AdamW", lr0=1e-3, plots=False)
+    settings |= dict(warmup_epochs=1, project=folder, name="run", exist_ok=True, mixup=0.3)
+    model.train(**({"data": data} | settings | kwargs))
+    return model
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nothing interrupts: its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, data)
+    return folder / "run"
+
+
+def weights(file):
+    """Read the tensors of a checkpoint's model."""
+    checkpoint = torch.load(file, weights_only=False)
+    return (checkpoint.get("ema") or checkpoint["model"]).state_dict()
+
+
+def columns(run):
+    """Read results.csv without the times."""
+    lines = (run / "results.csv").read_text().splitlines()
+    return [[c for i, c in enumerate(line.split(",")) if i != 1] for line in lines]
+
+
+def same(one, other):
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("stop", [(0, 2), (1, 0), (2, 1), (3, 3)], ids=str)
+def test_a_resumed_run_ends_like_one_that_was_never_stopped(whole, data, tmp_path, stop):
+    with pytest.raises(Crash):
+        train(tmp_path, data, stop=stop)
+    last = tmp_path / "run" / "weights" / "last.pt"
+    assert torch.load(last, weights_only=False)["epoch"] == stop[0] - 1
+    torch.rand(5), random.random(), np.random.rand()  # another process has its own random state
+    RTDETR(last).train(resume=True)
+    for name in ("last.pt", "best.pt"):
+        assert same(whole / "weights" / name, last.with_name(name))
+    assert columns(tmp_path / "run") == columns(whole)
+
+
+def test_the_state_is_not_in_what_a_run_leaves(whole):
+    for name in ("last.pt", "best.pt"):
+        assert checkpoints.KEY not in torch.load(whole / "weights" / name, weights_only=False)
+
+
+def test_a_kill_between_two_files_loses_no_best(data, tmp_path, monkeypatch):
+    """Killed when last.pt of a new best epoch was written, and best.pt was not yet."""
+    write = AddModules.write
+    state = {"writes": 0}
+
+    def one_only(file, content):
+        if Path(file).name == "best.pt" and state["writes"] >= 2:
+            raise Crash
+        state["writes"] += 1
+        write(file, content)
+
+    monkeypatch.setattr(AddModules, "write", one_only)
+    with pytest.raises(Crash):
+        train(tmp_path, data)
+    monkeypatch.undo()
+    last, best = (tmp_path / "run" / "weights" / name for name in ("last.pt", "best.pt"))
+    assert not same(last, best)
+    with pytest.raises(Crash):
+        model = RTDETR(last)
+
+        def crash(trainer):
+            raise Crash
+
+        model.add_callback("on_train_epoch_start", crash)
+        model.train(resume=True)
+    assert same(last, best)
+
+
+def test_a_checkpoint_is_old_or_new_at_any_moment(tmp_path):
+    """Killed 20 times while it writes 8 MB again and again, the file is always one of what was written."""
+    file = tmp_path / "last.pt"
+    code = f"""
+import itertools, torch
+from ultralytics.nn import AddModules
+print("go", flush=True)
+for i in itertools.count():
+    torch.save({{"i": torch.full((2_000_000,), float(i))}}, {str(file)!r})
+"""
+    kills = 0
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        while not file.exists():
+            time.sleep(0.01)
+        while kills < 20:  # a stop at any moment shows the disk as a kill would leave it
+            time.sleep(random.uniform(0.001, 0.05))
+            process.send_signal(signal.SIGSTOP)
+            tensor = torch.load(file)["i"]
+            assert (tensor == tensor[0]).all()
+            process.send_signal(signal.SIGCONT)
+            kills += 1
+        process.kill()
+
+
+def yolo(*args, **kwargs):
+    """Start the command `yolo`."""
+    code = "import sys; from ultralytics.cfg import entrypoint; sys.argv[0] = 'yolo'; entrypoint()"
+    pipes = dict(
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], **pipes, **kwargs)
+
+
+def arguments(folder, data):
+    sizes = ("epochs=200", "imgsz=64", "batch=4", "plots=False", "val=False")
+    return ("train", "model=rtdetr-tiny.yaml", f"data={data}", *sizes, f"project={folder}", "name=run", "exist_ok=True")
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, process.stdout.read()
+        time.sleep(0.02)
+
+
+def test_kill_and_ctrl_c(data, tmp_path):
+    run = tmp_path / "run"
+    last = run / "weights" / "last.pt"
+    with yolo(*arguments(tmp_path, data)) as process:
+        wait_for(lambda: (run / "results.csv").exists() and len(columns(run)) > 2, process)
+        process.kill()
+    epoch = torch.load(last, weights_only=False)["epoch"]
+    assert epoch >= 0
+    with yolo("train", "resume", f"model={last}") as process:
+        wait_for(lambda: torch.load(last, weights_only=False)["epoch"] > epoch + 1, process)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[0]
+    saved = torch.load(last, weights_only=False)["epoch"] + 1
+    assert process.returncode == 130 and "Traceback" not in said
+    assert f"Stopped by Ctrl-C. {last} holds {saved} of 200 epochs; go on with: yolo train resume model={last}" in said
+    numbers = [int(line[0]) for line in columns(run)[1:]]
+    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) >= saved
+
+
+def test_a_full_disk_ends_the_run_with_one_line(data, tmp_path, monkeypatch):
+    written = []
+
+    def full(fd):
+        written.append(fd)
+        if len(written) > 4:  # best.pt and last.pt of before the first step and of the first epoch
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    with pytest.raises(OSError) as e:
+        train(tmp_path, data)
+    said, last = str(e.value), tmp_path / "run" / "weights" / "last.pt"
+    assert e.value.errno == errno.ENOSPC and e.value.plain
+    assert f"{last}" in said and "No space left on device" in said and "is whole" in said
+    assert f"holds 1 of {EPOCHS} epochs; go on with: yolo train resume model={last}" in said
+    assert torch.load(last, weights_only=False)["epoch"] == 0
+    assert [file.name for file in last.parent.iterdir() if file.suffix == ".part"] == []
+    monkeypatch.undo()
+    with pytest.raises(SystemExit) as e:
+        AddModules.called(lambda: (_ for _ in ()).throw(_plain(said)))()
+    assert e.value.code == 1
+
+
+def _plain(said):
+    error = OSError(errno.ENOSPC, said)
+    error.plain = True
+    return error
+
+
+def test_a_small_disk_for_real(tmp_path):
+    """A file system of 1 MiB, where this process may make one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True)
+    if made.returncode:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.decode().strip()}")
+    try:
+        AddModules.write(disk / "last.pt", b"old")
+        with pytest.raises(OSError, match=r"last\.pt \(2\.0 MiB\) could not be saved: No space left on device"):
+            torch.save(torch.zeros(2**19), disk / "last.pt")
+        assert (disk / "last.pt").read_bytes() == b"old" and len(list(disk.iterdir())) == 1
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+class Poison:
+    """Makes the output of a module NaN in given batches of the run."""
+
+    def __init__(self, name, batches):
+        self.name, self.batches, self.batch = name, batches, -1
+
+    def start(self, trainer):
+        self.batch += 1
+        if self.batch == 0:
+            trainer.model.get_submodule(self.name).register_forward_hook(self.spoil)
+
+    def spoil(self, module, _, out):
+        return out * float("nan") if module.training and self.batch in self.batches else None
+
+
+@pytest.mark.parametrize("batches", [range(2, 3), range(5, 7)], ids=["once", "twice"])
+def test_a_loss_that_is_not_finite_names_the_layer_and_spoils_nothing(data, tmp_path, monkeypatch, batches):
+    said = []
+    monkeypatch.setattr(finite.LOGGER, "error", said.append)
+    poison = Poison("model.5.cv.proj", batches)
+    model = train(tmp_path, data, callbacks=[("on_train_batch_start", poison.start)], nbs=3)
+    assert len(said) == len(batches)
+    for line in said:
+        assert "layer 5, HGBlock_FLA, in cv.proj (Linear)" in line and "The step is left out" in line
+    run = tmp_path / "run"
+    assert all(torch.isfinite(t).all() for t in weights(run / "weights" / "best.pt").values())
+    assert all(torch.isfinite(t).all() for t in weights(run / "weights" / "last.pt").values())
+    assert len(columns(run)) == EPOCHS + 1 and model.trainer.best.exists()
+
+
+def test_a_run_that_stays_not_finite_ends_with_good_checkpoints(data, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(finite.LOGGER, "error", said.append)
+    poison = Poison("model.7.ec", range(6, 10_000))
+    with pytest.raises(RuntimeError, match="NaN persisted"):
+        train(tmp_path, data, callbacks=[("on_train_batch_start", poison.start)], nbs=3)
+    assert 1 <= len(said) <= finite.NAMED and all("layer 7, HGBlock, in ec (Conv)" in line for line in said)
+    for name in ("best.pt", "last.pt"):
+        file = tmp_path / "run" / "weights" / name
+        assert all(torch.isfinite(t).all() for t in weights(file).values())
+    assert torch.load(tmp_path / "run" / "weights" / "last.pt", weights_only=False)["epoch"] == 0
+
+
+def test_a_gradient_that_is_not_finite_is_left_out(data, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(finite.LOGGER, "error", said.append)
+
+    def spoil(trainer):
+        trainer.model.model[3].ec.conv.weight.register_hook(lambda g: g * float("nan") if trainer.epoch == 1 else g)
+
+    train(tmp_path, data, callbacks=[("on_train_start", spoil)], nbs=3)
+    assert said and all("gradient of model.3.ec.conv.weight is not finite" in line for line in said)
+    assert len(said) == finite.NAMED
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path / "run" / "weights" / "last.pt").values())
+
+
+def test_steps_left_out_for_ever_end_the_run(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(finite, "LIMIT", 3)
+
+    def spoil(trainer):
+        trainer.model.model[3].ec.conv.weight.register_hook(lambda g: g * float("nan"))
+
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row .*last\.pt is the last good checkpoint"):
+        train(tmp_path, data, callbacks=[("on_train_start", spoil)], nbs=3)
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path / "run" / "weights" / "best.pt").values())

@@ -1,0 +1,233 @@
+"""A run that loses nothing: checkpoints that are whole at any moment, and a resume that goes on to the bit.
+
+Upstream writes a checkpoint in place, so that a kill or a full disk leaves half a file, and holds the average of the
+weights in half precision only. Here it is written beside and moved over; it holds, until the run is over, the weights,
+their average and the optimiser in full, the gradients not yet stepped with, and the state of every random generator.
+One is there before the first step already.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import io
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ultralytics.nn.AddModules.compatibility import bare
+from ultralytics.nn.AddModules.finite import heal
+from ultralytics.utils import LOGGER, RANK
+
+__all__ = "atomic", "begin", "called", "can_resume", "guarded", "resumable", "training_state", "write"
+
+KEY = "training"  # of a checkpoint: what training needs beside what upstream keeps; final checkpoints have it not
+NO_SPACE = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+
+
+def write(file: str | Path, data: bytes | memoryview) -> None:
+    """Write a file so that at any moment it is the old one or the new one, whole.
+
+    Raises:
+        OSError: If it cannot be written, with what is needed; the old file is as it was.
+    """
+    file = Path(os.path.realpath(file))
+    part = file.with_name(f".{file.name}.part")  # one name: what a kill leaves, the next write takes
+    try:
+        with open(part, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, file)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        before = " What was saved there before is whole." if file.exists() else ""
+        size = f"{len(data) / 2**20:.1f} MiB"
+        raise OSError(e.errno, f"{file} ({size}) could not be saved: {os.strerror(e.errno)}.{before}") from None
+
+
+def atomic(save: Callable) -> Callable:
+    """Wrap `torch.save`: files are written as by `write`."""
+
+    def to_file(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(f, (str, os.PathLike)):
+            return save(obj, f, *args, **kwargs)
+        buffer = io.BytesIO()
+        save(obj, buffer, *args, **kwargs)
+        return write(f, buffer.getbuffer())
+
+    return to_file
+
+
+def training_state(trainer: Any) -> dict:
+    """Give what a checkpoint must hold so that the run can go on from it as if it had never stopped."""
+    model = bare(trainer.model)
+    if hasattr(model, "teacher_model"):
+        return {}  # knowledge distillation: upstream's own resume, which rebuilds the teacher
+    heal(trainer)
+    loader = trainer.train_loader
+    state = {
+        "epoch": trainer.epoch,
+        "is_best": trainer.fitness == trainer.best_fitness,
+        "model": model.state_dict(),
+        "ema": trainer.ema.ema.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "pending": trainer.pending,
+        "gradients": {k: p.grad for k, p in model.named_parameters() if p.grad is not None} if trainer.pending else {},
+        "stopper": vars(trainer.stopper),
+        "python": random.getstate(),
+        "numpy": (lambda s: (s[0], s[1].tolist(), *s[2:]))(np.random.get_state()),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "loader": loader.generator.get_state() if loader.generator is not None else None,
+        "iterates": loader.iterator is not None,
+        "buffer": list(mosaic_buffer(loader.dataset)),
+    }
+    return {KEY: state}
+
+
+def can_resume(checkpoint: dict | None) -> bool:
+    """Whether a run can go on from a checkpoint; from one of before the first step too."""
+    state = checkpoint or {}
+    return state.get("optimizer") is not None and (state.get("epoch", -1) >= 0 or bool(state.get(KEY)))
+
+
+def resumable(resume_training: Callable) -> Callable:
+    """Wrap the trainer's `resume_training`: keep the state for `begin`, and let a run start over its first epoch."""
+
+    @functools.wraps(resume_training)
+    def resume(self: Any, ckpt: dict | None) -> None:
+        state = (ckpt or {}).get(KEY) if self.resume else None
+        if state and state["epoch"] < 0:
+            LOGGER.info(f"Resuming training {self.args.model} from its first epoch")
+        else:
+            resume_training(self, ckpt)
+        self.state = state
+
+    return resume
+
+
+def begin(trainer: Any, last_opt_step: int, mosaic_closed: bool) -> tuple[int, bool]:
+    """Start the epochs: save the checkpoint from which a new run's first epoch can be resumed, or put a state back.
+
+    Args:
+        trainer: The trainer, all of it set up.
+        last_opt_step: The batch of the last optimiser step, counted from the first epoch.
+        mosaic_closed: Whether the last epochs have begun, in which mosaics are not made.
+
+    Returns:
+        Both, as they were when the checkpoint was saved.
+    """
+    trainer.pending = 0  # batches whose gradients wait for the optimiser's step
+    state = trainer.__dict__.pop("state", None)
+    if state is None:
+        if trainer.args.save and RANK in {-1, 0} and not trainer.resume:
+            trainer.epoch = trainer.start_epoch - 1
+            trainer.save_model()
+        return last_opt_step, mosaic_closed
+    if trainer.args.close_mosaic and trainer.start_epoch > trainer.epochs - trainer.args.close_mosaic:
+        trainer._close_dataloader_mosaic()
+        mosaic_closed = True
+    restore(trainer, state)
+    if RANK in {-1, 0}:
+        trim(trainer.csv, trainer.start_epoch)
+        if state["is_best"]:  # the kill may have come between the two
+            write(trainer.best, Path(trainer.args.resume).read_bytes())
+    return len(trainer.train_loader) * trainer.start_epoch - 1 - state["pending"], mosaic_closed
+
+
+def restore(trainer: Any, state: dict) -> None:
+    """Put a state back; the random generators last, as what goes before may draw from them."""
+    model, loader = bare(trainer.model), trainer.train_loader
+    model.load_state_dict(state["model"])
+    trainer.ema.ema.load_state_dict(state["ema"])
+    for saved, group in zip(state["optimizer"]["param_groups"], trainer.optimizer.param_groups):
+        saved["fused"] = group.get("fused")  # the kernel is chosen by the device of today
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    for name, p in model.named_parameters():
+        if name in state["gradients"]:
+            p.grad = state["gradients"][name].to(p.device)
+    trainer.pending = state["pending"]
+    patience = trainer.stopper.patience  # which may be changed on resume
+    vars(trainer.stopper).update(state["stopper"])
+    trainer.stopper.patience = patience
+    for i in state["buffer"] if mosaic_buffer(loader.dataset) is not None else ():
+        loader.dataset.load_image(i)
+    if state["iterates"] and loader.iterator is None:
+        loader.iterator = loader._get_iterator()
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count() and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["loader"] is not None and loader.generator is not None:
+        loader.generator.set_state(state["loader"])
+
+
+def mosaic_buffer(dataset: Any) -> list:
+    """Give the indices of the images that mosaics are made of, which are in memory."""
+    buffer = getattr(dataset, "buffer", [])
+    return buffer if isinstance(buffer, list) else []
+
+
+def trim(results: Path, epochs: int) -> None:
+    """Take from results.csv the epochs that will be run again, and what a kill has left of a line."""
+    if not results.exists():
+        return
+    head, *lines = results.read_text(encoding="utf-8").splitlines() or [""]
+    kept = [line for line in lines if line.count(",") == head.count(",") and int(line.split(",")[0]) <= epochs]
+    if kept != lines:
+        write(results, "".join(f"{line}\n" for line in [head, *kept]).encode())
+
+
+def guarded(do_train: Callable) -> Callable:
+    """Wrap the trainer's loop: Ctrl-C and a full disk end it with one line that says what is saved and how to go on."""
+
+    @functools.wraps(do_train)
+    def train(self: Any) -> None:
+        try:
+            return do_train(self)
+        except KeyboardInterrupt:
+            if RANK in {-1, 0}:
+                LOGGER.info(f"\nStopped by Ctrl-C. {kept(self)}")
+            raise
+        except OSError as e:
+            if e.errno not in NO_SPACE:
+                raise
+            plain = OSError(e.errno, f"{e.strerror} {kept(self)}" if e.filename is None else f"{e}. {kept(self)}")
+            plain.plain = True
+            raise plain from None
+
+    return train
+
+
+def kept(trainer: Any) -> str:
+    """Say what a run that stops has saved, and how it goes on."""
+    if not trainer.last.exists():
+        return "Nothing was saved yet."
+    epochs = torch.load(trainer.last, map_location="cpu", weights_only=False, mmap=True)["epoch"] + 1
+    return (
+        f"{trainer.last} holds {epochs} of {trainer.epochs} epochs; go on with: yolo train resume model={trainer.last}"
+    )
+
+
+def called(method: Callable) -> Callable:
+    """Wrap what the command `yolo` calls: what has been said in one line is not followed by a traceback."""
+
+    def call(**kwargs: Any) -> Any:
+        try:
+            return method(**kwargs)
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+        except OSError as e:
+            if not hasattr(e, "plain"):
+                raise
+            LOGGER.error(e.strerror)
+            raise SystemExit(1) from None
+
+    return call

@@ -1,0 +1,133 @@
+"""Losses and gradients that are not finite: who is to blame, and no harm to what was learned.
+
+One such step would make every weight NaN, and the checkpoints after it worthless. It is left out instead, and the run
+says which layer's output was the first that was not finite.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ultralytics.nn.AddModules.compatibility import bare
+from ultralytics.utils import LOGGER
+
+__all__ = "clip_gradients", "heal", "watch"
+
+NAMED = 3  # times a run says where; the cause is mostly the same
+LIMIT = 100  # steps left out in a row, after which the run ends: nothing is learned any more
+
+
+def watch(trainer: Any, batch: dict) -> None:
+    """Look at the loss of a batch, behind the forward pass; say where it stopped being finite, if it did."""
+    trainer.pending += 1
+    if torch.isfinite(trainer.loss):
+        return
+    trainer.named = getattr(trainer, "named", 0) + 1
+    if trainer.named <= NAMED:
+        where = blame(bare(trainer.model), batch)
+        LOGGER.error(f"The loss of epoch {trainer.epoch + 1} is {trainer.loss.item()}: {where}. The step is left out.")
+    trainer.spoiled = True
+
+
+def clip_gradients(trainer: Any) -> None:
+    """Clip the gradient's norm to `clip_grad`; of one that is not finite, let the optimiser step on nothing.
+
+    With a gradient scaler that is the scaler's work: it looks for the largest scale by such steps.
+
+    Raises:
+        FloatingPointError: If too many steps in a row had to be left out.
+    """
+    trainer.pending = 0
+    heal(trainer)
+    named = [(name, p) for name, p in trainer.model.named_parameters() if p.grad is not None]
+    if trainer.scaler.is_enabled() or torch.isfinite(total_norm([p.grad for _, p in named])):
+        nn.utils.clip_grad_norm_([p for _, p in named], max_norm=trainer.args.clip_grad)
+        trainer.left_out = 0
+        return
+    trainer.left_out = getattr(trainer, "left_out", 0) + 1
+    if torch.isfinite(trainer.loss) and trainer.left_out <= NAMED:
+        name = next(
+            (name for name, p in reversed(named) if not torch.isfinite(p.grad).all()), "all parameters together"
+        )
+        LOGGER.error(f"The gradient of {name} is not finite, the loss is. The step is left out.")
+    for _, p in named:
+        p.grad = None
+    if trainer.left_out >= LIMIT:
+        raise FloatingPointError(
+            f"{LIMIT} steps in a row had a loss or a gradient that was not finite; {trainer.last} is the last good "
+            "checkpoint. A smaller lr0, clip_grad=0.1 or amp=False may help."
+        )
+
+
+def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """Give the norm of all gradients together, and leave them as they are."""
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+
+
+class Found(Exception):
+    """The first module whose output is not finite."""
+
+
+def blame(model: nn.Module, batch: dict) -> str:
+    """Name the first layer of a model whose output for a batch is not finite, by running it once more."""
+    if not torch.isfinite(batch["img"]).all():
+        return "the images of the batch are not finite"
+    bad = next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+    if bad:
+        return f"the weight {bad} is not finite"
+    names = {m: name for name, m in model.named_modules()}
+
+    def look(m: nn.Module, _: Any, out: Any) -> None:
+        if not all(torch.isfinite(t).all() for t in tensors(out)):
+            raise Found(place(model, names[m]))
+
+    hooks = [m.register_forward_hook(look) for m in names if m is not model]
+    buffers = {
+        name: b.clone() for name, b in model.named_buffers()
+    }  # the backward pass needs the model's own as they are
+    devices = [batch["img"].device] if batch["img"].is_cuda else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            torch.func.functional_call(model, buffers, (batch,))
+    except Found as e:
+        return f"the first output that is not finite is that of {e}"
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return (
+        f"all outputs were finite when the batch was run again; its images: {', '.join(batch.get('im_file', [])[:4])}"
+    )
+
+
+def tensors(out: Any) -> list[torch.Tensor]:
+    """Give the floating-point tensors of a layer's output."""
+    if isinstance(out, torch.Tensor):
+        return [out] if out.is_floating_point() else []
+    items = out.values() if isinstance(out, dict) else out if isinstance(out, (list, tuple)) else ()
+    return [t for item in items for t in tensors(item)]
+
+
+def place(model: nn.Module, name: str) -> str:
+    """Say what a module is: the layer's index and class, and the module within it."""
+    _, number, *inner = name.split(".") if name.startswith("model.") else ("", "", name)
+    if not number:
+        return name
+    layer = model.model[int(number)]
+    said = f"layer {layer.i}, {type(layer).__name__}"
+    return f"{said}, in {'.'.join(inner)} ({type(model.get_submodule(name)).__name__})" if inner else said
+
+
+def heal(trainer: Any) -> None:
+    """Take the running statistics that a forward pass has spoiled from the average of the weights.
+
+    It waits until the backward pass is over, which needs them as they are.
+    """
+    if not trainer.__dict__.pop("spoiled", False):
+        return
+    good = dict(trainer.ema.ema.named_buffers())
+    for name, b in bare(trainer.model).named_buffers():
+        if b.is_floating_point() and name in good and not torch.isfinite(b).all():
+            b.copy_(good[name])

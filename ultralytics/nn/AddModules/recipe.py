@@ -1,0 +1,62 @@
+"""What RT-DETR's official training has and upstream's has not, and a word on starting from nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ultralytics.nn.AddModules.compatibility import bare
+from ultralytics.nn.modules.block import HGStem, ResNetLayer
+from ultralytics.nn.modules.head import RTDETRDecoder
+from ultralytics.utils import LOGGER, RANK
+
+__all__ = "advise", "slow_backbone"
+
+FEW = 5_000  # training images under which a model that starts from nothing hardly learns
+STARTS = {48: "timm/hgnetv2_b4", 64: "timm/hgnetv2_b5"}  # what a PP-HGNetV2 starts from, by the channels of its stem
+
+
+def slow_backbone(trainer: Any) -> None:
+    """Let the backbone learn at the share `backbone_lr` of the learning rate, in parameter groups of its own.
+
+    Raises:
+        ValueError: For a `clip_grad` that leaves nothing of a gradient.
+    """
+    share, model = trainer.args.backbone_lr, bare(trainer.model)
+    if not trainer.args.clip_grad > 0:
+        raise ValueError(f"clip_grad={trainer.args.clip_grad} leaves nothing of a gradient; expected more than 0")
+    rows = len((getattr(model, "yaml", None) or {}).get("backbone", []))
+    if share == 1 or not rows:
+        return
+    slow = {id(p) for m in model.model[:rows] for p in m.parameters()}
+    for group in list(trainer.optimizer.param_groups):
+        backbone = [p for p in group["params"] if id(p) in slow]
+        group["params"] = [p for p in group["params"] if id(p) not in slow]
+        trainer.optimizer.param_groups.append({**group, "params": backbone, "lr": group["lr"] * share})
+    LOGGER.info(f"The backbone's {len(slow)} parameters learn at {share:g} of the learning rate")
+
+
+def advise(trainer: Any) -> None:
+    """Say what to expect of an RT-DETR that starts from nothing on few images, and what to do."""
+    model, images = bare(trainer.model), len(trainer.train_loader.dataset)
+    if RANK not in {-1, 0} or trainer.resume or trainer.pretrained or images >= FEW:
+        return
+    if not (isinstance(getattr(model, "model", None), nn.Sequential) and isinstance(model.model[-1], RTDETRDecoder)):
+        return
+    LOGGER.warning(
+        f"Training from scratch on {images} images: expect an mAP near zero for tens of epochs, and one far below a "
+        f"pretrained model's at the end. What helps: {start_of(model)}; more images, more epochs."
+    )
+
+
+def start_of(model: nn.Module) -> str:
+    """Give the argument with which a model learns soon."""
+    stem = model.model[0]
+    if isinstance(stem, HGStem) and stem.stem4.conv.out_channels in STARTS:
+        return f"pretrained={STARTS[stem.stem4.conv.out_channels]}"
+    if isinstance(stem, ResNetLayer) and stem.layer[0].conv.out_channels == 64:
+        return f"pretrained=timm/resnet{101 if len(model.model[3].layer) == 23 else 50}"
+    if model.model[-1].hidden_dim == 256:  # its neck and decoder are those of the published models
+        return "pretrained=rtdetr-l.pt"
+    return "cfg=scratch.yaml, which suits small models"
