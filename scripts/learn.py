@@ -106,6 +106,14 @@ of a shared machine. One seed a model: differences of a few points say nothing a
 """
 
 
+def save(rows: list[dict]) -> None:
+    """Write the results, the page and its picture."""
+    folder = ROOT / "benchmarks"
+    (folder / "learning.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (folder / "learning.md").write_text(page(rows), encoding="utf-8")
+    plot(rows, folder / "learning.png")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="TEXT", default="", help="models whose name holds TEXT")
@@ -116,16 +124,15 @@ def main() -> int:
     models = [name for name in MODELS if args.only in name]
     if not models:
         sys.exit(f"no tiny model's name holds {args.only!r}; there are {', '.join(MODELS)}")
+    kept = ROOT / "benchmarks" / "learning.json"
+    rows = {row["model"]: row for row in json.loads(kept.read_text(encoding="utf-8"))} if kept.exists() else {}
     for name in models:
         train(name, args.runs.resolve(), args.seed, plots=False)
-    rows = [summarise(name, read(name, args.runs), args.seed) for name in models]
-    print(page(rows))
-    if args.save:
-        folder = ROOT / "benchmarks"
-        (folder / "learning.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        (folder / "learning.md").write_text(page(rows), encoding="utf-8")
-        plot(rows, folder / "learning.png")
-    short = [row["model"] for row in rows if row["reached"] is None]
+        rows[name] = summarise(name, read(name, args.runs), args.seed)
+        if args.save:  # after each, as all take hours
+            save(sorted(rows.values(), key=lambda row: row["model"]))
+    print(page([rows[name] for name in models]))
+    short = [name for name in models if rows[name]["reached"] is None]
     if short:
         print(f"below {TARGET}: {', '.join(short)}")
     return len(short)

@@ -5,11 +5,15 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import timm
+import torch
 from benchmark import report
 from conftest import MODELS, ROOT, load_file
 
+from ultralytics import RTDETR, settings
 from ultralytics.nn import tasks
 from ultralytics.nn.AddModules import registry
 
@@ -44,6 +48,10 @@ def workplace(tmp_path_factory, shapes):
     folder = tmp_path_factory.mktemp("readme")
     (folder / "my-data.yaml").write_text(shapes.read_text())
     (folder / "ultralytics").symlink_to(ROOT / "ultralytics")
+    RTDETR("rtdetr-l.yaml").save(folder / "rtdetr-l.pt")
+    weights = Path(settings["weights_dir"])  # where a name of timm's is looked for before the network
+    weights.mkdir(exist_ok=True)
+    torch.save(timm.create_model("hgnetv2_b4").state_dict(), weights / "hgnetv2_b4.pth")
     return folder
 
 
