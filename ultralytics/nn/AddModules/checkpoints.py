@@ -199,11 +199,18 @@ def guarded(do_train: Callable) -> Callable:
         except OSError as e:
             if e.errno not in NO_SPACE:
                 raise
-            plain = OSError(e.errno, f"{e.strerror} {kept(self)}" if e.filename is None else f"{e}. {kept(self)}")
-            plain.plain = True
-            raise plain from None
+            said = e.strerror if e.filename is None else f"{e.filename}: {e.strerror}."
+            raise plain(OSError(e.errno, f"{said} {kept(self)}")) from None
+        except FloatingPointError as e:
+            raise plain(e) from None
 
     return train
+
+
+def plain(error: Exception) -> Exception:
+    """Mark an error whose line says all, so that no traceback need follow it on the command line."""
+    error.plain = True
+    return error
 
 
 def kept(trainer: Any) -> str:
@@ -224,10 +231,10 @@ def called(method: Callable) -> Callable:
             return method(**kwargs)
         except KeyboardInterrupt:
             raise SystemExit(130) from None
-        except OSError as e:
+        except (OSError, FloatingPointError) as e:
             if not hasattr(e, "plain"):
                 raise
-            LOGGER.error(e.strerror)
+            LOGGER.error(getattr(e, "strerror", None) or e)
             raise SystemExit(1) from None
 
     return call

@@ -43,8 +43,10 @@ def clip_gradients(trainer: Any) -> None:
     trainer.pending = 0
     heal(trainer)
     named = [(name, p) for name, p in trainer.model.named_parameters() if p.grad is not None]
-    if trainer.scaler.is_enabled() or torch.isfinite(total_norm([p.grad for _, p in named])):
-        nn.utils.clip_grad_norm_([p for _, p in named], max_norm=trainer.args.clip_grad)
+    parameters = [p for _, p in named]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    if trainer.scaler.is_enabled() or torch.isfinite(norm):
+        nn.utils.clip_grads_with_norm_(parameters, trainer.args.clip_grad, norm)
         trainer.left_out = 0
         return
     trainer.left_out = getattr(trainer, "left_out", 0) + 1
@@ -60,11 +62,6 @@ def clip_gradients(trainer: Any) -> None:
             f"{LIMIT} steps in a row had a loss or a gradient that was not finite; {trainer.last} is the last good "
             "checkpoint. A smaller lr0, clip_grad=0.1 or amp=False may help."
         )
-
-
-def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """Give the norm of all gradients together, and leave them as they are."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
 
 
 class Found(Exception):
