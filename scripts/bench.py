@@ -2,6 +2,7 @@
 
     python scripts/bench.py modules              the published cases, and how cost grows with the map
     python scripts/bench.py models               whole models at 640 pixels, fused
+    python scripts/bench.py depth --model FILE   a trained RT-DETR with fewer decoder layers and queries: latency, mAP
     python scripts/bench.py startup              import and build against the untouched release
     python scripts/bench.py profile --only FLA   the operations that a case's time goes to
     python scripts/bench.py kept                 sum up what is kept in benchmarks/, as the README does
@@ -25,7 +26,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and look-ups take time
 
 import torch  # noqa: E402
-from benchmark import cases, measure, models, naive, report, startup, timing  # noqa: E402
+from benchmark import cases, depth, measure, models, naive, report, startup, timing  # noqa: E402
 from flops import count_flops  # noqa: E402
 from maintain.pin import UpstreamError  # noqa: E402
 from maintain.progress import Progress  # noqa: E402
@@ -133,6 +134,11 @@ def bench_models(args: argparse.Namespace) -> dict:
     return results
 
 
+def bench_depth(args: argparse.Namespace) -> dict:
+    """Time and validate a trained model with fewer decoder layers, and with fewer queries."""
+    return depth.depth(args.model, args.data, args.imgsz, args.device, args.options, args.rounds, args.seconds)
+
+
 def bench_profile(args: argparse.Namespace) -> list[dict]:
     """Profile the published cases, inference and training."""
     chosen = [case for case in cases.CASES if args.only in case.name]
@@ -163,6 +169,11 @@ def show_models(results: dict) -> None:
             print(report.table(results[part], list(results[part][0])))
 
 
+def show_depth(results: dict) -> None:
+    """Print what `depth` measured, and its table."""
+    print(*report.summarise_depth(results), sep="\n\n")
+
+
 def show_startup(results: dict) -> None:
     """Print the table of `startup`."""
     print(report.table([results], list(results)))
@@ -180,6 +191,7 @@ def kept() -> None:
 BENCHES = {
     "modules": (bench_modules, show_modules),
     "models": (bench_models, show_models),
+    "depth": (bench_depth, show_depth),
     "profile": (bench_profile, lambda results: print(report.table(results, list(results[0])))),
     "startup": (lambda args: startup.startup(ROOT, args.rounds), show_startup),
 }
@@ -197,6 +209,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="compile the modules with torch.compile")
     parser.add_argument("--rounds", type=int, default=20, help="samples of each side (20)")
     parser.add_argument("--seconds", type=float, default=20, help="for a comparison, unless it needs three rounds (20)")
+    parser.add_argument("--model", metavar="FILE", help="for depth: a trained RT-DETR's checkpoint")
+    parser.add_argument("--data", default="shapes.yaml", help="for depth: the data set that gives mAP (shapes.yaml)")
+    parser.add_argument("--imgsz", type=int, metavar="PIXELS", help="for depth: image size (what it was trained with)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--save", action="store_true", help="keep them in benchmarks/, with pictures")
     args = parser.parse_args()
@@ -206,6 +221,9 @@ def parse() -> argparse.Namespace:
         parser.error("--device cuda: torch finds no CUDA device here")
     if args.what in ("modules", "models", "profile") and not matching(args):
         parser.error(f"--only {args.only!r} is in no name; there are {', '.join(names(args.what))}")
+    if args.what == "depth" and not (args.model and Path(args.model).is_file()):
+        problem = f"{args.model} does not exist" if args.model else "none is named"
+        parser.error(f"depth needs --model, a trained RT-DETR's .pt, and {problem}; `{depth.HOW_TO_TRAIN}` trains one")
     args.options = {"autocast": TYPES[args.dtype], "compile": args.compile}
     return args
 
@@ -232,6 +250,8 @@ def save(args: argparse.Namespace, results: dict) -> None:
         report.plot_growth(results["growth"], picture)
     elif args.what == "models":
         report.plot_models(results["models"], picture)
+    elif args.what == "depth":
+        report.plot_depth(results, picture)
     print(f"\nkept in {file.relative_to(ROOT)}", file=sys.stderr)
 
 

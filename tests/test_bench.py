@@ -2,14 +2,17 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import bench
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmark import cases, floor, measure, models, report, timing
+from benchmark import cases, depth, floor, measure, models, report, timing
 from conftest import ROOT
 
+from ultralytics import RTDETR, YOLO
+from ultralytics.nn.AddModules import decoder
 from ultralytics.nn.AddModules.FLA import FocusedLinearAttention
 from ultralytics.nn.AddModules.MQA import MultiQueryAttentionLayerWithDownSampling
 
@@ -111,6 +114,49 @@ def test_models(monkeypatch, capsys, tmp_path):
     assert list((tmp_path / "benchmarks").glob("*-models.png"))
 
 
+def test_depth(monkeypatch, capsys, tmp_path, shapes):
+    """A made-up model from the command line to the kept file and its picture; then what the README would have."""
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    file = tmp_path / "mine.pt"
+    YOLO("rtdetr-tiny.yaml").save(file)
+    argv = ["depth", f"--model={file}", f"--data={shapes}", "--imgsz=64", "--rounds=1", "--seconds=0.1"]
+    assert run(monkeypatch, *argv, "--save") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("`rtdetr-tiny` on `small` at 64 px") and "| 3              | 30      |" in out
+    (kept,) = (tmp_path / "benchmarks").glob("*.json")
+    data = json.loads(kept.read_text())
+    rows = data["depth"]["results"]["rows"]
+    found = [(row["decoder_layers"], row["num_queries"]) for row in rows]
+    assert found == [(3, 60), (2, 60), (1, 60), (3, 30), (3, 15), (3, 7)]
+    whole, *_, last = rows
+    assert whole["parameters"] == last["parameters"] > rows[1]["parameters"] > rows[2]["parameters"]
+    assert whole["over_whole"] == 1 and all(row["ms"] > 0 and 0 <= row["mAP50-95"] <= row["mAP50"] <= 1 for row in rows)
+    assert kept.with_name(f"{kept.stem}-depth.png").stat().st_size > 10_000
+    assert report.summary(data).startswith("`rtdetr-tiny` on `small` at 64 px, one image, fused:\n\n| decoder layers |")
+
+
+def test_depth_validates_what_it_times(monkeypatch, tmp_path):
+    """Each choice is passed on, and its figures are its own row's."""
+    seen = []
+
+    def val(self, **options):
+        seen.append((options["decoder_layers"], options["num_queries"]))
+        return SimpleNamespace(box=SimpleNamespace(map50=len(seen) / 10, map=len(seen) / 20))
+
+    monkeypatch.setattr(RTDETR, "val", val)
+    file = tmp_path / "mine.pt"
+    YOLO("rtdetr-tiny.yaml").save(file)
+    rows = depth.depth(str(file), "shapes.yaml", 64, CPU, {"autocast": None, "compile": False}, 1, 0.1)["rows"]
+    assert [(row["decoder_layers"], row["num_queries"]) for row in rows] == seen
+    assert [row["mAP50"] for row in rows] == [(i + 1) / 10 for i in range(len(rows))]
+
+
+def test_depth_of_another_model(monkeypatch, capsys, tmp_path):
+    YOLO("yolo26n.yaml").save(tmp_path / "yolo.pt")
+    assert run(monkeypatch, "depth", f"--model={tmp_path / 'yolo.pt'}") == 1
+    assert "yolo.pt is no RT-DETR" in capsys.readouterr().err
+
+
 def test_profile(monkeypatch, capsys):
     monkeypatch.setattr(cases, "CASES", [cases.Case("FLA", cases.fla(32), (1, 32, 8, 8), "small")])
     assert run(monkeypatch, "profile", "--rounds=2", "--json") == 0
@@ -143,6 +189,11 @@ def test_a_section_that_is_kept_leaves_the_others(tmp_path):
     [
         (["modules", "--only=nothing"], "--only 'nothing' is in no name; there are FLA 2x1024x20x20, "),
         (["modules", "--rounds=0"], "must be positive"),
+        (
+            ["depth"],
+            "needs --model, a trained RT-DETR's .pt, and none is named; `yolo train model=rtdetr-tiny-FLA.yaml",
+        ),
+        (["depth", "--model=nothing.pt"], "nothing.pt does not exist"),
         (["models", "--device=cuda"], "torch finds no CUDA device here"),
     ],
 )
@@ -164,3 +215,7 @@ def test_kept_results_are_of_this_benchmark():
         if "models" in data:
             names = [row["model"] for row in data["models"]["results"]["models"]]
             assert names == [cases.BASELINE, *cases.PUBLISHED, *cases.LARGER]
+        if "depth" in data:
+            rows = data["depth"]["results"]["rows"]
+            first = (rows[0][key] for key in decoder.KEYS)
+            assert [{key: row[key] for key in decoder.KEYS} for row in rows] == depth.choices(*first)

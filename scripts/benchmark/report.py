@@ -113,6 +113,21 @@ def summarise_models(results: dict) -> list[str]:
     return [renamed(results["models"], columns), *(table(part, list(part[0])) for part in parts if part)]
 
 
+def summarise_depth(results: dict) -> list[str]:
+    """What was measured, and its table."""
+    columns = {
+        "decoder_layers": "decoder layers",
+        "num_queries": "queries",
+        "parameters": "parameters",
+        "ms": "ms",
+        "over_whole": "of the whole's time",
+        "mAP50": "mAP50",
+        "mAP50-95": "mAP50-95",
+    }
+    rows = [{**row, **{key: f"{row[key]:.3f}" for key in ("mAP50", "mAP50-95")}} for row in results["rows"]]
+    return ["`{model}` on `{data}` at {imgsz} px, one image, fused:".format(**results), renamed(rows, columns)]
+
+
 def renamed(rows: list[dict], columns: dict[str, str]) -> str:
     """Lay some columns out under other names."""
     return table([{new: row[old] for old, new in columns.items()} for row in rows], list(columns.values()))
@@ -121,6 +136,7 @@ def renamed(rows: list[dict], columns: dict[str, str]) -> str:
 SUMMARIES = {
     "modules": summarise_modules,
     "models": summarise_models,
+    "depth": summarise_depth,
     "startup": lambda results: [table([results], list(results))],
 }
 
@@ -159,6 +175,26 @@ def plot_models(rows: list[dict], file: Path) -> None:
     axis.set(yscale="log", xlabel="parameters, millions", ylabel="ms at 640", title=f"fused, batch {rows[0]['batch']}")
     axis.grid(True, which="both", alpha=0.2)
     figure.legend(loc="outside right center", fontsize=8)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def plot_depth(results: dict, file: Path) -> None:
+    """Draw mAP against latency, a line over the decoder's layers and one over the queries."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    whole = results["rows"][0]
+    for key, other in (("decoder_layers", "num_queries"), ("num_queries", "decoder_layers")):
+        rows = [row for row in results["rows"] if row[other] == whole[other]]
+        label = f"{key.replace('num_', '').replace('_', ' ')}, with {whole[other]} {other.split('_')[1]}"
+        axis.plot([row["ms"] for row in rows], [row["mAP50-95"] for row in rows], marker="o", label=label)
+        for row in rows:
+            at = row["ms"], row["mAP50-95"]
+            axis.annotate(row[key], at, textcoords="offset points", xytext=(4, 5), fontsize=8)
+    title = "{model} on {data} at {imgsz} px, one image, fused".format(**results)
+    axis.set(xlabel="latency, ms", ylabel="mAP50-95", ylim=(0, None), title=title)
+    axis.grid(True, alpha=0.2)
+    axis.legend()
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
