@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 
 from ultralytics import RTDETR, __version__  # noqa: E402
-from ultralytics.nn.AddModules import can_resume  # noqa: E402
+from ultralytics.nn.AddModules.checkpoints import KEY  # noqa: E402
 from ultralytics.utils.torch_utils import get_cpu_info  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +32,7 @@ def train(name: str, folder: Path, seed: int, **kwargs) -> None:
     last = folder / name / "weights" / "last.pt"
     if last.exists():
         checkpoint = torch.load(last, map_location="cpu", weights_only=False, mmap=True)
-        if can_resume(checkpoint):
+        if checkpoint.get(KEY):
             RTDETR(last).train(resume=True)
         return
     RTDETR(f"{name}.yaml").train(

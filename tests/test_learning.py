@@ -114,7 +114,7 @@ def test_a_tiny_model_stays_finite_in_half_precision(name, dtype):
 
 def fake_run(folder, name, epochs, best=0.6):
     (folder / name / "weights").mkdir(parents=True)
-    torch.save({"epoch": -1, "optimizer": None}, folder / name / "weights" / "last.pt")
+    torch.save({"epoch": -1}, folder / name / "weights" / "last.pt")
     lines = [f"{e},{60 * e},{best * e / epochs},{best * e / epochs}" for e in range(1, epochs + 1)]
     (folder / name / "results.csv").write_text("\n".join([f"epoch,time,{learn.MAP50},{learn.MAP}", *lines]) + "\n")
 

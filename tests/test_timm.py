@@ -6,7 +6,6 @@ import torch
 from conftest import load_file  # noqa: F401  (settings are made first)
 
 from ultralytics import RTDETR, settings
-from ultralytics.nn import AddModules
 from ultralytics.nn.AddModules import timm_weights
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
@@ -66,7 +65,7 @@ def maps(model, x, layers):
 def test_features_are_timm_s(files, name, cfg, layers):
     file, model = files(name)
     ours = build(cfg)
-    ours.load(AddModules.load_timm(file)[0], verbose=False)
+    ours.load(timm_weights.load_timm(file)[0], verbose=False)
     image = torch.rand(2, 3, 96, 160)
     with torch.no_grad():
         theirs = model.forward_intermediates(image, intermediates_only=True)[-3:]
@@ -80,7 +79,7 @@ def test_variants_get_the_backbone_wrapped_blocks_too(files, cfg):
     file, model = files("hgnetv2_b4")
     plain, variant = build("rtdetr-l"), build(cfg)
     for ours in (plain, variant):
-        ours.load(AddModules.load_timm(file)[0], verbose=False)
+        ours.load(timm_weights.load_timm(file)[0], verbose=False)
     assert sum(row[3] for row in variant.transfer) == 480
     for i in range(10):
         theirs = plain.model[i].state_dict()
@@ -90,7 +89,7 @@ def test_variants_get_the_backbone_wrapped_blocks_too(files, cfg):
 
 def test_biformer_gets_all_but_the_replaced_stage(files):
     variant = build("rtdetr-l-Biformer")
-    variant.load(AddModules.load_timm(files("hgnetv2_b4")[0])[0], verbose=False)
+    variant.load(timm_weights.load_timm(files("hgnetv2_b4")[0])[0], verbose=False)
     assert [row[1] for row in variant.transfer if row[2] == "-"] == ["9 HGBlock"]
 
 
@@ -98,7 +97,7 @@ def test_biformer_gets_all_but_the_replaced_stage(files):
 def test_residual_branches_of_the_mqa_stages_get_resnet50(files, cfg):
     file, model = files("resnet50")
     variant = build(cfg)
-    variant.load(AddModules.load_timm(file)[0], verbose=False)
+    variant.load(timm_weights.load_timm(file)[0], verbose=False)
     block, origin = variant.model[3].layer[0], model.layer3[0]
     assert torch.equal(block.cv2.conv.weight, origin.conv2.weight)
     assert torch.equal(block.shortcut[0].bn.running_var, origin.downsample[1].running_var)
@@ -144,7 +143,7 @@ def test_a_name_is_looked_for_in_the_folder_of_weights(files, tmp_path, monkeypa
     monkeypatch.setitem(settings, "weights_dir", str(tmp_path))
     tensors = files("hgnetv2_b4")[1].state_dict()
     torch.save(tensors, tmp_path / "hgnetv2_b4.ssld_stage2_ft_in1k.pth")
-    model, _ = AddModules.load_timm("timm/hgnetv2_b4.ssld_stage2_ft_in1k")
+    model, _ = timm_weights.load_timm("timm/hgnetv2_b4.ssld_stage2_ft_in1k")
     assert torch.equal(model.model[0].stem1.conv.weight, tensors["stem.stem1.conv.weight"])
 
 
@@ -152,7 +151,7 @@ def test_without_a_network_one_line_says_what_to_put_where(tmp_path, monkeypatch
     monkeypatch.setitem(settings, "weights_dir", str(tmp_path))
     monkeypatch.setattr(timm_weights, "ONLINE", False)
     with pytest.raises(ConnectionError) as e:
-        AddModules.load_timm("timm/resnet50.a1_in1k")
+        timm_weights.load_timm("timm/resnet50.a1_in1k")
     said = str(e.value)
     assert "\n" not in said and "model.safetensors of timm/resnet50.a1_in1k" in said
     assert str(tmp_path / "resnet50.a1_in1k.safetensors") in said and "pretrained=FILE" in said
@@ -174,7 +173,7 @@ def test_without_a_network_one_line_says_what_to_put_where(tmp_path, monkeypatch
 def test_what_does_not_fit_is_named_before_anything_is_fetched(name, said, monkeypatch):
     monkeypatch.setattr(timm_weights, "ONLINE", False)
     with pytest.raises((ValueError, FileNotFoundError)) as e:
-        AddModules.load_timm(f"timm/{name}")
+        timm_weights.load_timm(f"timm/{name}")
     assert said in str(e.value) and name in str(e.value) and "\n" not in str(e.value)
 
 
@@ -182,9 +181,9 @@ def test_a_file_of_something_else(tmp_path):
     file = tmp_path / "weights.pth"
     torch.save({"a": "text"}, file)
     with pytest.raises(ValueError, match=r"weights\.pth is not a file of tensors"):
-        AddModules.load_timm(file)
+        timm_weights.load_timm(file)
     torch.save({"fc.weight": torch.ones(1), "x": torch.ones(1)}, file)
     with pytest.raises(ValueError, match=r"weights\.pth does not fit"):
-        AddModules.load_timm(file)
+        timm_weights.load_timm(file)
     RTDETR("rtdetr-tiny.yaml").save(tmp_path / "tiny.pt")
-    assert not AddModules.is_timm(tmp_path / "tiny.pt") and not AddModules.is_timm("rtdetr-l.pt")
+    assert not timm_weights.is_timm(tmp_path / "tiny.pt") and not timm_weights.is_timm("rtdetr-l.pt")

@@ -85,7 +85,7 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(whole, data, tmp_pat
     with pytest.raises(Crash):
         train(tmp_path, data, stop=stop)
     last = tmp_path / "run" / "weights" / "last.pt"
-    assert torch.load(last, weights_only=False)["epoch"] == stop[0] - 1
+    assert checkpoints.epochs_of(torch.load(last, weights_only=False)) == stop[0]
     torch.rand(5), random.random(), np.random.rand()  # another process has its own random state
     RTDETR(last).train(resume=True)
     for name in ("last.pt", "best.pt"):
@@ -100,7 +100,7 @@ def test_the_state_is_not_in_what_a_run_leaves(whole):
 
 def test_a_kill_between_two_files_loses_no_best(data, tmp_path, monkeypatch):
     """Killed when last.pt of a new best epoch was written, and best.pt was not yet."""
-    write = AddModules.write
+    write = checkpoints.write
     state = {"writes": 0}
 
     def one_only(file, content):
@@ -109,7 +109,7 @@ def test_a_kill_between_two_files_loses_no_best(data, tmp_path, monkeypatch):
         state["writes"] += 1
         write(file, content)
 
-    monkeypatch.setattr(AddModules, "write", one_only)
+    monkeypatch.setattr(checkpoints, "write", one_only)
     with pytest.raises(Crash):
         train(tmp_path, data)
     monkeypatch.undo()
@@ -228,7 +228,7 @@ def test_a_small_disk_for_real(tmp_path):
     if made.returncode:
         pytest.skip(f"no file system can be mounted here: {made.stderr.decode().strip()}")
     try:
-        AddModules.write(disk / "last.pt", b"old")
+        checkpoints.write(disk / "last.pt", b"old")
         with pytest.raises(OSError, match=r"last\.pt \(2\.0 MiB\) could not be saved: No space left on device"):
             torch.save(torch.zeros(2**19), disk / "last.pt")
         assert (disk / "last.pt").read_bytes() == b"old" and len(list(disk.iterdir())) == 1

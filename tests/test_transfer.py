@@ -3,6 +3,7 @@
 import copy
 import csv
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from conftest import MODELS, TINY
 from torch import nn
 
 from ultralytics import RTDETR, YOLO
-from ultralytics.nn import AddModules
 from ultralytics.nn.AddModules import transfer
 from ultralytics.nn.modules import HGBlock
 from ultralytics.nn.tasks import RTDETRDetectionModel, yaml_model_load
@@ -282,11 +282,9 @@ def test_python_load_takes_files_and_leaves_the_report_to_the_run(tmp_path):
     RTDETR("rtdetr-tiny.yaml").save(tmp_path / "tiny.pt")
     model = RTDETR("rtdetr-tiny-FLA.yaml").load(tmp_path / "tiny.pt").model
 
-    class Trainer:
-        save_dir, resume = tmp_path, False
-
-    Trainer.model = model
-    AddModules.save_transfer(Trainer)
+    run = SimpleNamespace(save_dir=tmp_path, resume=False, model=model)
+    transfer.reported(lambda _: None)(run)
+    assert run.pretrained
     with open(tmp_path / "transfer.csv", encoding="utf-8", newline="") as f:
         table = list(csv.DictReader(f))
     assert not hasattr(model, "transfer")  # a checkpoint does not hold it

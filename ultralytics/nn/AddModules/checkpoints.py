@@ -16,6 +16,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from ultralytics.nn.AddModules.compatibility import bare
 from ultralytics.nn.AddModules.finite import heal
 from ultralytics.utils import LOGGER, RANK
 
-__all__ = "atomic", "begin", "called", "can_resume", "guarded", "resumable", "training_state", "write"
+__all__ = ()
 
 KEY = "training"  # of a checkpoint: what training needs beside what upstream keeps; final checkpoints have it not
 NO_SPACE = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
@@ -64,6 +65,22 @@ def atomic(save: Callable) -> Callable:
     return to_file
 
 
+def whole(save_model: Callable) -> Callable:
+    """Wrap the trainer's `save_model`: its files are written as by `write`, and hold all that a resume needs."""
+
+    @functools.wraps(save_model)
+    def save(self: Any) -> Any:
+        into = torch.save
+        state = training_state(self)
+        with (
+            patch.object(torch, "save", lambda obj, *args, **kwargs: into({**obj, **state}, *args, **kwargs)),
+            patch.object(Path, "write_bytes", write),
+        ):
+            return save_model(self)
+
+    return save
+
+
 def training_state(trainer: Any) -> dict:
     """Give what a checkpoint must hold so that the run can go on from it as if it had never stopped."""
     model = bare(trainer.model)
@@ -72,7 +89,7 @@ def training_state(trainer: Any) -> dict:
     heal(trainer)
     loader = trainer.train_loader
     state = {
-        "epoch": trainer.epoch,
+        "epochs": trainer.epoch + 1 if trainer.begun else 0,
         "is_best": trainer.fitness == trainer.best_fitness,
         "model": model.state_dict(),
         "ema": trainer.ema.ema.state_dict(),
@@ -91,10 +108,9 @@ def training_state(trainer: Any) -> dict:
     return {KEY: state}
 
 
-def can_resume(checkpoint: dict | None) -> bool:
-    """Whether a run can go on from a checkpoint; from one of before the first step too."""
-    state = checkpoint or {}
-    return state.get("optimizer") is not None and (state.get("epoch", -1) >= 0 or bool(state.get(KEY)))
+def epochs_of(checkpoint: dict) -> int:
+    """Tell how many epochs a checkpoint of a run has behind it."""
+    return checkpoint[KEY]["epochs"] if checkpoint.get(KEY) else checkpoint["epoch"] + 1
 
 
 def resumable(resume_training: Callable) -> Callable:
@@ -103,7 +119,7 @@ def resumable(resume_training: Callable) -> Callable:
     @functools.wraps(resume_training)
     def resume(self: Any, ckpt: dict | None) -> None:
         state = (ckpt or {}).get(KEY) if self.resume else None
-        if state and state["epoch"] < 0:
+        if state and not state["epochs"]:
             LOGGER.info(f"Resuming training {self.args.model} from its first epoch")
         else:
             resume_training(self, ckpt)
@@ -112,38 +128,35 @@ def resumable(resume_training: Callable) -> Callable:
     return resume
 
 
-def begin(trainer: Any, last_opt_step: int, mosaic_closed: bool) -> tuple[int, bool]:
-    """Start the epochs: save the checkpoint from which a new run's first epoch can be resumed, or put a state back.
+def begin(trainer: Any, last_opt_step: int) -> int:
+    """Begin the first epoch of a process: save what a new run's can be resumed from, or put a state back.
 
     Args:
         trainer: The trainer, all of it set up.
         last_opt_step: The batch of the last optimiser step, counted from the first epoch.
-        mosaic_closed: Whether the last epochs have begun, in which mosaics are not made.
 
     Returns:
-        Both, as they were when the checkpoint was saved.
+        The same, as it was when the checkpoint was saved.
     """
-    trainer.pending = 0  # batches whose gradients wait for the optimiser's step
+    if getattr(trainer, "begun", False):
+        return last_opt_step
+    trainer.begun = False  # what is saved now has no epoch behind it
     state = trainer.__dict__.pop("state", None)
-    if state is None:
-        if trainer.args.save and RANK in {-1, 0} and not trainer.resume:
-            trainer.epoch = trainer.start_epoch - 1
-            trainer.save_model()
-        return last_opt_step, mosaic_closed
-    if trainer.args.close_mosaic and trainer.start_epoch > trainer.epochs - trainer.args.close_mosaic:
-        trainer._close_dataloader_mosaic()
-        mosaic_closed = True
-    restore(trainer, state)
-    if RANK in {-1, 0}:
-        trim(trainer.csv, trainer.start_epoch)
-        if state["is_best"]:  # the kill may have come between the two
-            write(trainer.best, Path(trainer.args.resume).read_bytes())
-    return len(trainer.train_loader) * trainer.start_epoch - 1 - state["pending"], mosaic_closed
+    if state is not None:
+        last_opt_step = len(trainer.train_loader) * trainer.start_epoch - 1 - state["pending"]
+        restore(trainer, state)
+    elif trainer.args.save and RANK in {-1, 0} and not trainer.resume:
+        period, trainer.save_period = trainer.save_period, 0
+        trainer.save_model()
+        trainer.save_period = period
+    trainer.begun = True
+    return last_opt_step
 
 
 def restore(trainer: Any, state: dict) -> None:
     """Put a state back; the random generators last, as what goes before may draw from them."""
     model, loader = bare(trainer.model), trainer.train_loader
+    loader = getattr(loader, "loader", loader)  # of one that gives shares of it
     model.load_state_dict(state["model"])
     trainer.ema.ema.load_state_dict(state["ema"])
     for saved, group in zip(state["optimizer"]["param_groups"], trainer.optimizer.param_groups):
@@ -156,12 +169,19 @@ def restore(trainer: Any, state: dict) -> None:
     patience = trainer.stopper.patience  # which may be changed on resume
     vars(trainer.stopper).update(state["stopper"])
     trainer.stopper.patience = patience
-    for i in state["buffer"] if mosaic_buffer(loader.dataset) is not None else ():
+    for i in state["buffer"]:
         loader.dataset.load_image(i)
     if state["iterates"] and loader.iterator is None:
         loader.iterator = loader._get_iterator()
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    if trainer.args.close_mosaic and trainer.start_epoch > trainer.epochs - trainer.args.close_mosaic:
+        # Upstream will close the mosaic, as it did in this run before, and must not draw for another iterator again
+        loader.reset = lambda: vars(loader).pop("reset")
+    if RANK in {-1, 0}:
+        trim(trainer.csv, trainer.start_epoch)
+        if state["is_best"]:  # the kill may have come between the two
+            write(trainer.best, Path(trainer.args.resume).read_bytes())
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count() and torch.cuda.is_initialized():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -217,7 +237,7 @@ def kept(trainer: Any) -> str:
     """Say what a run that stops has saved, and how it goes on."""
     if not trainer.last.exists():
         return "Nothing was saved yet."
-    epochs = torch.load(trainer.last, map_location="cpu", weights_only=False, mmap=True)["epoch"] + 1
+    epochs = epochs_of(torch.load(trainer.last, map_location="cpu", weights_only=False, mmap=True))
     return (
         f"{trainer.last} holds {epochs} of {trainer.epochs} epochs; go on with: yolo train resume model={trainer.last}"
     )

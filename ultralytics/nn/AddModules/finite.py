@@ -6,7 +6,10 @@ says which layer's output was the first that was not finite.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -14,22 +17,52 @@ from torch import nn
 from ultralytics.nn.AddModules.compatibility import bare
 from ultralytics.utils import LOGGER
 
-__all__ = "clip_gradients", "heal", "watch"
+__all__ = ()
 
 NAMED = 3  # times a run says where; the cause is mostly the same
 LIMIT = 100  # steps left out in a row, after which the run ends: nothing is learned any more
 
 
-def watch(trainer: Any, batch: dict) -> None:
-    """Look at the loss of a batch, behind the forward pass; say where it stopped being finite, if it did."""
+def watched(setup_train: Callable) -> Callable:
+    """Wrap the trainer's `_setup_train`: each loss is looked at between the forward pass and the backward pass."""
+
+    @functools.wraps(setup_train)
+    def setup(self: Any) -> None:
+        setup_train(self)
+        self.pending = 0  # batches whose gradients wait for the optimiser's step
+        preprocess, scale = self.preprocess_batch, self.scaler.scale
+
+        def keep(batch: dict) -> dict:
+            self.batch = preprocess(batch)
+            return self.batch
+
+        # Upstream calls the first for what it gives the model, and the second with the loss, once a batch
+        self.preprocess_batch, self.scaler.scale = keep, lambda loss: scale(look(self, loss))
+
+    return setup
+
+
+def look(trainer: Any, loss: torch.Tensor) -> torch.Tensor:
+    """Say where a loss stopped being finite, if it did; give it back."""
     trainer.pending += 1
-    if torch.isfinite(trainer.loss):
-        return
-    trainer.named = getattr(trainer, "named", 0) + 1
-    if trainer.named <= NAMED:
-        where = blame(bare(trainer.model), batch)
-        LOGGER.error(f"The loss of epoch {trainer.epoch + 1} is {trainer.loss.item()}: {where}. The step is left out.")
-    trainer.spoiled = True
+    if not torch.isfinite(loss):
+        trainer.named = getattr(trainer, "named", 0) + 1
+        if trainer.named <= NAMED:
+            where = blame(bare(trainer.model), trainer.batch)
+            LOGGER.error(f"The loss of epoch {trainer.epoch + 1} is {loss.item()}: {where}. The step is left out.")
+        trainer.spoiled = True
+    return loss
+
+
+def clipped(optimizer_step: Callable) -> Callable:
+    """Wrap the trainer's `optimizer_step`, which clips gradients to a norm of upstream's, to clip them as asked for."""
+
+    @functools.wraps(optimizer_step)
+    def step(self: Any) -> None:
+        with patch.object(nn.utils, "clip_grad_norm_", lambda *_, **__: clip_gradients(self)):
+            optimizer_step(self)
+
+    return step
 
 
 def clip_gradients(trainer: Any) -> None:
@@ -55,7 +88,7 @@ def clip_gradients(trainer: Any) -> None:
             (name for name, p in reversed(named) if not torch.isfinite(p.grad).all()), "all parameters together"
         )
         LOGGER.error(f"The gradient of {name} is not finite, the loss is. The step is left out.")
-    for _, p in named:
+    for p in parameters:
         p.grad = None
     if trainer.left_out >= LIMIT:
         raise FloatingPointError(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from ultralytics.nn.AddModules.compatibility import bare
@@ -11,30 +15,56 @@ from ultralytics.nn.modules.block import HGStem, ResNetLayer
 from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.utils import LOGGER, RANK
 
-__all__ = "advise", "slow_backbone"
+__all__ = ()
 
 FEW = 5_000  # training images under which a model that starts from nothing hardly learns
 STARTS = {48: "timm/hgnetv2_b4", 64: "timm/hgnetv2_b5"}  # what a PP-HGNetV2 starts from, by the channels of its stem
 
 
-def slow_backbone(trainer: Any) -> None:
-    """Let the backbone learn at the share `backbone_lr` of the learning rate, in parameter groups of its own.
+def slow_backbone(build_optimizer: Callable) -> Callable:
+    """Wrap the trainer's `build_optimizer`: the backbone learns at the share `backbone_lr` of the learning rate."""
+
+    @functools.wraps(build_optimizer)
+    def build(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        share = check(self.args)
+        optimizer = build_optimizer(self, model, *args, **kwargs)
+        rows = len((getattr(bare(model), "yaml", None) or {}).get("backbone", []))
+        if share == 1 or not rows:
+            return optimizer
+        slow = {id(p) for m in bare(model).model[:rows] for p in m.parameters()}
+        for group in list(optimizer.param_groups):
+            backbone = [p for p in group["params"] if id(p) in slow]
+            group["params"] = [p for p in group["params"] if id(p) not in slow]
+            optimizer.param_groups.append({**group, "params": backbone, "lr": group["lr"] * share})
+        LOGGER.info(f"The backbone's {len(slow)} parameters learn at {share:g} of the learning rate")
+        return optimizer
+
+    return build
+
+
+def check(args: Any) -> float:
+    """Give the backbone's share of the learning rate.
 
     Raises:
-        ValueError: For a `clip_grad` that leaves nothing of a gradient.
+        ValueError: For a share or a norm that is none.
     """
-    share, model = trainer.args.backbone_lr, bare(trainer.model)
-    if not trainer.args.clip_grad > 0:
-        raise ValueError(f"clip_grad={trainer.args.clip_grad} leaves nothing of a gradient; expected more than 0")
-    rows = len((getattr(model, "yaml", None) or {}).get("backbone", []))
-    if share == 1 or not rows:
-        return
-    slow = {id(p) for m in model.model[:rows] for p in m.parameters()}
-    for group in list(trainer.optimizer.param_groups):
-        backbone = [p for p in group["params"] if id(p) in slow]
-        group["params"] = [p for p in group["params"] if id(p) not in slow]
-        trainer.optimizer.param_groups.append({**group, "params": backbone, "lr": group["lr"] * share})
-    LOGGER.info(f"The backbone's {len(slow)} parameters learn at {share:g} of the learning rate")
+    for key, most in (("backbone_lr", 1.0), ("clip_grad", math.inf)):
+        value = getattr(args, key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
+            bounds = "from above 0 to 1" if most == 1 else "above 0"
+            raise ValueError(f"{key}={value!r}: expected a number {bounds}")
+    return args.backbone_lr
+
+
+def advised(setup_train: Callable) -> Callable:
+    """Wrap the trainer's `_setup_train`: a start from nothing is told what to expect."""
+
+    @functools.wraps(setup_train)
+    def setup(self: Any) -> None:
+        setup_train(self)
+        advise(self)
+
+    return setup
 
 
 def advise(trainer: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import itertools
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -22,12 +23,22 @@ from torch import nn
 
 from ultralytics.utils import ONLINE, SETTINGS
 
-__all__ = "is_timm", "load_timm"
+__all__ = ()
 
 PREFIX = "timm/"
 SUFFIXES = ".safetensors", ".pth", ".bin"  # of files that are never checkpoints of Ultralytics
 CLASSIFIER = "head.", "fc.", "classifier."
 EPS = 1e-5  # of timm's batch norms
+
+
+def with_timm(load_checkpoint: Callable) -> Callable:
+    """Wrap upstream's `load_checkpoint`: it takes names and files of timm's weights as well."""
+
+    @functools.wraps(load_checkpoint)
+    def load(weight: str | Path, device: torch.device | None = None, *args: Any, **kwargs: Any) -> tuple:
+        return load_timm(weight, device) if is_timm(weight) else load_checkpoint(weight, device, *args, **kwargs)
+
+    return load
 
 
 def is_timm(weights: Any) -> bool:

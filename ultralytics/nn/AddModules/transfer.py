@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import csv
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ultralytics.utils import LOGGER, RANK
 
-__all__ = "align", "save_transfer", "settle"
+__all__ = ()
 
 PROBE = 256  # pixels a side of the image whose way through a model tells the strides
 ENOUGH = 0.5  # share of the source's tensors under which a warning is due
@@ -65,9 +66,7 @@ Pairs = list[tuple[Place, Place]]
 class Aligned(dict):
     """A source's tensors under the keys that they have in the target."""
 
-    def __init__(
-        self, tensors: dict, source: nn.Module, theirs: list[Place], ours: list[Place], pairs: Pairs, same: bool
-    ):
+    def __init__(self, source: nn.Module, theirs: list[Place], ours: list[Place], pairs: Pairs, same: bool):
         self.source, self.theirs, self.ours = source, theirs, ours
         self.partner = {t: s for s, t in pairs}
         self.origin = {
@@ -75,49 +74,76 @@ class Aligned(dict):
             for s, t in pairs
             for key, other in matches(s, t, strict=not same).items()
         }
+        tensors = source.state_dict()
         super().__init__({key: tensors[other] for key, other in self.origin.items()})
 
 
-def align(tensors: dict[str, torch.Tensor], source: nn.Module, target: nn.Module) -> dict[str, torch.Tensor]:
-    """Give a source's tensors the keys that they have in the target; from `BaseModel.load`.
+class View:
+    """A source as `BaseModel.load` sees it: its state dict has the keys of the target, all else is its own."""
+
+    def __init__(self, source: nn.Module, tensors: dict[str, torch.Tensor]):
+        self._source, self._tensors = source, tensors
+
+    def float(self) -> View:
+        """Do nothing: the tensors are of the source in fp32."""
+        return self
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Give the tensors that have a place in the target."""
+        return self._tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+
+def aligned(load: Callable) -> Callable:
+    """Wrap `BaseModel.load`: weights find the layers that play their part, and a table says what came from where."""
+
+    @functools.wraps(load)
+    def into(self: nn.Module, weights: dict | nn.Module, verbose: bool = True) -> None:
+        source = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
+        if not (is_rows(source) and is_rows(self)):
+            return load(self, weights, verbose)
+        found = align(source.float(), self)
+        load(self, View(source, found), verbose)
+        shapes = {key: tensor.shape for key, tensor in self.state_dict().items()}
+        loaded = {key for key, tensor in found.items() if shapes.get(key) == tensor.shape}
+        follow(self, found, loaded)
+        rows = list(table(found, loaded))
+        self.transfer = [*getattr(source, "transfer", []), *rows]  # for the run's folder: reported
+        if verbose:
+            report(rows, len(loaded), len(source.state_dict()), len(shapes))
+
+    return into
+
+
+def align(source: nn.Module, target: nn.Module) -> Aligned:
+    """Give a source's tensors the keys that they have in the target.
 
     Args:
-        tensors: The source's state dict.
-        source: A model of upstream's kind.
+        source: A model of upstream's kind, made of rows.
         target: The model to load into.
 
     Returns:
-        The tensors that have a place in the target, also those of another shape there. Where either model is not made
-        of rows, all of them under their own keys.
+        The tensors that have a place in the target, also those of another shape there.
     """
-    if not (is_rows(source) and is_rows(target)):
-        return tensors
     theirs, ours = places(source), places(target)
-    pairs = best_pairs(theirs, ours)
-    same = same_rows(theirs, ours)
+    pairs, same = best_pairs(theirs, ours), same_rows(theirs, ours)
     if same and sum(score(s, t) for s, t in same) >= sum(score(s, t) for s, t in pairs):
-        return Aligned(tensors, source, theirs, ours, same, same=True)
-    return Aligned(tensors, source, theirs, ours, pairs, same=False)
+        return Aligned(source, theirs, ours, same, same=True)
+    return Aligned(source, theirs, ours, pairs, same=False)
 
 
-def settle(target: nn.Module, aligned: dict, loaded: dict, verbose: bool) -> None:
-    """Finish a load: what the weights' meaning hangs on follows them, and the transfer is reported.
+def follow(target: nn.Module, found: Aligned, loaded: set[str]) -> None:
+    """Let what the weights' meaning hangs on follow them, from checkpoint to checkpoint too.
 
     A batch norm's running variance means what it did only with the eps that it was measured with, and the weights of a
-    timm backbone only with its activation. Both follow the weights, from checkpoint to checkpoint too.
-
-    Args:
-        target: The model that was loaded into.
-        aligned: What `align` gave.
-        loaded: Those of it that fitted.
-        verbose: Whether to print the table.
+    timm backbone only with its activation.
     """
-    if not isinstance(aligned, Aligned):
-        return
-    theirs, ours = (dict(model.named_modules()) for model in (aligned.source, target))
-    timm = getattr(aligned.source, "timm", None)
+    theirs, ours = (dict(model.named_modules()) for model in (found.source, target))
+    timm = getattr(found.source, "timm", None)
     for key in loaded:
-        other = aligned.origin[key]
+        other = found.origin[key]
         if key.endswith(".running_var"):
             ours[parent(key)].eps = theirs[parent(other)].eps
         elif timm and key.endswith(".conv.weight"):
@@ -126,19 +152,22 @@ def settle(target: nn.Module, aligned: dict, loaded: dict, verbose: bool) -> Non
                 block.act = copy.deepcopy(original.act)
     if timm:
         target.timm = timm
-    rows = list(table(aligned, loaded))
-    target.transfer = [*getattr(aligned.source, "transfer", []), *rows]  # for the run's folder: save_transfer
-    if verbose:
-        report(rows, len(loaded), len(aligned.source.state_dict()), len(target.state_dict()))
 
 
-def save_transfer(trainer: Any) -> None:
-    """Put the report of the weights that a run starts from into its folder, as transfer.csv."""
-    rows = trainer.model.__dict__.pop("transfer", [])  # checkpoints must not hold it
-    trainer.pretrained = bool(rows)
-    if rows and RANK in {-1, 0} and not trainer.resume:
-        with open(trainer.save_dir / "transfer.csv", "w", newline="", encoding="utf-8") as f:
-            csv.writer(f).writerows([COLUMNS, *rows])
+def reported(setup_model: Callable) -> Callable:
+    """Wrap the trainer's `setup_model`: put the report of the weights that a run starts from into its folder."""
+
+    @functools.wraps(setup_model)
+    def setup(self: Any) -> Any:
+        ckpt = setup_model(self)
+        rows = self.model.__dict__.pop("transfer", [])  # checkpoints must not hold it
+        self.pretrained = bool(rows)
+        if rows and RANK in {-1, 0} and not self.resume:
+            with open(self.save_dir / "transfer.csv", "w", newline="", encoding="utf-8") as f:
+                csv.writer(f).writerows([COLUMNS, *rows])
+        return ckpt
+
+    return setup
 
 
 def parent(key: str) -> str:
@@ -320,16 +349,16 @@ def by_level(keys: dict[str, str], s: Place, t: Place, strict: bool) -> dict[str
     return keys
 
 
-def table(aligned: Aligned, loaded: dict) -> Iterator[tuple]:
+def table(found: Aligned, loaded: set[str]) -> Iterator[tuple]:
     """Give a row for each layer of the target, and for each of the source that came to nothing; see COLUMNS."""
-    source = getattr(aligned.source, "pt_path", None) or aligned.source.yaml.get("yaml_file") or "a model in memory"
+    source = getattr(found.source, "pt_path", None) or found.source.yaml.get("yaml_file") or "a model in memory"
     arrived = set()
-    for t in aligned.ours:
+    for t in found.ours:
         n = sum(f"model.{t.position}.{key}" in loaded for key in t.shapes)
-        s = aligned.partner.get(t)
+        s = found.partner.get(t)
         arrived |= {s} if n else set()
         yield source, str(s) if n else "-", str(t), n, len(t.shapes), f"{n / len(t.shapes):.3f}"
-    for s in aligned.theirs:
+    for s in found.theirs:
         if s not in arrived:
             yield source, str(s), "-", 0, len(s.shapes), "0.000"
 

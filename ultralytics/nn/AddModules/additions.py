@@ -1,0 +1,45 @@
+"""Where upstream's classes and functions get what this folder adds around them, from one line a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ultralytics.nn.AddModules.checkpoints import guarded, resumable, whole
+from ultralytics.nn.AddModules.finite import clipped, watched
+from ultralytics.nn.AddModules.recipe import advised, slow_backbone
+from ultralytics.nn.AddModules.timm_weights import with_timm
+from ultralytics.nn.AddModules.transfer import aligned, reported
+
+__all__ = "add_to_tasks", "add_to_trainer"
+
+TRAINER = {
+    "setup_model": (reported,),
+    "build_optimizer": (slow_backbone,),
+    "_setup_train": (advised, watched),
+    "optimizer_step": (clipped,),
+    "save_model": (whole,),
+    "resume_training": (resumable,),
+    "_do_train": (guarded,),
+}
+LOADERS = "load_checkpoint", "attempt_load_one_weight"  # upstream's names for one function, now and before
+
+
+def add_to_tasks(names: dict[str, Any]) -> None:
+    """Extend upstream's nn/tasks.py: pretrained weights are aligned, and may be timm's.
+
+    Args:
+        names: Its globals.
+    """
+    model = names["BaseModel"]
+    model.load = aligned(model.load)
+    for name in LOADERS:
+        if name in names:
+            names[name] = with_timm(names[name])
+
+
+def add_to_trainer(cls: type) -> type:
+    """Extend upstream's `BaseTrainer`, as a decorator of it."""
+    for name, wrappers in TRAINER.items():
+        for wrap in wrappers:
+            setattr(cls, name, wrap(getattr(cls, name)))
+    return cls
