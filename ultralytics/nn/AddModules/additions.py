@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ultralytics.nn.AddModules.checkpoints import guarded, resumable, whole
+import torch
+
+from ultralytics.nn.AddModules.checkpoints import atomic, guarded, resumable, whole
 from ultralytics.nn.AddModules.finite import clipped, watched
 from ultralytics.nn.AddModules.recipe import advised, slow_backbone
 from ultralytics.nn.AddModules.timm_weights import with_timm
@@ -25,7 +27,7 @@ LOADERS = "load_checkpoint", "attempt_load_one_weight"  # upstream's names for o
 
 
 def add_to_tasks(names: dict[str, Any]) -> None:
-    """Extend upstream's nn/tasks.py: pretrained weights are aligned, and may be timm's.
+    """Extend upstream's nn/tasks.py: pretrained weights are aligned, and may be timm's; what is saved is whole.
 
     Args:
         names: Its globals.
@@ -35,6 +37,7 @@ def add_to_tasks(names: dict[str, Any]) -> None:
     for name in LOADERS:
         if name in names:
             names[name] = with_timm(names[name])
+    torch.save = atomic(torch.save)  # upstream has put its own there, too
 
 
 def add_to_trainer(cls: type) -> type:
