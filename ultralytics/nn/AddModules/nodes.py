@@ -1,0 +1,233 @@
+"""Training on many machines: what upstream's trainers do otherwise under torch's elastic launcher.
+
+    torchrun --nnodes=2 --nproc-per-node=8 ... --no-python yolo train model=rtdetr-l.yaml data=... batch=64
+
+Without a launcher nothing of this is in use, and upstream's own way to several GPUs, `device=0,1`, is upstream's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ultralytics.nn.AddModules import launcher
+from ultralytics.nn.AddModules.checkpoints import epochs_of
+from ultralytics.nn.AddModules.extend import Extension, extend
+from ultralytics.nn.AddModules.launcher import WORLD_SIZE, appears, decide, gather, in_turn
+from ultralytics.nn.AddModules.wholebatch import (
+    ShareLoader,
+    WholeValidator,
+    begin_step,
+    share_loss,
+    share_norms,
+    share_steps,
+)
+from ultralytics.utils import LOGGER, NUM_THREADS, RANK
+
+__all__ = ()
+
+count = itertools.count(1)  # of the trainings of this process's command
+
+
+def join(trainer: Any, overrides: dict) -> bool:
+    """Let a trainer be one of a launcher's processes, from `check_resume`, which its constructor calls first.
+
+    Returns:
+        Whether it has become one, and all that `check_resume` has to do is done. Without a launcher nothing is.
+    """
+    if not launcher.is_launched() or isinstance(trainer, NodeTrainer):
+        return False
+    from ultralytics.models.rtdetr.train import RTDETRTrainer
+
+    extend(trainer, WholeTrainer if isinstance(trainer, RTDETRTrainer) and WORLD_SIZE > 1 else NodeTrainer)
+    trainer.enter(overrides)
+    return True
+
+
+class NodeTrainer(Extension):
+    """A trainer of any task, in one of the launcher's processes."""
+
+    complete = False  # the launcher restarted workers whose run was over
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes on all nodes; for a single one what upstream sets."""
+        return self.__dict__["world_size"]
+
+    @world_size.setter
+    def world_size(self, value: int) -> None:
+        # Upstream counts the devices of `device=`, which are those of this process
+        self.__dict__["world_size"] = WORLD_SIZE if WORLD_SIZE > 1 else value
+
+    def enter(self, overrides: dict) -> None:
+        """Join the others, agree on the run's folder, and go on with the run that the launcher has restarted.
+
+        Args:
+            overrides: The arguments that the user gave. `resume` is set there where the run goes on.
+        """
+        asked = self.args.device
+        self.check_resume(overrides)
+        self._take_device(asked)
+        launcher.join_group(self.args.device)
+        check_batch(self.args.batch)
+        launchers, number = sorted(set(gather(launcher.name_launcher()))), next(count)
+        run = decide(lambda: choose_run(self.args, launchers, number))
+        self.complete = run.complete
+        if run.last:
+            overrides["resume"] = self.args.resume = run.last  # `Model.train` looks there too
+            if not self.complete:
+                self.check_resume({})  # the checkpoint has the arguments
+                self._take_device(asked)
+        self.args.save_dir = run.folder
+        launcher.record_run(Path(run.folder), {"launchers": launchers, "number": number, "before": run.before})
+        if RANK in {-1, 0} and not self.args.resume:  # or all processes would, at once
+            Path(run.folder, "results.csv").unlink(missing_ok=True)
+        with in_turn():  # the data set is there when upstream asks for it, on all nodes at once
+            self.get_dataset()
+
+    def _take_device(self, asked: Any) -> None:
+        """Set `device=` to this process's; a checkpoint's own counts only if it is the CPU."""
+        from ultralytics.utils.torch_utils import parse_device
+
+        of_checkpoint = "cpu" if self.args.resume and self.args.device == "cpu" else ""
+        asked = of_checkpoint if asked is None else asked
+        if "-1" in str(asked):
+            raise ValueError(f"device={asked} chooses idle GPUs, for one process only: name them, or leave device= out")
+        self.args.device = launcher.choose_device(parse_device(asked))
+
+    def _setup_ddp(self) -> None:
+        """Share the node's cores among its processes; the process group exists, `enter` has made it."""
+        if self.device.type == "cpu":
+            cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            torch.set_num_threads(max(1, min(NUM_THREADS, cores)))
+
+    def _setup_train(self) -> None:
+        super()._setup_train()
+        launcher.limit_waiting()
+
+    def run_callbacks(self, event: str) -> None:
+        """Average the epoch's losses over the processes before anyone logs them."""
+        if event == "on_train_epoch_end" and WORLD_SIZE > 1:
+            mean = torch.stack([v.float() for v in self.tloss.values()])
+            dist.all_reduce(mean)
+            self.tloss = dict(zip(self.tloss, mean / WORLD_SIZE))
+        super().run_callbacks(event)
+
+    def final_eval(self) -> None:
+        """See that all processes find the best checkpoint, so that all validate it."""
+        if decide(self.best.exists) and not appears(self.best):
+            raise FileNotFoundError(f"rank {RANK} does not see {self.best}: the run's folder must be shared")
+        super().final_eval()
+
+    def train(self) -> None:
+        """Train, and leave the group.
+
+        Raises:
+            RuntimeError: If another process was lost, with what to do.
+        """
+        if self.complete:
+            from ultralytics.utils.torch_utils import strip_optimizer
+
+            LOGGER.info(f"The run in {self.save_dir} was complete when its workers ended: nothing is left to train.")
+            for file in (self.last, self.best):
+                if RANK in {-1, 0} and file.exists():
+                    strip_optimizer(file)
+        try:
+            if not self.complete:
+                super().train()
+        except RuntimeError as e:
+            if not launcher.is_lost(e):
+                raise
+            raise RuntimeError(
+                f"rank {RANK} of {WORLD_SIZE} lost another process, which died or did not answer in time. The launcher "
+                f"ends or restarts the job; to go on later, run it with `resume model={self.last}`"
+            ) from e
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class WholeTrainer(NodeTrainer):
+    """A trainer of RT-DETR, whose step over all processes is the step that one process takes with the whole batch."""
+
+    def get_dataset(self) -> dict:
+        """Let all processes build, shuffle and draw noise alike, with the seed that one process has."""
+        data = super().get_dataset()
+        torch.manual_seed(self.args.seed)
+        return data
+
+    def setup_model(self) -> dict | None:
+        ckpt = super().setup_model()
+        share_norms(self.model)
+        return ckpt
+
+    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        """Build the loader of one process and take a share of its batches; the data set's caches are written once."""
+        if rank == -1:  # upstream wants a loader of one process
+            return super().get_dataloader(dataset_path, batch_size, rank, mode)
+        with in_turn():
+            loader = super().get_dataloader(dataset_path, batch_size * WORLD_SIZE, rank=-1, mode=mode)
+        return ShareLoader(loader)
+
+    def _setup_train(self) -> None:
+        from ultralytics.utils.torch_utils import unwrap_model
+
+        super()._setup_train()
+        share_loss(unwrap_model(self.model))
+
+    def _do_train(self) -> None:
+        with share_steps():
+            super()._do_train()
+
+    def preprocess_batch(self, batch: dict) -> dict:
+        begin_step(batch)
+        return super().preprocess_batch(batch)
+
+    def get_validator(self) -> Any:
+        validator = super().get_validator()
+        extend(validator, WholeValidator)
+        return validator
+
+    def validate(self) -> tuple:
+        share_loss(self.ema.ema)
+        return super().validate()
+
+
+def check_batch(batch: float) -> None:
+    """Raise a ValueError for a batch that the processes cannot share equally, or that is to be measured."""
+    if WORLD_SIZE > 1 and batch < 1:
+        raise ValueError(f"batch={batch} measures a batch, on one process only: name a multiple of {WORLD_SIZE}")
+    if WORLD_SIZE > 1 and batch % WORLD_SIZE:
+        near = max(round(batch / WORLD_SIZE), 1) * WORLD_SIZE
+        raise ValueError(
+            f"batch={batch} is the batch of all processes, and {WORLD_SIZE} (WORLD_SIZE) cannot share it equally: "
+            f"choose a multiple of {WORLD_SIZE}, such as batch={near}"
+        )
+
+
+def choose_run(args: Any, launchers: list[str], number: int) -> SimpleNamespace:
+    """Choose the run's folder, in the first process.
+
+    Returns:
+        The run: its `folder`; `last`, the checkpoint to go on from, if the launcher has restarted its workers and they
+        had written one; whether it is `complete`; and `before`, the stamp of the checkpoint that was in the folder when
+        the launcher came, which is another run's.
+    """
+    from ultralytics.cfg import get_save_dir
+
+    folder = get_save_dir(args)
+    found = launcher.find_run(folder, launchers, number)
+    last = (found[0] if found else folder) / "weights" / "last.pt"
+    stamp = launcher.stamp(last)
+    before = found[1].get("before") if found else stamp
+    run = SimpleNamespace(folder=str(last.parents[1]), last=None, complete=False, before=before)
+    if stamp != before:
+        ckpt = torch.load(last, map_location="cpu", weights_only=False)
+        run.complete = ckpt["optimizer"] is None or epochs_of(ckpt) >= ckpt["train_args"]["epochs"]
+        run.last = str(last) if run.complete or ckpt["epoch"] >= 0 else None
+    return run
