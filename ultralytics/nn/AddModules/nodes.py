@@ -97,7 +97,7 @@ class NodeTrainer(Extension):
 
         of_checkpoint = "cpu" if self.args.resume and self.args.device == "cpu" else ""
         asked = of_checkpoint if asked is None else asked
-        if "-1" in str(asked):
+        if WORLD_SIZE > 1 and "-1" in str(asked):
             raise ValueError(f"device={asked} chooses idle GPUs, for one process only: name them, or leave device= out")
         self.args.device = launcher.choose_device(parse_device(asked))
 
