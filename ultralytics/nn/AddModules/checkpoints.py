@@ -100,7 +100,7 @@ def training_state(trainer: Any) -> dict:
         "python": random.getstate(),
         "numpy": (lambda s: (s[0], s[1].tolist(), *s[2:]))(np.random.get_state()),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": torch.cuda.get_rng_state(trainer.device) if trainer.device.type == "cuda" else None,
         "loader": loader.generator.get_state() if loader.generator is not None else None,
         "iterates": loader.iterator is not None,
         "buffer": list(mosaic_buffer(loader.dataset)),
@@ -155,8 +155,11 @@ def begin(trainer: Any, last_opt_step: int) -> int:
 
 def restore(trainer: Any, state: dict) -> None:
     """Put a state back; the random generators last, as what goes before may draw from them."""
-    model, loader = bare(trainer.model), trainer.train_loader
-    loader = getattr(loader, "loader", loader)  # of one that gives shares of it
+    model, loader = bare(trainer.model), getattr(trainer.train_loader, "loader", trainer.train_loader)
+    first, shared = (
+        RANK in {-1, 0},
+        loader is not trainer.train_loader,
+    )  # processes that take a step together draw alike
     model.load_state_dict(state["model"])
     trainer.ema.ema.load_state_dict(state["ema"])
     for saved, group in zip(state["optimizer"]["param_groups"], trainer.optimizer.param_groups):
@@ -176,17 +179,18 @@ def restore(trainer: Any, state: dict) -> None:
     if trainer.args.close_mosaic and trainer.start_epoch > trainer.epochs - trainer.args.close_mosaic:
         # Upstream will close the mosaic, as it did in this run before, and must not draw for another iterator again
         loader.reset = lambda: vars(loader).pop("reset")
-    if RANK in {-1, 0}:
+    if first:
         trim(trainer.csv, trainer.start_epoch)
         if state["is_best"]:  # the kill may have come between the two
             write(trainer.best, Path(trainer.args.resume).read_bytes())
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count() and torch.cuda.is_initialized():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    if state["loader"] is not None and loader.generator is not None:
-        loader.generator.set_state(state["loader"])
+    if first or shared:
+        torch.set_rng_state(state["torch"])
+        if state["loader"] is not None and loader.generator is not None:
+            loader.generator.set_state(state["loader"])
+        if state["cuda"] is not None and trainer.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], trainer.device)
 
 
 def mosaic_buffer(dataset: Any) -> list:

@@ -115,9 +115,8 @@ def blame(model: nn.Module, batch: dict) -> str:
             raise Found(place(model, names[m]))
 
     hooks = [m.register_forward_hook(look) for m in names if m is not model]
-    buffers = {
-        name: b.clone() for name, b in model.named_buffers()
-    }  # the backward pass needs the model's own as they are
+    # The backward pass needs the model's own buffers as they are
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
     devices = [batch["img"].device] if batch["img"].is_cuda else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices):
@@ -127,9 +126,8 @@ def blame(model: nn.Module, batch: dict) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    return (
-        f"all outputs were finite when the batch was run again; its images: {', '.join(batch.get('im_file', [])[:4])}"
-    )
+    images = ", ".join(batch.get("im_file", [])[:4])
+    return f"all outputs were finite when the batch was run again; its images: {images}"
 
 
 def tensors(out: Any) -> list[torch.Tensor]:
