@@ -32,7 +32,9 @@ def train(name: str, folder: Path, seed: int, **kwargs) -> None:
     last = folder / name / "weights" / "last.pt"
     if last.exists():
         checkpoint = torch.load(last, map_location="cpu", weights_only=False, mmap=True)
-        if checkpoint.get(KEY):
+        unfinished = KEY in checkpoint
+        del checkpoint  # it is read from the file, which the run writes anew
+        if unfinished:
             RTDETR(last).train(resume=True)
         return
     RTDETR(f"{name}.yaml").train(

@@ -6,7 +6,7 @@ import torch
 from conftest import load_file  # noqa: F401  (settings are made first)
 
 from ultralytics import RTDETR, settings
-from ultralytics.nn.AddModules import timm_weights
+from ultralytics.nn.AddModules import timm_weights, transfer
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
 # timm's name, the model file, and the layers that give its maps of strides 8, 16 and 32
@@ -80,7 +80,7 @@ def test_variants_get_the_backbone_wrapped_blocks_too(files, cfg):
     plain, variant = build("rtdetr-l"), build(cfg)
     for ours in (plain, variant):
         ours.load(timm_weights.load_timm(file)[0], verbose=False)
-    assert sum(row[3] for row in variant.transfer) == 480
+    assert sum(row[3] for row in transfer.REPORTS[variant]) == 480
     for i in range(10):
         theirs = plain.model[i].state_dict()
         mine = variant.model[i + (cfg == "rtdetr-l-FLA" and i > 8)].state_dict()
@@ -90,7 +90,7 @@ def test_variants_get_the_backbone_wrapped_blocks_too(files, cfg):
 def test_biformer_gets_all_but_the_replaced_stage(files):
     variant = build("rtdetr-l-Biformer")
     variant.load(timm_weights.load_timm(files("hgnetv2_b4")[0])[0], verbose=False)
-    assert [row[1] for row in variant.transfer if row[2] == "-"] == ["9 HGBlock"]
+    assert [row[1] for row in transfer.REPORTS[variant] if row[2] == "-"] == ["9 HGBlock"]
 
 
 @pytest.mark.parametrize("cfg", ["rtdetr-ResNetLayer_MQA", "rtdetr-ResNetLayer_MQA_SR"])
@@ -166,6 +166,7 @@ def test_without_a_network_one_line_says_what_to_put_where(tmp_path, monkeypatch
         ("resnet18", "layer1.0.conv1.weight"),
         ("resnet50d", "conv1.0.weight"),
         ("resnet34.a1_in1k", "bottleneck"),
+        ("resnetblur50", "computes something else"),
         ("convnext_tiny", "expected hgnetv2_b4"),
         ("absent/file.pth", "does not exist"),
     ],

@@ -287,7 +287,6 @@ def test_python_load_takes_files_and_leaves_the_report_to_the_run(tmp_path):
     assert run.pretrained
     with open(tmp_path / "transfer.csv", encoding="utf-8", newline="") as f:
         table = list(csv.DictReader(f))
-    assert not hasattr(model, "transfer")  # a checkpoint does not hold it
     assert {row["source"] for row in table} == {str(tmp_path / "tiny.pt")}
     assert next(row for row in table if row["to"] == "5 HGBlock_FLA")["from"] == "5 HGBlock"
     assert sum(int(row["tensors"]) for row in table) == 479

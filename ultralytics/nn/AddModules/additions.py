@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ultralytics.nn.AddModules.checkpoints import atomic, guarded, resumable, whole
-from ultralytics.nn.AddModules.finite import clipped, watched
+from ultralytics.nn.AddModules.finite import calm, clipped, watched
 from ultralytics.nn.AddModules.recipe import advised, slow_backbone
 from ultralytics.nn.AddModules.timm_weights import with_timm
 from ultralytics.nn.AddModules.transfer import aligned, reported
@@ -21,6 +21,7 @@ TRAINER = {
     "optimizer_step": (clipped,),
     "save_model": (whole,),
     "resume_training": (resumable,),
+    "_handle_nan_recovery": (calm,),
     "_do_train": (guarded,),
 }
 LOADERS = "load_checkpoint", "attempt_load_one_weight"  # upstream's names for one function, now and before
@@ -43,6 +44,6 @@ def add_to_tasks(names: dict[str, Any]) -> None:
 def add_to_trainer(cls: type) -> type:
     """Extend upstream's `BaseTrainer`, as a decorator of it."""
     for name, wrappers in TRAINER.items():
-        for wrap in wrappers:
+        for wrap in wrappers if hasattr(cls, name) else ():  # older releases have fewer
             setattr(cls, name, wrap(getattr(cls, name)))
     return cls

@@ -13,6 +13,7 @@ import functools
 import io
 import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ def write(file: str | Path, data: bytes | memoryview) -> None:
         OSError: If it cannot be written, with what is needed; the old file is as it was.
     """
     file = Path(os.path.realpath(file))
+    if file.exists() and not file.is_file():  # a pipe, /dev/null: nothing to move over
+        with open(file, "wb") as f:
+            f.write(data)
+        return
     part = file.with_name(f".{file.name}.part")  # one name: what a kill leaves, the next write takes
     try:
         with open(part, "wb") as f:
@@ -45,8 +50,10 @@ def write(file: str | Path, data: bytes | memoryview) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, file)
-    except OSError as e:
+    except BaseException as e:
         part.unlink(missing_ok=True)
+        if not isinstance(e, OSError):
+            raise
         before = " What was saved there before is whole." if file.exists() else ""
         size = f"{len(data) / 2**20:.1f} MiB"
         raise OSError(e.errno, f"{file} ({size}) could not be saved: {os.strerror(e.errno)}.{before}") from None
@@ -90,7 +97,9 @@ def training_state(trainer: Any) -> dict:
     loader = trainer.train_loader
     state = {
         "epochs": trainer.epoch + 1 if trainer.begun else 0,
+        "done": bool(trainer.stop) and not trainer.args.time,
         "is_best": trainer.fitness == trainer.best_fitness,
+        "seconds": time.time() - trainer.train_time_start,
         "model": model.state_dict(),
         "ema": trainer.ema.ema.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
@@ -113,12 +122,18 @@ def epochs_of(checkpoint: dict) -> int:
     return checkpoint[KEY]["epochs"] if checkpoint.get(KEY) else checkpoint["epoch"] + 1
 
 
+class Complete(Exception):
+    """A run that is resumed had all its epochs, and ended before its last validation."""
+
+
 def resumable(resume_training: Callable) -> Callable:
     """Wrap the trainer's `resume_training`: keep the state for `begin`, and let a run start over its first epoch."""
 
     @functools.wraps(resume_training)
     def resume(self: Any, ckpt: dict | None) -> None:
         state = (ckpt or {}).get(KEY) if self.resume else None
+        if state and state["done"]:
+            raise Complete
         if state and not state["epochs"]:
             LOGGER.info(f"Resuming training {self.args.model} from its first epoch")
         else:
@@ -129,7 +144,7 @@ def resumable(resume_training: Callable) -> Callable:
 
 
 def begin(trainer: Any, last_opt_step: int) -> int:
-    """Begin the first epoch of a process: save what a new run's can be resumed from, or put a state back.
+    """Begin an epoch; before the first of a process, save what a new run can be resumed from, or put a state back.
 
     Args:
         trainer: The trainer, all of it set up.
@@ -138,6 +153,7 @@ def begin(trainer: Any, last_opt_step: int) -> int:
     Returns:
         The same, as it was when the checkpoint was saved.
     """
+    trainer.good = 0  # batches of this epoch whose loss was finite
     if getattr(trainer, "begun", False):
         return last_opt_step
     trainer.begun = False  # what is saved now has no epoch behind it
@@ -145,7 +161,7 @@ def begin(trainer: Any, last_opt_step: int) -> int:
     if state is not None:
         last_opt_step = len(trainer.train_loader) * trainer.start_epoch - 1 - state["pending"]
         restore(trainer, state)
-    elif trainer.args.save and RANK in {-1, 0} and not trainer.resume:
+    elif trainer.args.save and RANK in {-1, 0} and not trainer.resume and training_state(trainer):
         period, trainer.save_period = trainer.save_period, 0
         trainer.save_model()
         trainer.save_period = period
@@ -179,6 +195,8 @@ def restore(trainer: Any, state: dict) -> None:
     if trainer.args.close_mosaic and trainer.start_epoch > trainer.epochs - trainer.args.close_mosaic:
         # Upstream will close the mosaic, as it did in this run before, and must not draw for another iterator again
         loader.reset = lambda: vars(loader).pop("reset")
+    if not trainer.args.time:  # which counts from today
+        trainer.train_time_start = time.time() - state["seconds"]
     if first:
         trim(trainer.csv, trainer.start_epoch)
         if state["is_best"]:  # the kill may have come between the two
@@ -203,6 +221,8 @@ def trim(results: Path, epochs: int) -> None:
     """Take from results.csv the epochs that will be run again, and what a kill has left of a line."""
     if not results.exists():
         return
+    if not epochs:
+        return results.unlink()
     head, *lines = results.read_text(encoding="utf-8").splitlines() or [""]
     kept = [line for line in lines if line.count(",") == head.count(",") and int(line.split(",")[0]) <= epochs]
     if kept != lines:
@@ -213,9 +233,17 @@ def guarded(do_train: Callable) -> Callable:
     """Wrap the trainer's loop: Ctrl-C and a full disk end it with one line that says what is saved and how to go on."""
 
     @functools.wraps(do_train)
-    def train(self: Any) -> None:
+    def train(self: Any, *args: Any) -> None:
         try:
-            return do_train(self)
+            return do_train(self, *args)
+        except Complete:
+            LOGGER.info(f"All epochs of {self.args.model} are done; what is left is the last validation")
+            self.epoch = self.epochs - 1
+            self.final_eval()
+            if RANK in {-1, 0}:
+                if self.args.plots:
+                    self.plot_metrics()
+                self.run_callbacks("on_train_end")
         except KeyboardInterrupt:
             if RANK in {-1, 0}:
                 LOGGER.info(f"\nStopped by Ctrl-C. {kept(self)}")
@@ -239,9 +267,12 @@ def plain(error: Exception) -> Exception:
 
 def kept(trainer: Any) -> str:
     """Say what a run that stops has saved, and how it goes on."""
-    if not trainer.last.exists():
+    if not trainer.last.exists() or not (trainer.resume or getattr(trainer, "begun", False)):
         return "Nothing was saved yet."
-    epochs = epochs_of(torch.load(trainer.last, map_location="cpu", weights_only=False, mmap=True))
+    checkpoint = torch.load(trainer.last, map_location="cpu", weights_only=False, mmap=True)
+    if checkpoint.get("optimizer") is None:
+        return f"All epochs were done; {trainer.last} and best.pt beside it are the result."
+    epochs = epochs_of(checkpoint)
     return (
         f"{trainer.last} holds {epochs} of {trainer.epochs} epochs; go on with: yolo train resume model={trainer.last}"
     )

@@ -20,6 +20,7 @@ from ultralytics.utils import LOGGER
 __all__ = ()
 
 NAMED = 3  # times a run says where; the cause is mostly the same
+SEARCH = 16  # steps that a gradient scaler may leave out in a row, on its way from 65,536 to 1
 LIMIT = 100  # steps left out in a row, after which the run ends: nothing is learned any more
 
 
@@ -27,8 +28,8 @@ def watched(setup_train: Callable) -> Callable:
     """Wrap the trainer's `_setup_train`: each loss is looked at between the forward pass and the backward pass."""
 
     @functools.wraps(setup_train)
-    def setup(self: Any) -> None:
-        setup_train(self)
+    def setup(self: Any, *args: Any) -> None:
+        setup_train(self, *args)
         self.pending = 0  # batches whose gradients wait for the optimiser's step
         preprocess, scale = self.preprocess_batch, self.scaler.scale
 
@@ -45,12 +46,16 @@ def watched(setup_train: Callable) -> Callable:
 def look(trainer: Any, loss: torch.Tensor) -> torch.Tensor:
     """Say where a loss stopped being finite, if it did; give it back."""
     trainer.pending += 1
-    if not torch.isfinite(loss):
-        trainer.named = getattr(trainer, "named", 0) + 1
-        if trainer.named <= NAMED:
+    if torch.isfinite(loss):
+        trainer.good += 1
+        return loss
+    trainer.named = getattr(trainer, "named", 0) + 1
+    if trainer.named <= NAMED:
+        dtype = torch.bfloat16 if trainer.args.amp == "bf16" else torch.float16
+        with torch.autocast(trainer.device.type, dtype, enabled=bool(trainer.amp)):  # as the batch was run
             where = blame(bare(trainer.model), trainer.batch)
-            LOGGER.error(f"The loss of epoch {trainer.epoch + 1} is {loss.item()}: {where}. The step is left out.")
-        trainer.spoiled = True
+        LOGGER.error(f"The loss of epoch {trainer.epoch + 1} is {loss.item()}: {where}. The step is left out.")
+    trainer.spoiled = True
     return loss
 
 
@@ -59,16 +64,21 @@ def clipped(optimizer_step: Callable) -> Callable:
 
     @functools.wraps(optimizer_step)
     def step(self: Any) -> None:
-        with patch.object(nn.utils, "clip_grad_norm_", lambda *_, **__: clip_gradients(self)):
+        clip = nn.utils.clip_grad_norm_
+        with patch.object(nn.utils, "clip_grad_norm_", lambda *_, **__: clip_gradients(self, clip)):
             optimizer_step(self)
 
     return step
 
 
-def clip_gradients(trainer: Any) -> None:
+def clip_gradients(trainer: Any, clip: Callable) -> None:
     """Clip the gradient's norm to `clip_grad`; of one that is not finite, let the optimiser step on nothing.
 
-    With a gradient scaler that is the scaler's work: it looks for the largest scale by such steps.
+    A gradient scaler leaves such a step out by itself: it looks for the largest scale by them.
+
+    Args:
+        trainer: The trainer, with gradients that are not scaled any more.
+        clip: torch's `clip_grad_norm_`.
 
     Raises:
         FloatingPointError: If too many steps in a row had to be left out.
@@ -76,19 +86,21 @@ def clip_gradients(trainer: Any) -> None:
     trainer.pending = 0
     heal(trainer)
     named = [(name, p) for name, p in trainer.model.named_parameters() if p.grad is not None]
-    parameters = [p for _, p in named]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
-    if trainer.scaler.is_enabled() or torch.isfinite(norm):
-        nn.utils.clip_grads_with_norm_(parameters, trainer.args.clip_grad, norm)
+    try:
+        clip([p for _, p in named], trainer.args.clip_grad, error_if_nonfinite=True)  # an error changes no gradient
         trainer.left_out = 0
         return
+    except RuntimeError as e:
+        if "non-finite" not in str(e):
+            raise
     trainer.left_out = getattr(trainer, "left_out", 0) + 1
-    if torch.isfinite(trainer.loss) and trainer.left_out <= NAMED:
-        name = next(
-            (name for name, p in reversed(named) if not torch.isfinite(p.grad).all()), "all parameters together"
-        )
+    scaled = trainer.scaler.is_enabled()
+    said = trainer.left_out - SEARCH if scaled else trainer.left_out
+    if torch.isfinite(trainer.loss) and 0 < said <= NAMED:
+        bad = (name for name, p in reversed(named) if not torch.isfinite(p.grad).all())
+        name = next(bad, "all parameters together")
         LOGGER.error(f"The gradient of {name} is not finite, the loss is. The step is left out.")
-    for p in parameters:
+    for _, p in named if not scaled else ():
         p.grad = None
     if trainer.left_out >= LIMIT:
         raise FloatingPointError(
@@ -97,22 +109,35 @@ def clip_gradients(trainer: Any) -> None:
         )
 
 
-class Found(Exception):
-    """The first module whose output is not finite."""
+def calm(handle_nan_recovery: Callable) -> Callable:
+    """Wrap the trainer's `_handle_nan_recovery`, which goes back to last.pt where the epoch's last loss is not finite.
+
+    Its step was left out. Only an epoch without a good one is run again.
+    """
+
+    @functools.wraps(handle_nan_recovery)
+    def recover(self: Any, epoch: int) -> bool:
+        loss = self.loss
+        if self.good and loss is not None and not torch.isfinite(loss):
+            self.loss = torch.zeros_like(loss)
+        try:
+            return handle_nan_recovery(self, epoch)
+        finally:
+            self.loss = loss
+
+    return recover
 
 
 def blame(model: nn.Module, batch: dict) -> str:
-    """Name the first layer of a model whose output for a batch is not finite, by running it once more."""
-    if not torch.isfinite(batch["img"]).all():
-        return "the images of the batch are not finite"
-    bad = next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)
-    if bad:
-        return f"the weight {bad} is not finite"
-    names = {m: name for name, m in model.named_modules()}
+    """Name the first layer of a model whose output for a batch is not finite, by running it once more.
+
+    It runs to its end, as other processes may wait for their part of a sum in it.
+    """
+    names, found = {m: name for name, m in model.named_modules()}, []
 
     def look(m: nn.Module, _: Any, out: Any) -> None:
-        if not all(torch.isfinite(t).all() for t in tensors(out)):
-            raise Found(place(model, names[m]))
+        if not found and not all(torch.isfinite(t).all() for t in tensors(out)):
+            found.append(place(model, names[m]))
 
     hooks = [m.register_forward_hook(look) for m in names if m is not model]
     # The backward pass needs the model's own buffers as they are
@@ -121,11 +146,16 @@ def blame(model: nn.Module, batch: dict) -> str:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices):
             torch.func.functional_call(model, buffers, (batch,))
-    except Found as e:
-        return f"the first output that is not finite is that of {e}"
     finally:
         for hook in hooks:
             hook.remove()
+    if not torch.isfinite(batch["img"]).all():
+        return "the images of the batch are not finite"
+    bad = next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+    if bad:
+        return f"the weight {bad} is not finite"
+    if found:
+        return f"the first output that is not finite is that of {found[0]}"
     images = ", ".join(batch.get("im_file", [])[:4])
     return f"all outputs were finite when the batch was run again; its images: {images}"
 

@@ -91,20 +91,23 @@ def join_group(device: str) -> None:
     if WORLD_SIZE == 1 or dist.is_initialized():
         return
     kind, _, index = device.rpartition(":")
-    backend = {"npu": "hccl", "xpu": "xccl"}.get(kind, "nccl" if device.isdigit() and dist.is_nccl_available() else "")
+    on_gpu = device.isdigit() and dist.is_nccl_available()
+    backend = {"npu": "hccl", "xpu": "xccl"}.get(kind, "nccl" if on_gpu else "gloo")
     if index.isdigit():
         (torch.get_device_module(kind) if kind else torch.cuda).set_device(int(index))
+    if backend == "nccl":  # or its watchdog would end the process, and no line would name the checkpoint
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     store, _, _ = next(dist.rendezvous("env://", RANK, WORLD_SIZE, timeout=SETUP_TIMEOUT))
     dist.init_process_group(
-        backend or "gloo",
-        store=dist.PrefixStore(meet(store), store),
+        backend,
+        store=dist.PrefixStore(meet(store, backend), store),
         rank=RANK,
         world_size=WORLD_SIZE,
         timeout=SETUP_TIMEOUT,
     )
 
 
-def meet(store: dist.Store) -> str:
+def meet(store: dist.Store, backend: str) -> str:
     """Agree with all processes on a name that no earlier start of theirs has used.
 
     The launcher's store outlives its workers. What killed ones left there, the addresses of a group above all, must
@@ -112,22 +115,31 @@ def meet(store: dist.Store) -> str:
 
     Raises:
         RuntimeError: If the others do not come.
+        ValueError: If they come with another backend, as where one node does not see its GPUs.
     """
-    store.set(f"worker/{RANK}", uuid.uuid4().hex)
+    store.set(f"worker/{RANK}", f"{uuid.uuid4().hex} {backend} {socket.gethostname()}")
     deadline = time.monotonic() + STEP_TIMEOUT.total_seconds()
     while time.monotonic() < deadline:
         try:
             workers = [f"worker/{rank}" for rank in range(WORLD_SIZE)]
             store.wait(workers, timedelta(seconds=1))
-            name = hashlib.sha256(b"".join(store.multi_get(workers))).hexdigest()
+            found = store.multi_get(workers)
+            name = hashlib.sha256(b"".join(found)).hexdigest()
             # Who found a killed worker's entry waits under another name, in vain, and looks again
             store.set(f"{name}/{RANK}", "here")
             store.wait([f"{name}/{rank}" for rank in range(WORLD_SIZE)], timedelta(seconds=1))
-            return name
+            break
         except RuntimeError as e:  # in some releases of torch a subclass of it
             if "timeout" not in str(e).lower() and "timed out" not in str(e).lower():
                 raise
-    raise RuntimeError(f"rank {RANK}: the {WORLD_SIZE} processes did not meet within {STEP_TIMEOUT}")
+    else:
+        raise RuntimeError(f"rank {RANK}: the {WORLD_SIZE} processes did not meet within {STEP_TIMEOUT}")
+    hosts = sorted({" on ".join(worker.decode().split(" ", 2)[1:]) for worker in found})
+    if len({host.split(" ")[0] for host in hosts}) > 1:
+        raise ValueError(
+            f"the processes do not see the same kind of device ({', '.join(hosts)}); device=cpu takes CPUs"
+        )
+    return name
 
 
 def limit_waiting() -> None:
@@ -206,7 +218,7 @@ def find_run(folder: Path, launchers: list[str], number: int) -> tuple[Path, dic
         The run's folder and record, or None if it is new.
     """
     for file in (folder / RECORD, *sorted(folder.parent.glob(f"*/{RECORD}"))):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of a run's own folder, and of others'
             record = json.loads(file.read_text(encoding="utf-8"))
             if record["number"] == number and set(launchers) & set(record["launchers"]):
                 return file.parent, record

@@ -28,10 +28,11 @@ def slow_backbone(build_optimizer: Callable) -> Callable:
     def build(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         share = check(self.args)
         optimizer = build_optimizer(self, model, *args, **kwargs)
-        rows = len((getattr(bare(model), "yaml", None) or {}).get("backbone", []))
+        student = getattr(bare(model), "student_model", bare(model))
+        rows = len((getattr(student, "yaml", None) or {}).get("backbone", []))
         if share == 1 or not rows:
             return optimizer
-        slow = {id(p) for m in bare(model).model[:rows] for p in m.parameters()}
+        slow = {id(p) for m in student.model[:rows] for p in m.parameters()}
         for group in list(optimizer.param_groups):
             backbone = [p for p in group["params"] if id(p) in slow]
             group["params"] = [p for p in group["params"] if id(p) not in slow]
@@ -60,8 +61,8 @@ def advised(setup_train: Callable) -> Callable:
     """Wrap the trainer's `_setup_train`: a start from nothing is told what to expect."""
 
     @functools.wraps(setup_train)
-    def setup(self: Any) -> None:
-        setup_train(self)
+    def setup(self: Any, *args: Any) -> None:
+        setup_train(self, *args)
         advise(self)
 
     return setup
@@ -74,19 +75,21 @@ def advise(trainer: Any) -> None:
         return
     if not (isinstance(getattr(model, "model", None), nn.Sequential) and isinstance(model.model[-1], RTDETRDecoder)):
         return
-    LOGGER.warning(
-        f"Training from scratch on {images} images: expect an mAP near zero for tens of epochs, and one far below a "
-        f"pretrained model's at the end. What helps: {start_of(model)}; more images, more epochs."
-    )
+    start = start_of(model)
+    if start:
+        what = "an mAP near zero for tens of epochs, and one far below a pretrained model's at the end"
+        LOGGER.warning(f"Training from scratch on {images} images: expect {what}. What helps: {start}, or more images.")
+    else:
+        what = "a small model to find its first objects after some ten epochs, and most after thirty"
+        LOGGER.warning(f"Training from scratch on {images} images: expect {what}. What suits it: cfg=scratch.yaml.")
 
 
-def start_of(model: nn.Module) -> str:
-    """Give the argument with which a model learns soon."""
+def start_of(model: nn.Module) -> str | None:
+    """Give the argument with which a model starts from weights that fit it, if there are such."""
     stem = model.model[0]
     if isinstance(stem, HGStem) and stem.stem4.conv.out_channels in STARTS:
         return f"pretrained={STARTS[stem.stem4.conv.out_channels]}"
     if isinstance(stem, ResNetLayer) and stem.layer[0].conv.out_channels == 64:
         return f"pretrained=timm/resnet{101 if len(model.model[3].layer) == 23 else 50}"
-    if model.model[-1].hidden_dim == 256:  # its neck and decoder are those of the published models
-        return "pretrained=rtdetr-l.pt"
-    return "cfg=scratch.yaml, which suits small models"
+    # With 256 channels its neck and decoder are those of the published models
+    return "pretrained=rtdetr-l.pt" if model.model[-1].hidden_dim == 256 else None

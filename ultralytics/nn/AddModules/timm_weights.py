@@ -12,6 +12,7 @@ import copy
 import difflib
 import functools
 import itertools
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,6 +28,7 @@ __all__ = ()
 
 PREFIX = "timm/"
 SUFFIXES = ".safetensors", ".pth", ".bin"  # of files that are never checkpoints of Ultralytics
+PLAIN = r"hgnetv2_b\d|(wide_)?resnet\d+(_\d)?"  # others, with anti-aliasing for one, may have equal tensors
 CLASSIFIER = "head.", "fc.", "classifier."
 EPS = 1e-5  # of timm's batch norms
 
@@ -55,7 +57,7 @@ def holds_backbone(file: Path) -> bool:
         return False
     with zipfile.ZipFile(file) as archive:
         pickles = [archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")]
-    return any(key.encode() in pickled for pickled in pickles for key in FAMILIES)
+    return any(key.encode() in pickled and b"ultralytics" not in pickled for pickled in pickles for key in FAMILIES)
 
 
 def load_timm(weights: str | Path, device: torch.device | None = None) -> tuple[nn.Module, dict]:
@@ -119,6 +121,8 @@ def fetch(name: str) -> dict[str, torch.Tensor]:
     except RuntimeError as e:  # a tag that the model has not
         raise ValueError(f"timm/{name}: {e}") from None
     as_rows(bare.state_dict(), PREFIX + name)  # or an error
+    if not re.fullmatch(PLAIN, name.partition(".")[0]):
+        raise misfit(PREFIX + name, "its tensors have their shapes, but it computes something else with them")
     try:
         with nullcontext() if ONLINE else cache_only():
             return timm.create_model(name, pretrained=True).state_dict()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import csv
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,6 +79,10 @@ class Aligned(dict):
         super().__init__({key: tensors[other] for key, other in self.origin.items()})
 
 
+# The rows of `table` of the models in memory, for `reported`; checkpoints must not hold them
+REPORTS: weakref.WeakKeyDictionary[nn.Module, list[tuple]] = weakref.WeakKeyDictionary()
+
+
 class View:
     """A source as `BaseModel.load` sees it: its state dict has the keys of the target, all else is its own."""
 
@@ -110,7 +115,8 @@ def aligned(load: Callable) -> Callable:
         loaded = {key for key, tensor in found.items() if shapes.get(key) == tensor.shape}
         follow(self, found, loaded)
         rows = list(table(found, loaded))
-        self.transfer = [*getattr(source, "transfer", []), *rows]  # for the run's folder: reported
+        # A model that is trained is a copy of the one that was loaded into: what counts is where that one came from
+        REPORTS[self] = REPORTS.get(source, rows) if same_modules(found) else rows
         if verbose:
             report(rows, len(loaded), len(source.state_dict()), len(shapes))
 
@@ -141,17 +147,17 @@ def follow(target: nn.Module, found: Aligned, loaded: set[str]) -> None:
     timm backbone only with its activation.
     """
     theirs, ours = (dict(model.named_modules()) for model in (found.source, target))
-    timm = getattr(found.source, "timm", None)
+    timm = [getattr(model, "timm", None) for model in (found.source, target)]
     for key in loaded:
         other = found.origin[key]
         if key.endswith(".running_var"):
             ours[parent(key)].eps = theirs[parent(other)].eps
-        elif timm and key.endswith(".conv.weight"):
+        elif any(timm) and key.endswith(".conv.weight"):
             block, original = ours[parent(parent(key))], theirs[parent(parent(other))]
             if hasattr(block, "act") and type(block.act) is not type(original.act):
                 block.act = copy.deepcopy(original.act)
-    if timm:
-        target.timm = timm
+    if any(timm):
+        target.timm = timm[0]
 
 
 def reported(setup_model: Callable) -> Callable:
@@ -160,8 +166,8 @@ def reported(setup_model: Callable) -> Callable:
     @functools.wraps(setup_model)
     def setup(self: Any) -> Any:
         ckpt = setup_model(self)
-        rows = self.model.__dict__.pop("transfer", [])  # checkpoints must not hold it
-        self.pretrained = bool(rows)
+        rows = REPORTS.get(self.model, [])
+        self.pretrained = any(row[3] for row in rows)
         if rows and RANK in {-1, 0} and not self.resume:
             with open(self.save_dir / "transfer.csv", "w", newline="", encoding="utf-8") as f:
                 csv.writer(f).writerows([COLUMNS, *rows])
@@ -202,7 +208,7 @@ def places(model: nn.Module) -> list[Place]:
 
 def sources(m: nn.Module, layers: list[nn.Module]) -> list[int]:
     """Give the positions of the layers that a layer reads; all maps of a multi-output backbone are of its one layer."""
-    indices = [m.i - 1 if f == -1 else f for f in ([m.f] if isinstance(m.f, int) else m.f)]
+    indices = [m.i + f if f < 0 else f for f in ([m.f] if isinstance(m.f, int) else m.f)]
     return [next(n for n, layer in enumerate(layers) if layer.i >= i) for i in indices]
 
 
@@ -254,6 +260,12 @@ def same_rows(theirs: list[Place], ours: list[Place]) -> Pairs:
     return pairs if same and len(theirs) == len(ours) else []
 
 
+def same_modules(found: Aligned) -> bool:
+    """Whether two models have the same rows and modules."""
+    pairs = same_rows(found.theirs, found.ours)
+    return bool(pairs) and all(type(s.layer) is type(t.layer) for s, t in pairs)
+
+
 def best_pairs(theirs: list[Place], ours: list[Place]) -> Pairs:
     """Align two lists of layers in order, so that the most tensors are carried."""
     nothing: tuple[float, Any] = (0.0, None)
@@ -290,8 +302,6 @@ def matches(s: Place, t: Place, strict: bool = True) -> dict[str, str]:
     if related(s.layer, t.layer):
         keys = {key: key for key in common(s.layer, t.layer, strict)}
         return by_level(keys, s, t, strict) if s.part == t.part == "head" else keys
-    if s.shapes.items() <= t.shapes.items():
-        return {key: key for key in s.shapes}
     found = [{f"{to}.{key}": key for key in common(s.layer, m, strict)} for to, m in held(t.layer, s.layer)]
     found += [{key: f"{at}.{key}" for key in common(m, t.layer, strict)} for at, m in held(s.layer, t.layer)]
     return max(found, key=lambda keys: sum(s.shapes[o] == t.shapes[k] for k, o in keys.items()), default={})
@@ -304,13 +314,16 @@ def related(one: nn.Module, other: nn.Module) -> bool:
 
 
 def held(holder: nn.Module, sought: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Find the modules of a class within another."""
+    """Find the modules of a class within another; of a block's class, as a lone layer's is found in everything."""
+    if sum(p.dim() > 1 for p in sought.parameters()) < 2:
+        return iter(())
     return ((name, m) for name, m in holder.named_modules() if type(m) is type(sought))
 
 
 def common(source: nn.Module, target: nn.Module, strict: bool) -> Iterator[str]:
     """Give the keys that two modules share, down to where their classes part."""
-    if not related(source, target):
+    own = any(not type(m).__module__.startswith(("torch.", "ultralytics.nn.modules.")) for m in (source, target))
+    if (strict or own) and not related(source, target):  # upstream does not ask its own blocks in equal rows
         return
     theirs, ours = own_shapes(source), own_shapes(target)
     alone = strict and theirs.get("weight") != ours.get("weight")  # a bias means nothing without its weight

@@ -107,6 +107,8 @@ class ShareLoader:
         self.loader, self.sampler = loader, Images(batches)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # not set yet, in a copy
+            raise AttributeError(name)
         return getattr(self.loader, name)
 
     def __len__(self) -> int:
@@ -188,13 +190,13 @@ class WholeNorm(Extension):
         """Normalise by the statistics of all processes, and keep the running ones."""
         if x.device.type != "cpu":
             return nn.SyncBatchNorm.forward(self, x)
-        y, mean, var, count = Normalise.apply(x, self.weight, self.bias, self.eps)
+        y, mean, var, count = Normalise.apply(x.float(), self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self.num_batches_tracked.add_(1)
             momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(var * (count / max(count - 1, 1)), momentum)
-        return y
+        return y.to(x.dtype)
 
 
 def share_norms(model: nn.Module) -> None:
