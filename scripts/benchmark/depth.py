@@ -13,11 +13,10 @@ from benchmark.measure import caller
 from benchmark.timing import compare
 from ultralytics import RTDETR, YOLO
 from ultralytics.nn.AddModules import decoder
+from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import LOGGER
 
-HOW_TO_TRAIN = (
-    "yolo train model=rtdetr-tiny-FLA.yaml data=shapes.yaml epochs=30 imgsz=160 optimizer=AdamW lr0=0.001 mosaic=0"
-)
+HOW_TO_TRAIN = "yolo train cfg=scratch.yaml model=rtdetr-tiny-FLA.yaml data=shapes.yaml"
 
 
 def choices(layers: int, queries: int) -> list[dict[str, int]]:
@@ -51,7 +50,7 @@ def depth(
     found = choices(*decoder.record(model.model).values())
     rows, calls = [], {}
     with Progress("depth", 1 + len(found)) as progress, tempfile.TemporaryDirectory() as folder:
-        fused = YOLO(file).model.eval().fuse(verbose=False).to(device)
+        fused = AutoBackend(file, device=device, verbose=False).backend.model
         x = torch.rand(1, 3, size, size, device=device)
         for i, chosen in enumerate(found):
             short = decoder.shorten(fused, chosen)
