@@ -296,10 +296,16 @@ def test_a_run_is_found_by_its_launchers_only(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "epoch, optimizer, expected",
-    [(0, {}, (True, False)), (1, {}, (True, True)), (-1, None, (True, True)), (-1, {}, (False, False))],
+    "epoch, optimizer, more, expected",
+    [
+        (0, {}, {}, (True, False)),
+        (1, {}, {}, (True, True)),
+        (1, {}, {"training": {}}, (True, False)),  # its last validation is still to be made
+        (-1, None, {}, (True, True)),
+        (-1, {}, {}, (False, False)),
+    ],
 )
-def test_what_a_restart_goes_on_with(tmp_path, epoch, optimizer, expected):
+def test_what_a_restart_goes_on_with(tmp_path, epoch, optimizer, more, expected):
     """A checkpoint of an epoch is gone on with, a complete run, stripped or not, is left, all else begins anew."""
     last = tmp_path / "train" / "weights" / "last.pt"
     args = types.SimpleNamespace(save_dir=str(tmp_path / "train"))  # as with exist_ok=True
@@ -311,7 +317,7 @@ def test_what_a_restart_goes_on_with(tmp_path, epoch, optimizer, expected):
         return bool(run.last), run.complete
 
     def save():
-        torch.save({"epoch": epoch, "optimizer": optimizer, "train_args": {"epochs": 2}}, last)
+        torch.save({"epoch": epoch, "optimizer": optimizer, "train_args": {"epochs": 2}, **more}, last)
 
     assert restart(["a"]) == restart(["a"]) == (False, False)
     save()

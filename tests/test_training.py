@@ -302,3 +302,61 @@ def test_steps_left_out_for_ever_end_the_run(data, tmp_path, monkeypatch):
     with pytest.raises(FloatingPointError, match=r"3 steps in a row .*last\.pt is the last good checkpoint"):
         train(tmp_path, data, callbacks=[("on_train_start", spoil)], nbs=3)
     assert all(torch.isfinite(t).all() for t in weights(tmp_path / "run" / "weights" / "best.pt").values())
+
+
+def test_a_run_killed_before_its_last_validation_makes_it_when_resumed(data, tmp_path):
+    """All epochs are saved, and the files are not yet stripped."""
+
+    def crash(validator):
+        if not validator.training:
+            raise Crash
+
+    model = RTDETR("rtdetr-tiny.yaml")
+    model.add_callback("on_val_start", crash)
+    settings = dict(epochs=1, imgsz=64, batch=5, plots=False, project=tmp_path, name="run", exist_ok=True)
+    keep = pytest.MonkeyPatch()
+    keep.setattr("ultralytics.engine.trainer.strip_optimizer", lambda *_, **__: {})
+    with pytest.raises(Crash):
+        model.train(data=data, **settings)
+    keep.undo()
+    last = tmp_path / "run" / "weights" / "last.pt"
+    assert checkpoints.KEY in torch.load(last, weights_only=False)
+    said = RTDETR(last)
+    said.train(resume=True)
+    assert said.metrics.box.map >= 0
+    for name in ("last.pt", "best.pt"):
+        done = torch.load(last.with_name(name), weights_only=False)
+        assert checkpoints.KEY not in done and done["optimizer"] is None
+
+
+def test_autocast_s_overflow_is_found_under_autocast(data, monkeypatch):
+    """What overflows in half precision only is named by a forward pass in half precision."""
+    from types import SimpleNamespace
+
+    from ultralytics.nn.tasks import RTDETRDetectionModel
+
+    said = []
+    monkeypatch.setattr(finite.LOGGER, "error", said.append)
+    model = RTDETRDetectionModel("rtdetr-tiny.yaml", nc=3, verbose=False).train()
+    model.nc = 3
+    model.model[0].stem1.conv.weight.data.fill_(3e4)
+    batch = {
+        "img": torch.ones(2, 3, 64, 64),
+        "cls": torch.zeros(1, 1),
+        "bboxes": torch.full((1, 4), 0.5),
+        "batch_idx": torch.zeros(1),
+    }
+    trainer = SimpleNamespace(model=model, batch=batch, amp=True, epoch=0, pending=0, good=0)
+    trainer.device, trainer.args = torch.device("cpu"), SimpleNamespace(amp=True)
+    finite.look(trainer, torch.tensor(float("nan")))
+    assert "layer 0, HGStem, in stem1.conv (Conv2d)" in said[0] and trainer.spoiled and not trainer.good
+
+
+def test_the_report_of_a_run_is_of_what_it_starts_from(data, tmp_path):
+    """Also where weights were loaded into a model before it is trained, in a copy of it."""
+    RTDETR("rtdetr-tiny.yaml").save(tmp_path / "tiny.pt")
+    settings = dict(data=data, epochs=1, imgsz=64, batch=5, plots=False, val=False, project=tmp_path, exist_ok=True)
+    RTDETR("rtdetr-tiny-FLA.yaml").train(pretrained=tmp_path / "tiny.pt", name="by-argument", **settings)
+    RTDETR("rtdetr-tiny-FLA.yaml").load(tmp_path / "tiny.pt").train(name="by-load", **settings)
+    reports = [(tmp_path / name / "transfer.csv").read_text().splitlines() for name in ("by-argument", "by-load")]
+    assert reports[0] == reports[1] and f"{tmp_path / 'tiny.pt'},5 HGBlock,5 HGBlock_FLA,48,57,0.842" in reports[0]

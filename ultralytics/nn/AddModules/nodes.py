@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from ultralytics.nn.AddModules import launcher
-from ultralytics.nn.AddModules.checkpoints import epochs_of
+from ultralytics.nn.AddModules.checkpoints import KEY
 from ultralytics.nn.AddModules.extend import Extension, extend
 from ultralytics.nn.AddModules.launcher import WORLD_SIZE, appears, decide, gather, in_turn
 from ultralytics.nn.AddModules.wholebatch import (
@@ -132,12 +132,7 @@ class NodeTrainer(Extension):
             RuntimeError: If another process was lost, with what to do.
         """
         if self.complete:
-            from ultralytics.utils.torch_utils import strip_optimizer
-
             LOGGER.info(f"The run in {self.save_dir} was complete when its workers ended: nothing is left to train.")
-            for file in (self.last, self.best):
-                if RANK in {-1, 0} and file.exists():
-                    strip_optimizer(file)
         try:
             if not self.complete:
                 super().train()
@@ -228,6 +223,9 @@ def choose_run(args: Any, launchers: list[str], number: int) -> SimpleNamespace:
     run = SimpleNamespace(folder=str(last.parents[1]), last=None, complete=False, before=before)
     if stamp != before:
         ckpt = torch.load(last, map_location="cpu", weights_only=False)
-        run.complete = ckpt["optimizer"] is None or epochs_of(ckpt) >= ckpt["train_args"]["epochs"]
+        ended = (
+            KEY not in ckpt and ckpt["epoch"] + 1 >= ckpt["train_args"]["epochs"]
+        )  # ours: the last validation is due
+        run.complete = ckpt["optimizer"] is None or ended
         run.last = str(last) if run.complete or ckpt["epoch"] >= 0 else None
     return run
