@@ -95,7 +95,8 @@ def test_a_tiny_model_learns_eight_pictures(name):
     moved = {key: (p - start[key]).abs().max() for key, p in model.named_parameters() if p.grad is not None}
     ours = [key for key in moved if "AddModules" in type(model.model[int(key.split(".")[1])]).__module__]
     assert (name == "rtdetr-tiny") == (not ours)
-    assert all(moved[key] > 1e-3 for key in ours), [key for key in ours if moved[key] <= 1e-3]
+    still = [key for key in ours if moved[key] <= 1e-3]  # softmax takes no notice of what is added to all keys
+    assert all("_key_" in key and key.endswith("bias") for key in still), still
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
