@@ -101,8 +101,8 @@ uv run python scripts/learn.py
 
 {chr(10).join(lines)}
 
-On {get_cpu_info()}, {torch.get_num_threads()} threads, torch {torch.__version__}, ultralytics {__version__}. Times are
-of a shared machine. One seed a model: differences of a few points say nothing about which is better.
+On {get_cpu_info()}, torch {torch.__version__}, ultralytics {__version__}. Times are of a shared machine. One seed a
+model: differences of a few points say nothing about which is better.
 
 ![mAP50-95 over the epochs](learning.png)
 """
