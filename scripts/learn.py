@@ -111,7 +111,7 @@ model: differences of a few points say nothing about which is better.
 def save(rows: list[dict]) -> None:
     """Write the results, the page and its picture."""
     folder = ROOT / "benchmarks"
-    (folder / "learning.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (folder / "learning.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     (folder / "learning.md").write_text(page(rows), encoding="utf-8")
     plot(rows, folder / "learning.png")
 
@@ -121,13 +121,14 @@ def main() -> int:
     parser.add_argument("--only", metavar="TEXT", default="", help="models whose name holds TEXT")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "learning", help="folder of the runs")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/learning.md, .json and .png")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/learning.md, .jsonl and .png")
     args = parser.parse_args()
     models = [name for name in MODELS if args.only in name]
     if not models:
         sys.exit(f"no tiny model's name holds {args.only!r}; there are {', '.join(MODELS)}")
-    kept = ROOT / "benchmarks" / "learning.json"
-    rows = {row["model"]: row for row in json.loads(kept.read_text(encoding="utf-8"))} if kept.exists() else {}
+    kept = ROOT / "benchmarks" / "learning.jsonl"
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
+    rows = {row["model"]: row for row in map(json.loads, lines)}
     for name in models:
         train(name, args.runs.resolve(), args.seed, plots=False)
         rows[name] = summarise(name, read(name, args.runs), args.seed)
