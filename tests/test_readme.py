@@ -86,7 +86,9 @@ def test_yolo_commands(workplace):
 def test_script_commands_exist():
     """What the scripts do has tests of its own; here, that they take the README's arguments."""
     scripts = [words(command) for command in COMMANDS if "scripts/" in command]
-    assert {argv[1] for argv in scripts} == {"scripts/bench.py", "scripts/reproduce.py", "scripts/upstream.py"}
+    assert {argv[1] for argv in scripts} == {
+        f"scripts/{name}.py" for name in ("bench", "learn", "reproduce", "upstream")
+    }
     for argv in scripts:
         run([sys.executable, *argv[1:], "--help"], ROOT)
 

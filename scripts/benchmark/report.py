@@ -184,15 +184,16 @@ def plot_depth(results: dict, file: Path) -> None:
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     whole = results["rows"][0]
-    for key, other in (("decoder_layers", "num_queries"), ("num_queries", "decoder_layers")):
+    for key, other, below in (("decoder_layers", "num_queries", -13), ("num_queries", "decoder_layers", 6)):
         rows = [row for row in results["rows"] if row[other] == whole[other]]
         label = f"{key.replace('num_', '').replace('_', ' ')}, with {whole[other]} {other.split('_')[1]}"
         axis.plot([row["ms"] for row in rows], [row["mAP50-95"] for row in rows], marker="o", label=label)
         for row in rows:
             at = row["ms"], row["mAP50-95"]
-            axis.annotate(row[key], at, textcoords="offset points", xytext=(4, 5), fontsize=8)
+            axis.annotate(row[key], at, textcoords="offset points", xytext=(4, below), fontsize=8)
     title = "{model} on {data} at {imgsz} px, one image, fused".format(**results)
-    axis.set(xlabel="latency, ms", ylabel="mAP50-95", ylim=(0, None), title=title)
+    axis.set(xlabel="latency, ms", ylabel="mAP50-95", title=title)
+    axis.set_ylim(0, 1.2 * max(row["mAP50-95"] for row in results["rows"]) or None)
     axis.grid(True, alpha=0.2)
     axis.legend()
     figure.savefig(file, dpi=110)
