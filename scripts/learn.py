@@ -96,7 +96,7 @@ def page(rows: list[dict]) -> str:
 others.
 
 ```sh
-uv run python scripts/learn.py
+uv run python scripts/learn.py --save
 ```
 
 {chr(10).join(lines)}
