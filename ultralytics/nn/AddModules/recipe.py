@@ -81,7 +81,7 @@ def advise(trainer: Any) -> None:
         LOGGER.warning(f"Training from scratch on {images} images: expect {what}. What helps: {start}, or more images.")
     else:
         what = "a small model to find its first objects after some ten epochs, and most after thirty"
-        LOGGER.warning(f"Training from scratch on {images} images: expect {what}. The recipe for it is cfg=scratch.yaml.")
+        LOGGER.warning(f"Training from scratch on {images} images: expect {what}. Its recipe is cfg=scratch.yaml.")
 
 
 def start_of(model: nn.Module) -> str | None:
