@@ -191,7 +191,7 @@ def test_a_section_that_is_kept_leaves_the_others(tmp_path):
         (["modules", "--rounds=0"], "must be positive"),
         (
             ["depth"],
-            "needs --model, a trained RT-DETR's .pt, and none is named; `yolo train cfg=scratch.yaml model=rtdetr-tiny-FLA.yaml",
+            "needs --model, a trained RT-DETR's .pt, and none is named; `yolo train cfg=scratch.yaml",
         ),
         (["depth", "--model=nothing.pt"], "nothing.pt does not exist"),
         (["models", "--device=cuda"], "torch finds no CUDA device here"),

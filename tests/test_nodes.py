@@ -211,6 +211,100 @@ def test_an_elastic_restart_goes_on_with_its_own_run(data, tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir() if f.is_dir()) == ["run", "run-2"]
     assert [row["epoch"] for row in curve(tmp_path / "run-2")] == [1, 2, 3]
     assert not list((other / "weights").iterdir())
+    # What was lost is trained again, as it would have been
+    script.write_text(script.read_text().replace("SIGKILL", "SIGCONT"))
+    codes, printed = finish(launch([], "--standalone", "--nproc-per-node=2", command=[script]))
+    assert codes == [0], printed
+    runs = [tmp_path / name / "weights" / "last.pt" for name in ("run-2", "run-3")]
+    models = [torch.load(run, weights_only=False)["model"].state_dict() for run in runs]
+    for (key, ours), theirs in zip(models[0].items(), models[1].values()):
+        assert torch.equal(ours, theirs), key
+
+
+def write_script(tmp_path, data, model, name, extra="", after="", **options):
+    """Write a script that trains a model, with lines of its own before and after."""
+    options = {"data": str(data), "epochs": 2, "project": str(tmp_path), "name": name, **OPTIONS, **options}
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import hashlib, json, os, time
+from datetime import timedelta
+from pathlib import Path
+import torch
+from ultralytics import YOLO
+from ultralytics.nn.AddModules import launcher
+
+rank, folder = os.environ["RANK"], Path({str(tmp_path)!r})
+model = YOLO({model!r})
+{extra}
+model.train(**{options!r})
+{after}
+""",
+        encoding="utf-8",
+    )
+    return script
+
+
+def test_a_silent_worker_ends_the_job(data, tmp_path):
+    """It lives, and does not answer: after the time that a step may take, all is over and the checkpoint is named."""
+    wait = """
+launcher.STEP_TIMEOUT = timedelta(seconds=5)
+model.add_callback("on_train_epoch_start", lambda t: time.sleep(600) if (t.epoch, rank) == (1, "1") else None)
+"""
+    script = write_script(tmp_path, data, "rtdetr-tiny.yaml", "run", wait)
+    codes, printed = finish(launch([], "--standalone", "--nproc-per-node=2", command=[script]))
+    assert all(codes)
+    last = tmp_path / "run" / "weights" / "last.pt"
+    assert "rank 0 of 2 lost another process" in printed and f"`resume model={last}`" in printed
+    assert torch.load(last, weights_only=False)["epoch"] == 0
+
+
+def test_a_script_goes_on_after_training(data, tmp_path):
+    """A model of upstream's own is trained and validated, and then an RT-DETR, whose bad step both processes leave out.
+
+    Each process validates by itself, and finds what one process finds.
+    """
+    after = """
+found = []
+for _ in range(2):
+    metrics = model.val(data=OPTIONS["data"], imgsz=64, device="cpu", plots=False)
+    found.append([int(metrics.nt_per_class.sum()), metrics.box.map])
+model = YOLO("rtdetr-tiny.yaml")
+
+class Poison:
+    batch = 0
+    def begin(self, trainer):
+        self.batch += 1
+        if self.batch == 1:
+            trainer.model.module.model[4].register_forward_hook(self.spoil)
+        if self.batch == 3:
+            states.append(hashlib.sha256(torch.get_rng_state().numpy()).hexdigest())
+    def spoil(self, layer, _, out):
+        return out * float("nan") if layer.training and self.batch == 2 and rank == "1" else None
+
+states = []
+model.add_callback("on_train_batch_start", Poison().begin)
+model.train(**{**OPTIONS, "name": "second"})
+torch.save(model.trainer.model.module.state_dict(), folder / f"{rank}.pt")
+weights = hashlib.sha256(b"".join(v.numpy().tobytes() for v in model.trainer.model.module.state_dict().values()))
+(folder / f"{rank}.json").write_text(json.dumps([found, states, weights.hexdigest()]))
+"""
+    script = write_script(tmp_path, data, "yolo11n.yaml", "run", after=after)
+    text = script.read_text()
+    call = re.search(r"(?m)^model\.train\(\*\*(.*)\)$", text)[1]
+    script.write_text(f"OPTIONS = {call}\n{text}")
+    codes, printed = finish(launch([], "--standalone", "--nproc-per-node=2", command=[script]))
+    assert codes == [0], printed
+    (found, states, weights), other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    alone = YOLO(tmp_path / "run" / "weights" / "best.pt").val(data=data, imgsz=64, device="cpu", plots=False)
+    boxes = int(alone.nt_per_class.sum())
+    assert boxes > 10 and found == other[0] == [[boxes, pytest.approx(alone.box.map, rel=1e-6)]] * 2
+    assert len(states) == 1 and states != other[1]  # dropout is drawn apart
+    assert weights == other[2]
+    assert printed.count("The step is left out") == 2 and "is that of layer 4, " in printed
+    for name in ("run", "second"):
+        rows = curve(tmp_path / name)
+        assert len(rows) == 2 and all(math.isfinite(v) for row in rows for v in row.values())
 
 
 def test_the_readmes_launches_are_launches():
@@ -265,9 +359,13 @@ def test_devices(four, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert launcher.choose_device("") == "1" and launcher.choose_device("cpu") == "cpu"
+    monkeypatch.setattr(torch, "npu", torch.cuda, raising=False)
     assert launcher.choose_device("4,6") == "6" and launcher.choose_device("npu:4,6") == "npu:6"
-    with pytest.raises(ValueError, match="device=4 for 2 processes on this node: name as many devices"):
-        launcher.choose_device("4")
+    for device in ("4", "4,4", "1,2,3"):
+        with pytest.raises(ValueError, match=f"device={device} for 2 processes on this node: name as many different"):
+            launcher.choose_device(device)
+    with pytest.raises(ValueError, match="device=4,8: .* has 8 such devices, numbered from 0"):
+        launcher.choose_device("4,8")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="2 processes on a node with 1 GPUs: use --nproc-per-node=1"):
         launcher.choose_device("")

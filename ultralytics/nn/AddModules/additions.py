@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from ultralytics.nn.AddModules.checkpoints import atomic, guarded, resumable, whole
+from ultralytics.nn.AddModules.decoder import whole_only
 from ultralytics.nn.AddModules.finite import calm, clipped, watched
+from ultralytics.nn.AddModules.launcher import is_launched
 from ultralytics.nn.AddModules.recipe import advised, slow_backbone
 from ultralytics.nn.AddModules.timm_weights import with_timm
 from ultralytics.nn.AddModules.transfer import aligned, reported
@@ -15,6 +17,7 @@ from ultralytics.nn.AddModules.transfer import aligned, reported
 __all__ = "add_to_tasks", "add_to_trainer"
 
 TRAINER = {
+    "check_resume": (whole_only,),
     "setup_model": (reported,),
     "build_optimizer": (slow_backbone,),
     "_setup_train": (advised, watched),
@@ -46,4 +49,9 @@ def add_to_trainer(cls: type) -> type:
     for name, wrappers in TRAINER.items():
         for wrap in wrappers if hasattr(cls, name) else ():  # older releases have fewer
             setattr(cls, name, wrap(getattr(cls, name)))
+    if is_launched():
+        from ultralytics.engine.validator import BaseValidator
+        from ultralytics.nn.AddModules.nodes import alone
+
+        BaseValidator.__call__ = alone(BaseValidator.__call__)
     return cls

@@ -172,10 +172,8 @@ def begin(trainer: Any, last_opt_step: int) -> int:
 def restore(trainer: Any, state: dict) -> None:
     """Put a state back; the random generators last, as what goes before may draw from them."""
     model, loader = bare(trainer.model), getattr(trainer.train_loader, "loader", trainer.train_loader)
-    first, shared = (
-        RANK in {-1, 0},
-        loader is not trainer.train_loader,
-    )  # processes that take a step together draw alike
+    first = RANK in {-1, 0}
+    shared = loader is not trainer.train_loader  # by processes that take each batch together
     model.load_state_dict(state["model"])
     trainer.ema.ema.load_state_dict(state["ema"])
     for saved, group in zip(state["optimizer"]["param_groups"], trainer.optimizer.param_groups):
@@ -203,12 +201,11 @@ def restore(trainer: Any, state: dict) -> None:
             write(trainer.best, Path(trainer.args.resume).read_bytes())
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
-    if first or shared:
         torch.set_rng_state(state["torch"])
-        if state["loader"] is not None and loader.generator is not None:
-            loader.generator.set_state(state["loader"])
         if state["cuda"] is not None and trainer.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], trainer.device)
+    if (first or shared) and state["loader"] is not None and loader.generator is not None:
+        loader.generator.set_state(state["loader"])
 
 
 def mosaic_buffer(dataset: Any) -> list:
@@ -286,7 +283,7 @@ def called(method: Callable) -> Callable:
             return method(**kwargs)
         except KeyboardInterrupt:
             raise SystemExit(130) from None
-        except (OSError, FloatingPointError) as e:
+        except Exception as e:
             if not hasattr(e, "plain"):
                 raise
             LOGGER.error(getattr(e, "strerror", None) or e)

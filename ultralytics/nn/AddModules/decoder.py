@@ -11,6 +11,8 @@ that it does not run.
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
@@ -110,6 +112,17 @@ def refuse(mode: str, *args: Any) -> None:
         raise ValueError(f"{named(chosen)}: for predict, track, val and export, not for {mode}{advice}")
 
 
+def whole_only(check_resume: Callable) -> Callable:
+    """Wrap the trainer's `check_resume`, which its constructor calls first: training is of the whole decoder."""
+
+    @functools.wraps(check_resume)
+    def check(self: Any, overrides: dict) -> None:
+        refuse("train", self.args, overrides)
+        check_resume(self, overrides)
+
+    return check
+
+
 def asked(args: Any) -> dict[str, Any]:
     """Give those of the two arguments that are set."""
     found = args if isinstance(args, dict) else vars(args)
@@ -124,10 +137,15 @@ def checked(chosen: dict[str, Any], head: RTDETRDecoder) -> dict[str, int]:
     """
     most = {"decoder_layers": len(head.decoder.layers), "num_queries": head.num_queries}
     for key, value in chosen.items():
-        whole = isinstance(value, Integral) or isinstance(value, float) and value.is_integer()
-        if isinstance(value, bool) or not (whole and 1 <= value <= most[key]):
+        if not (is_whole(value) and 1 <= value <= most[key]):
             raise wrong(key, value, most[key], f"{key.replace('num_', '').replace('_', ' ')} that this model has")
     return {key: int(value) for key, value in chosen.items()}
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, be it written as 3.0."""
+    whole = isinstance(value, Integral) or isinstance(value, float) and value.is_integer()
+    return whole and not isinstance(value, bool)
 
 
 def named(chosen: dict[str, Any]) -> str:
@@ -147,6 +165,9 @@ def refuse_other_head(chosen: dict[str, Any]) -> None:
 
 def compare_export(metadata: dict | None, chosen: dict[str, Any], form: str) -> None:
     """Raise a `ValueError` unless an exported model's graph, which is fixed, is what is asked for."""
+    for key, value in chosen.items():
+        if not is_whole(value):
+            raise ValueError(f"{key}={value!r}: expected a whole number")
     metadata = metadata or {}
     if "stride" not in metadata or metadata.get("head", "RTDETRDecoder") != "RTDETRDecoder":
         refuse_other_head(chosen)

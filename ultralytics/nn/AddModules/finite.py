@@ -34,6 +34,7 @@ def watched(setup_train: Callable) -> Callable:
         preprocess, scale = self.preprocess_batch, self.scaler.scale
 
         def keep(batch: dict) -> dict:
+            heal(self)
             self.batch = preprocess(batch)
             return self.batch
 
@@ -48,7 +49,10 @@ def look(trainer: Any, loss: torch.Tensor) -> torch.Tensor:
     trainer.pending += 1
     if torch.isfinite(loss):
         trainer.good += 1
+        trainer.mean = trainer.tloss = trainer.loss_items if trainer.good == 1 else trainer.tloss
         return loss
+    if trainer.good:
+        trainer.tloss = trainer.mean  # the epoch's mean is that of the steps that were taken
     trainer.named = getattr(trainer, "named", 0) + 1
     if trainer.named <= NAMED:
         dtype = torch.bfloat16 if trainer.args.amp == "bf16" else torch.float16

@@ -43,8 +43,9 @@ def is_launched() -> bool:
 
 def is_lost(error: Exception) -> bool:
     """Whether an error says that another process is gone or does not answer."""
-    words = ("gloo", "NCCL", "ProcessGroup", "process group", "Connection closed by peer")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    if isinstance(error, getattr(dist, "DistError", ())):  # NCCL's, the store's and the network's
+        return True
+    return isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed by peer" in str(error))
 
 
 # The device and the group ---------------------------------------------------------------------------------------------
@@ -74,12 +75,21 @@ def choose_device(asked: str) -> str:
         return str(LOCAL_RANK)
     if not asked or asked == "cpu" or (asked == "mps" and WORLD_SIZE == 1):
         return asked or ("cpu" if WORLD_SIZE > 1 else "")
-    if len(names.split(",")) != local:
+    chosen = names.split(",")
+    if len(set(chosen)) != local or len(chosen) != local:
         raise ValueError(
-            f"device={asked} for {local} processes on this node: name as many devices as --nproc-per-node, or none"
+            f"device={asked} for {local} processes on this node: name as many different devices as --nproc-per-node, "
+            "or none"
         )
-    name = names.split(",")[max(LOCAL_RANK, 0)]
+    name = chosen[max(LOCAL_RANK, 0)]
+    if name.isdigit() and int(name) >= (count := device_module(kind or "cuda").device_count()):
+        raise ValueError(f"device={asked}: {socket.gethostname()} has {count} such devices, numbered from 0")
     return f"{kind}:{name}" if kind else name
+
+
+def device_module(kind: str) -> Any:
+    """Give torch's module of a kind of device, such as `torch.cuda`."""
+    return getattr(torch, kind)
 
 
 def join_group(device: str) -> None:
@@ -94,7 +104,7 @@ def join_group(device: str) -> None:
     on_gpu = device.isdigit() and dist.is_nccl_available()
     backend = {"npu": "hccl", "xpu": "xccl"}.get(kind, "nccl" if on_gpu else "gloo")
     if index.isdigit():
-        (torch.get_device_module(kind) if kind else torch.cuda).set_device(int(index))
+        device_module(kind or "cuda").set_device(int(index))
     if backend == "nccl":  # or its watchdog would end the process, and no line would name the checkpoint
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     store, _, _ = next(dist.rendezvous("env://", RANK, WORLD_SIZE, timeout=SETUP_TIMEOUT))
@@ -258,13 +268,38 @@ def record_run(folder: Path, record: dict) -> None:
         )
 
 
+def see_same(file: Path, written: list[int]) -> None:
+    """See that every process reads the same state of a file.
+
+    Args:
+        file: The file.
+        written: Its `stamp` in the first process. Clocks of file systems differ in how fine they are: seconds count.
+
+    Raises:
+        ValueError: If a node sees another file, or none.
+    """
+
+    def is_same() -> bool:
+        own = stamp(file)
+        return own is not None and own[1] == written[1] and abs(own[0] - written[0]) < 2e9
+
+    blind = sorted({host for host, sees in gather((socket.gethostname(), comes(is_same, file))) if not sees})
+    if blind:
+        raise ValueError(f"{', '.join(blind)} does not see {file} as rank 0 does: the run's folder must be shared")
+
+
 def appears(file: Path, text: str | None = None) -> bool:
     """Wait up to `SHARE_TIMEOUT` for a file that another node has written, and the text in it."""
+    return comes(lambda: file.exists() and (text is None or file.read_text(encoding="utf-8") == text), file)
+
+
+def comes(condition: Callable[[], bool], file: Path) -> bool:
+    """Wait up to `SHARE_TIMEOUT` for what another node does to a file."""
     deadline = time.monotonic() + SHARE_TIMEOUT
     while True:
         with contextlib.suppress(OSError):
             os.listdir(file.parent)  # a network file system looks again
-            if file.exists() and (text is None or file.read_text(encoding="utf-8") == text):
+            if condition():
                 return True
         if time.monotonic() > deadline:
             return False

@@ -7,23 +7,29 @@ Without a launcher nothing of this is in use, and upstream's own way to several 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 
 from ultralytics.nn.AddModules import launcher
-from ultralytics.nn.AddModules.checkpoints import KEY
+from ultralytics.nn.AddModules.checkpoints import KEY, plain
 from ultralytics.nn.AddModules.extend import Extension, extend
 from ultralytics.nn.AddModules.launcher import WORLD_SIZE, appears, decide, gather, in_turn
 from ultralytics.nn.AddModules.wholebatch import (
     ShareLoader,
     WholeValidator,
     begin_step,
+    draw_apart,
     share_loss,
     share_norms,
     share_steps,
@@ -80,6 +86,7 @@ class NodeTrainer(Extension):
         run = decide(lambda: choose_run(self.args, launchers, number))
         self.complete = run.complete
         if run.last:
+            launcher.see_same(Path(run.last), run.stamp)
             overrides["resume"] = self.args.resume = run.last  # `Model.train` looks there too
             if not self.complete:
                 self.check_resume({})  # the checkpoint has the arguments
@@ -139,9 +146,11 @@ class NodeTrainer(Extension):
         except RuntimeError as e:
             if not launcher.is_lost(e):
                 raise
-            raise RuntimeError(
-                f"rank {RANK} of {WORLD_SIZE} lost another process, which died or did not answer in time. The launcher "
-                f"ends or restarts the job; to go on later, run it with `resume model={self.last}`"
+            raise plain(
+                RuntimeError(
+                    f"rank {RANK} of {WORLD_SIZE} lost another process, which died or did not answer in time. The "
+                    f"launcher ends or restarts the job; to go on later, run it with `resume model={self.last}`"
+                )
             ) from e
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -179,6 +188,11 @@ class WholeTrainer(NodeTrainer):
         with share_steps():
             super()._do_train()
 
+    def run_callbacks(self, event: str) -> None:
+        if event == "on_train_epoch_start":  # the checkpoint's state is there, if there is one
+            draw_apart(self.args.seed, self.epoch)
+        super().run_callbacks(event)
+
     def preprocess_batch(self, batch: dict) -> dict:
         begin_step(batch)
         return super().preprocess_batch(batch)
@@ -191,6 +205,28 @@ class WholeTrainer(NodeTrainer):
     def validate(self) -> tuple:
         share_loss(self.ema.ema)
         return super().validate()
+
+
+def alone(call: Callable) -> Callable:
+    """Wrap the validators' `__call__`: outside of a training, each process validates all by itself, as `yolo val` does.
+
+    Upstream's validators would gather from a group that there is not.
+    """
+
+    @functools.wraps(call)
+    def validate(self: Any, trainer: Any = None, model: Any = None, **kwargs: Any) -> Any:
+        from ultralytics.utils.torch_utils import parse_device
+
+        if trainer is not None or dist.is_initialized() or WORLD_SIZE == 1:
+            return call(self, trainer, model, **kwargs)
+        self.args.device = launcher.choose_device(parse_device(self.args.device))
+        with contextlib.ExitStack() as stack:
+            for name, module in list(sys.modules.items()):
+                if name.startswith("ultralytics.") and "RANK" in vars(module):
+                    stack.enter_context(patch.object(module, "RANK", -1))
+            return call(self, trainer, model, **kwargs)
+
+    return validate
 
 
 def check_batch(batch: float) -> None:
@@ -210,8 +246,8 @@ def choose_run(args: Any, launchers: list[str], number: int) -> SimpleNamespace:
 
     Returns:
         The run: its `folder`; `last`, the checkpoint to go on from, if the launcher has restarted its workers and they
-        had written one; whether it is `complete`; and `before`, the stamp of the checkpoint that was in the folder when
-        the launcher came, which is another run's.
+        had written one; whether it is `complete`; the `stamp` of last.pt; and `before`, the one that it had when the
+        launcher came, which is that of another run's checkpoint.
     """
     from ultralytics.cfg import get_save_dir
 
@@ -220,7 +256,7 @@ def choose_run(args: Any, launchers: list[str], number: int) -> SimpleNamespace:
     last = (found[0] if found else folder) / "weights" / "last.pt"
     stamp = launcher.stamp(last)
     before = found[1].get("before") if found else stamp
-    run = SimpleNamespace(folder=str(last.parents[1]), last=None, complete=False, before=before)
+    run = SimpleNamespace(folder=str(last.parents[1]), last=None, complete=False, before=before, stamp=stamp)
     if stamp != before:
         ckpt = torch.load(last, map_location="cpu", weights_only=False)
         ended = (

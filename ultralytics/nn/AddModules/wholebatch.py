@@ -3,7 +3,7 @@
 RT-DETR's authors train with synchronised batch norms and divide the losses by the number of boxes of all processes.
 This goes further, for upstream's trainer: each process has its share of the very batches that one process would draw,
 also of a short last one, and of the very denoising queries, noise included. What is left of a difference is the order
-of sums. Augmentation is each process's own.
+of sums. Augmentation and dropout are each process's own.
 
 The parts are a loader that yields shares, batch norms and losses over all processes, and a validator.
 """
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ultralytics.nn.AddModules.extend import Extension, extend
-from ultralytics.nn.AddModules.launcher import WORLD_SIZE, decide, gather
+from ultralytics.nn.AddModules.launcher import WORLD_SIZE, decide, device_module, gather
 from ultralytics.utils import RANK
 
 __all__ = ()
@@ -47,6 +47,12 @@ def share_steps() -> Iterator[None]:
 def begin_step(batch: dict) -> None:
     """Note whether the batch that a shared loader yields is a stand-in."""
     step.idle = batch.pop("idle", False)
+
+
+def draw_apart(seed: int, epoch: int) -> None:
+    """Let dropout and the like differ between the processes; the first one goes on as one process does."""
+    if RANK > 0:
+        torch.manual_seed(seed + (epoch + 1) * 0x9E3779B97F4A7C15 % 2**62 + RANK)
 
 
 # Batches --------------------------------------------------------------------------------------------------------------
@@ -253,7 +259,7 @@ def denoise_together(get_cdn_group: Callable) -> Callable:
     """Wrap `get_cdn_group`: in a shared step, denoising queries are drawn for the whole batch, and each has its share.
 
     How many groups of queries there are, and how many each has, depends on the image with most boxes. All processes
-    draw the same noise, since their generators go alike.
+    draw the noise that the first one draws.
     """
     signature = inspect.signature(get_cdn_group)
 
@@ -264,17 +270,18 @@ def denoise_together(get_cdn_group: Callable) -> Callable:
         batch, training = call.arguments["batch"], call.arguments["training"]
         if not (step.shared and training and batch is not None):
             return get_cdn_group(*args, **kwargs)
-        parts = gather((batch["gt_groups"], batch["cls"].cpu(), batch["bboxes"].cpu()))
-        groups, cls, bboxes = zip(*parts)
-        whole = torch.tensor(sum(groups, []))  # boxes of each image
         device = batch["bboxes"].device
+        parts = gather((batch["gt_groups"], batch["cls"].cpu(), batch["bboxes"].cpu(), random_states(device)))
+        groups, cls, bboxes, states = zip(*parts)
+        whole = torch.tensor(sum(groups, []))  # boxes of each image
         call.arguments["batch"] = {
             "gt_groups": whole.tolist(),
             "cls": torch.cat(cls).to(device),
             "bboxes": torch.cat(bboxes).to(device),
             "batch_idx": torch.arange(len(whole)).repeat_interleave(whole).to(device),
         }
-        embeddings, boxes, mask, meta = get_cdn_group(*call.args, **call.kwargs)
+        with draw_as(states[0], device):
+            embeddings, boxes, mask, meta = get_cdn_group(*call.args, **call.kwargs)
         if meta is None:
             return embeddings, boxes, mask, meta
         before = groups[:RANK]
@@ -285,6 +292,28 @@ def denoise_together(get_cdn_group: Callable) -> Callable:
         return embeddings[mine], boxes[mine], mask, meta
 
     return together
+
+
+def random_states(device: torch.device) -> list[torch.Tensor] | None:
+    """Give the states of the first process's generators, of the CPU and of its device."""
+    if RANK > 0:
+        return None
+    own = [] if device.type == "cpu" else [device_module(device.type).get_rng_state(device)]
+    return [torch.get_rng_state(), *own]
+
+
+@contextlib.contextmanager
+def draw_as(states: list[torch.Tensor], device: torch.device) -> Iterator[None]:
+    """Draw what the first process draws, whose generators have these states, and go on with the own ones after it."""
+    if RANK <= 0:
+        yield
+        return
+    on_cpu = device.type == "cpu"
+    with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
+        torch.set_rng_state(states[0])
+        if not on_cpu:
+            device_module(device.type).set_rng_state(states[1], device)
+        yield
 
 
 # Validation -----------------------------------------------------------------------------------------------------------
