@@ -9,6 +9,7 @@ from torch import nn
 
 from ultralytics.cfg import get_cfg
 from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.models.rtdetr.train import RTDETRTrainer
 from ultralytics.nn.AddModules import finite, recipe
 from ultralytics.nn.tasks import RTDETRDetectionModel
 from ultralytics.utils import YAML
@@ -25,7 +26,7 @@ def build(name):
 def trainer(model, **settings):
     """Stand for a trainer that has built its optimiser, as upstream's code does."""
     args = get_cfg(overrides=settings)
-    self = SimpleNamespace(args=args, model=model, data={"nc": 3})
+    self = SimpleNamespace(args=args, model=model, data={"nc": 3}, resume=False)
     self.optimizer = BaseTrainer.build_optimizer(
         self, model, args.optimizer, args.lr0, args.momentum, args.weight_decay
     )
@@ -84,9 +85,24 @@ def test_gradients_are_clipped_to_the_norm():
 
 
 @pytest.mark.parametrize("key, value", [*(("clip_grad", v) for v in (0.0, -1, "a", True)), ("backbone_lr", 1.5)])
-def test_wrong_values_are_refused(key, value):
+def test_wrong_values_are_refused_before_anything_is_made(key, value, tmp_path):
+    overrides = {"model": "rtdetr-tiny.yaml", "data": "shapes.yaml", "project": str(tmp_path), key: value}
     with pytest.raises(ValueError, match=f"{key}={value!r}: expected a number"):
-        trainer(build("rtdetr-tiny"), optimizer="AdamW", **{key: value})
+        RTDETRTrainer(overrides=overrides)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_slow_backbone_without_weights_is_warned_of(monkeypatch):
+    source, target, other = build("rtdetr-l"), build("rtdetr-l-FLA"), build("rtdetr-l-EMO")
+    said = []
+    monkeypatch.setattr(recipe.LOGGER, "warning", said.append)
+    target.load(source, verbose=False)
+    other.load(source, verbose=False)
+    assert recipe.arrived(target, len(target.yaml["backbone"])) > 0.9
+    assert recipe.arrived(other, len(other.yaml["backbone"])) == recipe.arrived(source, 10) == 0
+    for model in (target, other):
+        trainer(model, optimizer="AdamW", backbone_lr=0.1)
+    assert len(said) == 1 and "100% of the backbone starts from scratch" in said[0] and "backbone_lr=1" in said[0]
 
 
 @pytest.mark.parametrize(

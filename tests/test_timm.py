@@ -178,6 +178,21 @@ def test_what_does_not_fit_is_named_before_anything_is_fetched(name, said, monke
     assert said in str(e.value) and name in str(e.value) and "\n" not in str(e.value)
 
 
+def test_what_is_no_file_of_weights_is_named(tmp_path):
+    (tmp_path / "data.yaml").write_text("names: [a]")
+    model = RTDETR("rtdetr-tiny.yaml")
+    for name, said in (
+        (tmp_path / "data.yaml", "is no file of weights. Expected a checkpoint"),
+        (tmp_path / "absent.safetensors", "is no file of weights and does not exist. Expected"),
+        (tmp_path, "is no file of weights. Expected"),
+        ("resnet50", "a name such as timm/resnet50"),
+        (tmp_path / "absent.pt", "absent.pt does not exist, and could not be downloaded. Expected"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError)) as e:
+            model.load(str(name))
+        assert said in str(e.value) and str(name) in str(e.value) and e.value.plain
+
+
 def test_a_file_of_something_else(tmp_path):
     file = tmp_path / "weights.pth"
     torch.save({"a": "text"}, file)

@@ -94,6 +94,28 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(whole, data, tmp_pat
     assert columns(tmp_path / "run") == columns(whole)
 
 
+def test_a_moved_run_goes_on_where_it_is(whole, data, tmp_path):
+    """And what is now in the folder that it had stays as it is."""
+    with pytest.raises(Crash):
+        train(tmp_path, data, stop=(1, 0))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "run").mkdir()
+    model = RTDETR(tmp_path / "moved" / "weights" / "last.pt")
+    model.train(resume=True)
+    assert columns(tmp_path / "moved") == columns(whole) and not list((tmp_path / "run").iterdir())
+    assert model.trainer.args.save_dir == str(tmp_path / "moved")
+
+
+def test_a_run_that_is_over_is_not_resumed(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    last = whole / "weights" / "last.pt"
+    with yolo("train", "resume", f"model={last}") as process:
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and "Traceback" not in said
+    assert f"{last} is the result of a training that is over: there is nothing to resume" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_state_is_not_in_what_a_run_leaves(whole):
     for name in ("last.pt", "best.pt"):
         assert checkpoints.KEY not in torch.load(whole / "weights" / name, weights_only=False)

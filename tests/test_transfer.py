@@ -13,7 +13,7 @@ from torch import nn
 from ultralytics import RTDETR, YOLO
 from ultralytics.nn.AddModules import transfer
 from ultralytics.nn.modules import HGBlock
-from ultralytics.nn.tasks import RTDETRDetectionModel, yaml_model_load
+from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, yaml_model_load
 
 # Of rtdetr-l's layers: the index in the variant, for all that are carried
 INTO = {
@@ -275,9 +275,19 @@ def test_the_table_has_a_row_a_layer_and_a_warning_below_half(monkeypatch):
     assert any("941 of 941 tensors" in text and "100.0%" in text for text in said) and not warned
     other.load(source)
     assert len(warned) == 1 and "47.1%" in warned[0]
+    new = 1 - 443 / len(other.state_dict())  # 47.1 % of 941
+    assert f"{new:.1%} of whose own start from scratch" in warned[0]
     said.clear()
     build("rtdetr-l").load(source)
     assert not any(text.startswith("from") for text in said)  # all came, which upstream's line says
+
+
+def test_weights_of_which_nothing_fits_are_refused():
+    target = build("rtdetr-tiny")
+    before = {key: tensor.clone() for key, tensor in target.state_dict().items()}
+    with pytest.raises(ValueError, match="yolo11n.yaml: none of its tensors has a place in this model"):
+        target.load(DetectionModel("yolo11n.yaml", verbose=False))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in target.state_dict().items())
 
 
 def test_python_load_takes_files_and_leaves_the_report_to_the_run(tmp_path):

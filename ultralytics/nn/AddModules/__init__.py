@@ -14,7 +14,8 @@ for _file in sorted(_files):
 # Behind the loop, which binds each file's name here: one called `run.py` must not take a hook's place
 from ultralytics.nn.AddModules.additions import add_to_tasks, add_to_trainer  # noqa: E402
 from ultralytics.nn.AddModules.checkout import warn_if_stale  # noqa: E402
-from ultralytics.nn.AddModules.checkpoints import begin, called  # noqa: E402
+from ultralytics.nn.AddModules.checkpoints import begin, refuse_finished  # noqa: E402
+from ultralytics.nn.AddModules.errors import called  # noqa: E402
 from ultralytics.nn.AddModules.hooks import checked, embed_by_index, fuse, read_row, route, run, seat  # noqa: E402
 from ultralytics.nn.AddModules.registry import NAMES, READERS  # noqa: E402
 
@@ -28,6 +29,7 @@ __all__ = (
     "embed_by_index",
     "fuse",
     "read_row",
+    "refuse_finished",
     "route",
     "run",
     "seat",

@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 
-from ultralytics.nn.AddModules.checkpoints import atomic, guarded, resumable, whole
+from ultralytics.nn.AddModules.checkpoints import at_home, atomic, guarded, resumable, whole
 from ultralytics.nn.AddModules.decoder import whole_only
 from ultralytics.nn.AddModules.finite import calm, clipped, watched
 from ultralytics.nn.AddModules.launcher import is_launched
-from ultralytics.nn.AddModules.recipe import advised, slow_backbone
+from ultralytics.nn.AddModules.recipe import advised, slow_backbone, sound
 from ultralytics.nn.AddModules.timm_weights import with_timm
 from ultralytics.nn.AddModules.transfer import aligned, reported
 
 __all__ = "add_to_tasks", "add_to_trainer"
 
 TRAINER = {
-    "check_resume": (whole_only,),
+    "check_resume": (whole_only, at_home, sound),
     "setup_model": (reported,),
     "build_optimizer": (slow_backbone,),
     "_setup_train": (advised, watched),

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ultralytics.nn.AddModules.compatibility import bare
+from ultralytics.nn.AddModules.errors import Refused, plain
 from ultralytics.nn.AddModules.finite import heal
 from ultralytics.utils import LOGGER, RANK
 
@@ -120,6 +121,35 @@ def training_state(trainer: Any) -> dict:
 def epochs_of(checkpoint: dict) -> int:
     """Tell how many epochs a checkpoint of a run has behind it."""
     return checkpoint[KEY]["epochs"] if checkpoint.get(KEY) else checkpoint["epoch"] + 1
+
+
+def at_home(check_resume: Callable) -> Callable:
+    """Wrap the trainer's `check_resume`: a run that was copied or moved goes on where its checkpoint is now.
+
+    Upstream goes on in the folder that the run had first, over what is there.
+    """
+
+    @functools.wraps(check_resume)
+    def check(self: Any, overrides: dict) -> None:
+        check_resume(self, overrides)
+        file = Path(self.args.resume or "").resolve()
+        if file.parent.name != "weights" or overrides.get("save_dir"):
+            return
+        home, before = file.parents[1], self.args.save_dir
+        if before and home != Path(before).resolve():
+            LOGGER.info(f"The run was in {before}; it goes on in {home}, where its checkpoint is")
+        self.args.save_dir = str(home)
+
+    return check
+
+
+def refuse_finished(model: Any) -> None:
+    """Raise a `ValueError` for a model that `resume` names and that is the end of a run, not the middle of one."""
+    if (model.ckpt or {}).get("train_args") and not model.ckpt.get("optimizer"):
+        raise Refused(
+            f"{model.ckpt_path} is the result of a training that is over: there is nothing to resume. To train on "
+            f"from its weights, begin a new run: yolo train model={model.ckpt_path} data=... epochs=..."
+        )
 
 
 class Complete(Exception):
@@ -256,12 +286,6 @@ def guarded(do_train: Callable) -> Callable:
     return train
 
 
-def plain(error: Exception) -> Exception:
-    """Mark an error whose line says all, so that no traceback need follow it on the command line."""
-    error.plain = True
-    return error
-
-
 def kept(trainer: Any) -> str:
     """Say what a run that stops has saved, and how it goes on."""
     if not trainer.last.exists() or not (trainer.resume or getattr(trainer, "begun", False)):
@@ -273,20 +297,3 @@ def kept(trainer: Any) -> str:
     return (
         f"{trainer.last} holds {epochs} of {trainer.epochs} epochs; go on with: yolo train resume model={trainer.last}"
     )
-
-
-def called(method: Callable) -> Callable:
-    """Wrap what the command `yolo` calls: what has been said in one line is not followed by a traceback."""
-
-    def call(**kwargs: Any) -> Any:
-        try:
-            return method(**kwargs)
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
-        except Exception as e:
-            if not hasattr(e, "plain"):
-                raise
-            LOGGER.error(getattr(e, "strerror", None) or e)
-            raise SystemExit(1) from None
-
-    return call

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ultralytics.nn.AddModules.compatibility import is_eager
+from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.nn.modules import RTDETRDecoder
 
 __all__ = ()
@@ -109,7 +110,7 @@ def refuse(mode: str, *args: Any) -> None:
     chosen = {key: value for found in args if found for key, value in asked(found).items()}
     if chosen:
         advice = "; train fewer by ndl and nq in the model file's RTDETRDecoder row" if mode == "train" else ""
-        raise ValueError(f"{named(chosen)}: for predict, track, val and export, not for {mode}{advice}")
+        raise Refused(f"{named(chosen)}: for predict, track, val and export, not for {mode}{advice}")
 
 
 def whole_only(check_resume: Callable) -> Callable:
@@ -155,26 +156,26 @@ def named(chosen: dict[str, Any]) -> str:
 
 def wrong(key: str, value: Any, most: int, what: str) -> ValueError:
     """Build the error for a value out of range."""
-    return ValueError(f"{key}={value!r}: expected a whole number from 1 to {most}, the {what}")
+    return Refused(f"{key}={value!r}: expected a whole number from 1 to {most}, the {what}")
 
 
 def refuse_other_head(chosen: dict[str, Any]) -> None:
     """Raise the error for a model that is no RT-DETR."""
-    raise ValueError(f"{named(chosen)}: only RT-DETR has decoder layers and queries, and this model's head is another")
+    raise Refused(f"{named(chosen)}: only RT-DETR has decoder layers and queries, and this model's head is another")
 
 
 def compare_export(metadata: dict | None, chosen: dict[str, Any], form: str) -> None:
     """Raise a `ValueError` unless an exported model's graph, which is fixed, is what is asked for."""
     for key, value in chosen.items():
         if not is_whole(value):
-            raise ValueError(f"{key}={value!r}: expected a whole number")
+            raise Refused(f"{key}={value!r}: expected a whole number")
     metadata = metadata or {}
     if "stride" not in metadata or metadata.get("head", "RTDETRDecoder") != "RTDETRDecoder":
         refuse_other_head(chosen)
     exported = {key: int(metadata[key]) for key in chosen if key in metadata}
     if exported != chosen:
         with_ = f"with {named(exported)}" if exported else "before this could be chosen"
-        raise ValueError(
+        raise Refused(
             f"{named(chosen)}: the graph of this {form} model is fixed and was exported {with_}; "
             f"export it again with {named(chosen)}"
         )

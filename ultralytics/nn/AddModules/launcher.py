@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.utils import LOCAL_RANK, RANK, USER_CONFIG_DIR
 
 __all__ = ()
@@ -69,21 +70,20 @@ def choose_device(asked: str) -> str:
     if not asked and torch.cuda.is_available() and WORLD_SIZE > 1:
         count = torch.cuda.device_count()
         if count < local:
-            raise ValueError(
-                f"{local} processes on a node with {count} GPUs: use --nproc-per-node={count}, or device=cpu"
-            )
+            raise Refused(f"{local} processes on a node with {count} GPUs: use --nproc-per-node={count}, or device=cpu")
         return str(LOCAL_RANK)
     if not asked or asked == "cpu" or (asked == "mps" and WORLD_SIZE == 1):
         return asked or ("cpu" if WORLD_SIZE > 1 else "")
     chosen = names.split(",")
     if len(set(chosen)) != local or len(chosen) != local:
-        raise ValueError(
+        raise Refused(
             f"device={asked} for {local} processes on this node: name as many different devices as --nproc-per-node, "
             "or none"
         )
     name = chosen[max(LOCAL_RANK, 0)]
     if name.isdigit() and int(name) >= (count := device_module(kind or "cuda").device_count()):
-        raise ValueError(f"device={asked}: {socket.gethostname()} has {count} such devices, numbered from 0")
+        has = f"has {count} such devices, numbered from 0" if count else "has no such device; device=cpu takes its CPU"
+        raise Refused(f"device={asked}: {socket.gethostname()} {has}")
     return f"{kind}:{name}" if kind else name
 
 
@@ -146,9 +146,7 @@ def meet(store: dist.Store, backend: str) -> str:
         raise RuntimeError(f"rank {RANK}: the {WORLD_SIZE} processes did not meet within {STEP_TIMEOUT}")
     hosts = sorted({" on ".join(worker.decode().split(" ", 2)[1:]) for worker in found})
     if len({host.split(" ")[0] for host in hosts}) > 1:
-        raise ValueError(
-            f"the processes do not see the same kind of device ({', '.join(hosts)}); device=cpu takes CPUs"
-        )
+        raise Refused(f"the processes do not see the same kind of device ({', '.join(hosts)}); device=cpu takes CPUs")
     return name
 
 
@@ -262,7 +260,7 @@ def record_run(folder: Path, record: dict) -> None:
     seen = appears(folder / RECORD, text)
     blind = sorted({host for host, sees in gather((socket.gethostname(), seen)) if not sees})
     if blind:
-        raise ValueError(
+        raise Refused(
             f"the run's folder {folder} is not shared: {', '.join(blind)} does not see what rank 0 wrote there; "
             "let project= name a folder on a file system that all nodes share"
         )
@@ -285,7 +283,7 @@ def see_same(file: Path, written: list[int]) -> None:
 
     blind = sorted({host for host, sees in gather((socket.gethostname(), comes(is_same, file))) if not sees})
     if blind:
-        raise ValueError(f"{', '.join(blind)} does not see {file} as rank 0 does: the run's folder must be shared")
+        raise Refused(f"{', '.join(blind)} does not see {file} as rank 0 does: the run's folder must be shared")
 
 
 def appears(file: Path, text: str | None = None) -> bool:

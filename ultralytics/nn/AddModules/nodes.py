@@ -22,7 +22,8 @@ import torch
 import torch.distributed as dist
 
 from ultralytics.nn.AddModules import launcher
-from ultralytics.nn.AddModules.checkpoints import KEY, plain
+from ultralytics.nn.AddModules.checkpoints import KEY
+from ultralytics.nn.AddModules.errors import Refused, plain
 from ultralytics.nn.AddModules.extend import Extension, extend
 from ultralytics.nn.AddModules.launcher import WORLD_SIZE, appears, decide, gather, in_turn
 from ultralytics.nn.AddModules.wholebatch import (
@@ -105,7 +106,7 @@ class NodeTrainer(Extension):
         of_checkpoint = "cpu" if self.args.resume and self.args.device == "cpu" else ""
         asked = of_checkpoint if asked is None else asked
         if WORLD_SIZE > 1 and "-1" in str(asked):
-            raise ValueError(f"device={asked} chooses idle GPUs, for one process only: name them, or leave device= out")
+            raise Refused(f"device={asked} chooses idle GPUs, for one process only: name them, or leave device= out")
         self.args.device = launcher.choose_device(parse_device(asked))
 
     def _setup_ddp(self) -> None:
@@ -129,7 +130,7 @@ class NodeTrainer(Extension):
     def final_eval(self) -> None:
         """See that all processes find the best checkpoint, so that all validate it."""
         if decide(self.best.exists) and not appears(self.best):
-            raise FileNotFoundError(f"rank {RANK} does not see {self.best}: the run's folder must be shared")
+            raise plain(FileNotFoundError(f"rank {RANK} does not see {self.best}: the run's folder must be shared"))
         super().final_eval()
 
     def train(self) -> None:
@@ -232,10 +233,10 @@ def alone(call: Callable) -> Callable:
 def check_batch(batch: float) -> None:
     """Raise a ValueError for a batch that the processes cannot share equally, or that is to be measured."""
     if WORLD_SIZE > 1 and batch < 1:
-        raise ValueError(f"batch={batch} measures a batch, on one process only: name a multiple of {WORLD_SIZE}")
+        raise Refused(f"batch={batch} measures a batch, on one process only: name a multiple of {WORLD_SIZE}")
     if WORLD_SIZE > 1 and batch % WORLD_SIZE:
         near = max(round(batch / WORLD_SIZE), 1) * WORLD_SIZE
-        raise ValueError(
+        raise Refused(
             f"batch={batch} is the batch of all processes, and {WORLD_SIZE} (WORLD_SIZE) cannot share it equally: "
             f"choose a multiple of {WORLD_SIZE}, such as batch={near}"
         )

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from ultralytics.nn.AddModules.compatibility import bare
+from ultralytics.nn.AddModules.errors import Refused
+from ultralytics.nn.AddModules.transfer import ENOUGH, REPORTS
 from ultralytics.nn.modules.block import HGStem, ResNetLayer
 from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.utils import LOGGER, RANK
@@ -26,10 +28,10 @@ def slow_backbone(build_optimizer: Callable) -> Callable:
 
     @functools.wraps(build_optimizer)
     def build(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        share = check(self.args)
         optimizer = build_optimizer(self, model, *args, **kwargs)
         student = getattr(bare(model), "student_model", bare(model))
         rows = len((getattr(student, "yaml", None) or {}).get("backbone", []))
+        share = self.args.backbone_lr
         if share == 1 or not rows:
             return optimizer
         slow = {id(p) for m in student.model[:rows] for p in m.parameters()}
@@ -38,23 +40,41 @@ def slow_backbone(build_optimizer: Callable) -> Callable:
             group["params"] = [p for p in group["params"] if id(p) not in slow]
             optimizer.param_groups.append({**group, "params": backbone, "lr": group["lr"] * share})
         LOGGER.info(f"The backbone's {len(slow)} parameters learn at {share:g} of the learning rate")
+        new = 1 - arrived(student, rows)
+        if new > ENOUGH and not self.resume:
+            LOGGER.warning(
+                f"{new:.0%} of the backbone starts from scratch, and backbone_lr={share:g} is for a pretrained one: "
+                "backbone_lr=1 lets it learn like the rest."
+            )
         return optimizer
 
     return build
 
 
-def check(args: Any) -> float:
-    """Give the backbone's share of the learning rate.
+def arrived(model: nn.Module, backbone: int) -> float:
+    """Tell which share of the tensors of a model's backbone, its first rows, came from pretrained weights."""
+    rows = [(n, of) for _, _, to, n, of, _ in REPORTS.get(model, []) if to != "-" and int(to.split()[0]) < backbone]
+    return sum(n for n, _ in rows) / max(sum(of for _, of in rows), 1)
 
-    Raises:
-        ValueError: For a share or a norm that is none.
-    """
+
+def sound(check_resume: Callable) -> Callable:
+    """Wrap the trainer's `check_resume`, which its constructor calls first: the recipe's values are looked at."""
+
+    @functools.wraps(check_resume)
+    def look(self: Any, overrides: dict) -> None:
+        check_resume(self, overrides)
+        check(self.args)
+
+    return look
+
+
+def check(args: Any) -> None:
+    """Raise a `ValueError` for a share of the learning rate or a norm that is none."""
     for key, most in (("backbone_lr", 1.0), ("clip_grad", math.inf)):
         value = getattr(args, key)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
             bounds = "from above 0 to 1" if most == 1 else "above 0"
-            raise ValueError(f"{key}={value!r}: expected a number {bounds}")
-    return args.backbone_lr
+            raise Refused(f"{key}={value!r}: expected a number {bounds}")
 
 
 def advised(setup_train: Callable) -> Callable:

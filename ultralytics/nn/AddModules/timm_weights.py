@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ultralytics.nn.AddModules.errors import Refused, plain
 from ultralytics.utils import ONLINE, SETTINGS
 
 __all__ = ()
@@ -29,6 +30,7 @@ __all__ = ()
 PREFIX = "timm/"
 SUFFIXES = ".safetensors", ".pth", ".bin"  # of files that are never checkpoints of Ultralytics
 PLAIN = r"hgnetv2_b\d|(wide_)?resnet\d+(_\d)?"  # others, with anti-aliasing for one, may have equal tensors
+KINDS = f"Expected a checkpoint (.pt), a name such as {PREFIX}resnet50, or a file of timm's ({', '.join(SUFFIXES)})"
 CLASSIFIER = "head.", "fc.", "classifier."
 EPS = 1e-5  # of timm's batch norms
 
@@ -38,7 +40,17 @@ def with_timm(load_checkpoint: Callable) -> Callable:
 
     @functools.wraps(load_checkpoint)
     def load(weight: str | Path, device: torch.device | None = None, *args: Any, **kwargs: Any) -> tuple:
-        return load_timm(weight, device) if is_timm(weight) else load_checkpoint(weight, device, *args, **kwargs)
+        if is_timm(weight):
+            return load_timm(weight, device)
+        try:
+            return load_checkpoint(weight, device, *args, **kwargs)
+        except FileNotFoundError:
+            raise plain(FileNotFoundError(f"{weight} does not exist, and could not be downloaded. {KINDS}")) from None
+        except (AssertionError, IsADirectoryError) as e:
+            if Path(weight).suffix == ".pt":
+                raise
+            missing = " and does not exist" if not Path(weight).exists() else ""
+            raise Refused(f"{weight} is no file of weights{missing}. {KINDS}") from e
 
     return load
 
@@ -87,7 +99,9 @@ def find_file(name: str) -> Path | None:
     if Path(name).is_file():
         return Path(name)
     if Path(name).suffix in (*SUFFIXES, ".pt"):
-        raise FileNotFoundError(f"{name} does not exist; expected a file, or the name of a model: pretrained=timm/NAME")
+        raise plain(
+            FileNotFoundError(f"{name} does not exist; expected a file, or the name of a model: pretrained=timm/NAME")
+        )
     kept = (Path(SETTINGS["weights_dir"], name + suffix) for suffix in SUFFIXES)
     return next((file for file in kept if file.is_file()), None)
 
@@ -98,10 +112,10 @@ def read(file: Path) -> dict[str, torch.Tensor]:
 
     try:
         tensors = load_state_dict(str(file), weights_only=True)
-        assert tensors and all(isinstance(t, torch.Tensor) for t in tensors.values())
+        assert tensors and all(isinstance(t, torch.Tensor) for t in tensors.values()), "it holds something else"
     except Exception as e:
         reason = " ".join(str(e).split())[:200]
-        raise ValueError(f"{file} is not a file of tensors (a state dict, as timm saves it): {reason}") from None
+        raise Refused(f"{file} is not a file of tensors (a state dict, as timm saves it): {reason}") from None
     return tensors
 
 
@@ -112,14 +126,12 @@ def fetch(name: str) -> dict[str, torch.Tensor]:
     if not timm.is_model(name):
         known = [*timm.list_models("hgnetv2*"), *timm.list_models("resnet*")]
         near = difflib.get_close_matches(name.partition(".")[0], known, n=3) or ["hgnetv2_b4", "resnet50"]
-        raise ValueError(
-            f"timm has no model {name!r}; did you mean {' or '.join(near)}? (or a file that does not exist)"
-        )
+        raise Refused(f"timm has no model {name!r}; did you mean {' or '.join(near)}? (or a file that does not exist)")
     try:
         with torch.device("meta"):
             bare = timm.create_model(name)
     except RuntimeError as e:  # a tag that the model has not
-        raise ValueError(f"timm/{name}: {e}") from None
+        raise Refused(f"timm/{name}: {e}") from None
     as_rows(bare.state_dict(), PREFIX + name)  # or an error
     if not re.fullmatch(PLAIN, name.partition(".")[0]):
         raise misfit(PREFIX + name, "its tensors have their shapes, but it computes something else with them")
@@ -132,9 +144,11 @@ def fetch(name: str) -> dict[str, torch.Tensor]:
             f"model.safetensors of {origin['hf_hub_id']}" if origin.get("hf_hub_id") else origin.get("url", "its file")
         )
         kept = Path(SETTINGS["weights_dir"], f"{name}.safetensors")
-        raise ConnectionError(
-            f"timm/{name}: its weights are not on this machine and could not be fetched ({type(e).__name__}); "
-            f"put {where} at {kept}, or anywhere and say pretrained=FILE"
+        raise plain(
+            ConnectionError(
+                f"timm/{name}: its weights are not on this machine and could not be fetched ({type(e).__name__}); "
+                f"put {where} at {kept}, or anywhere and say pretrained=FILE"
+            )
         ) from None
 
 
@@ -190,7 +204,7 @@ def as_rows(tensors: dict[str, torch.Tensor], name: str) -> nn.Module:
 def misfit(name: str, why: str) -> ValueError:
     """Say that a model has other blocks than upstream's."""
     fits = "expected hgnetv2_b4, b5 or b6, or a bottleneck ResNet such as resnet50 or resnet101"
-    return ValueError(f"{name} does not fit the blocks of RT-DETR's backbones: {why}; {fits}")
+    return Refused(f"{name} does not fit the blocks of RT-DETR's backbones: {why}; {fits}")
 
 
 Rows = tuple[

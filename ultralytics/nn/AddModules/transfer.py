@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.utils import LOGGER, RANK
 
 __all__ = ()
@@ -110,9 +111,11 @@ def aligned(load: Callable) -> Callable:
         if not (is_rows(source) and is_rows(self)):
             return load(self, weights, verbose)
         found = align(source.float(), self)
-        load(self, View(source, found), verbose)
         shapes = {key: tensor.shape for key, tensor in self.state_dict().items()}
         loaded = {key for key, tensor in found.items() if shapes.get(key) == tensor.shape}
+        if not loaded and found.theirs and found.ours:
+            raise Refused(f"{source_name(source)}: none of its tensors has a place in this model, which stays as it is")
+        load(self, View(source, found), verbose)
         follow(self, found, loaded)
         rows = list(table(found, loaded))
         # A model that is trained is a copy of the one that was loaded into: what counts is where that one came from
@@ -362,10 +365,14 @@ def by_level(keys: dict[str, str], s: Place, t: Place, strict: bool) -> dict[str
     return keys
 
 
+def source_name(source: nn.Module) -> str:
+    """Say where a source is from."""
+    return getattr(source, "pt_path", None) or source.yaml.get("yaml_file") or "a model in memory"
+
+
 def table(found: Aligned, loaded: set[str]) -> Iterator[tuple]:
     """Give a row for each layer of the target, and for each of the source that came to nothing; see COLUMNS."""
-    source = getattr(found.source, "pt_path", None) or found.source.yaml.get("yaml_file") or "a model in memory"
-    arrived = set()
+    source, arrived = source_name(found.source), set()
     for t in found.ours:
         n = sum(f"model.{t.position}.{key}" in loaded for key in t.shapes)
         s = found.partner.get(t)
@@ -391,6 +398,6 @@ def report(rows: list[tuple], loaded: int, held: int, wanted: int) -> None:
         )
     if share < ENOUGH:
         LOGGER.warning(
-            f"Only {share:.1%} of the tensors of {source} have a place in this model, most of which starts from "
-            "scratch. The table says which layers do; weights of a model of the same family carry more."
+            f"Only {share:.1%} of the tensors of {source} have a place in this model, {1 - loaded / wanted:.1%} of "
+            "whose own start from scratch. The table says which; weights of a model of the same family carry more."
         )
