@@ -3,6 +3,7 @@
 import copy
 import csv
 import functools
+import hashlib
 import json
 import math
 import os
@@ -266,9 +267,10 @@ def test_a_script_goes_on_after_training(data, tmp_path):
     """
     after = """
 found = []
-for _ in range(2):
-    metrics = model.val(data=OPTIONS["data"], imgsz=64, device="cpu", plots=False)
-    found.append([int(metrics.nt_per_class.sum()), metrics.box.map])
+for device in ("cpu", None):
+    tensors = b"".join(v.numpy().tobytes() for v in model.model.state_dict().values())
+    metrics = model.val(data=OPTIONS["data"], imgsz=64, device=device, plots=False)
+    found.append([int(metrics.nt_per_class.sum()), metrics.box.map, hashlib.sha256(tensors).hexdigest()])
 model = YOLO("rtdetr-tiny.yaml")
 
 class Poison:
@@ -298,7 +300,10 @@ weights = hashlib.sha256(b"".join(v.numpy().tobytes() for v in model.trainer.mod
     (found, states, weights), other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     alone = YOLO(tmp_path / "run" / "weights" / "best.pt").val(data=data, imgsz=64, device="cpu", plots=False)
     boxes = int(alone.nt_per_class.sum())
-    assert boxes > 10 and found == other[0] == [[boxes, pytest.approx(alone.box.map, rel=1e-6)]] * 2
+    best = torch.load(tmp_path / "run" / "weights" / "best.pt", weights_only=False)["model"].float().state_dict()
+    trained = hashlib.sha256(b"".join(v.numpy().tobytes() for v in best.values())).hexdigest()
+    assert found[0] == other[0][0] == [boxes, pytest.approx(alone.box.map, rel=1e-6), trained] and boxes > 10
+    assert found[1][:2] == other[0][1][:2] == found[0][:2]  # the first validation has fused the model
     assert len(states) == 1 and states != other[1]  # dropout is drawn apart
     assert weights == other[2]
     assert printed.count("The step is left out") == 2 and "is that of layer 4, " in printed

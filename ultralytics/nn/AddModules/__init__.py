@@ -15,7 +15,6 @@ for _file in sorted(_files):
 from ultralytics.nn.AddModules.additions import add_to_tasks, add_to_trainer  # noqa: E402
 from ultralytics.nn.AddModules.checkout import warn_if_stale  # noqa: E402
 from ultralytics.nn.AddModules.checkpoints import begin, refuse_finished  # noqa: E402
-from ultralytics.nn.AddModules.errors import called  # noqa: E402
 from ultralytics.nn.AddModules.hooks import checked, embed_by_index, fuse, read_row, route, run, seat  # noqa: E402
 from ultralytics.nn.AddModules.registry import NAMES, READERS  # noqa: E402
 
@@ -24,7 +23,6 @@ __all__ = (
     "add_to_tasks",
     "add_to_trainer",
     "begin",
-    "called",
     "checked",
     "embed_by_index",
     "fuse",

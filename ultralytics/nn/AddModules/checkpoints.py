@@ -22,6 +22,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from ultralytics.nn.AddModules import launcher
 from ultralytics.nn.AddModules.compatibility import bare
 from ultralytics.nn.AddModules.errors import Refused, plain
 from ultralytics.nn.AddModules.finite import heal
@@ -118,6 +119,11 @@ def training_state(trainer: Any) -> dict:
     return {KEY: state}
 
 
+def load(file: Path) -> dict:
+    """Open a checkpoint; its tensors are read when they are used."""
+    return torch.load(file, map_location="cpu", weights_only=False, mmap=True)
+
+
 def epochs_of(checkpoint: dict) -> int:
     """Tell how many epochs a checkpoint of a run has behind it."""
     return checkpoint[KEY]["epochs"] if checkpoint.get(KEY) else checkpoint["epoch"] + 1
@@ -132,24 +138,40 @@ def at_home(check_resume: Callable) -> Callable:
     @functools.wraps(check_resume)
     def check(self: Any, overrides: dict) -> None:
         check_resume(self, overrides)
-        file = Path(self.args.resume or "").resolve()
-        if file.parent.name != "weights" or overrides.get("save_dir"):
+        if not self.args.resume or overrides.get("save_dir"):
             return
-        home, before = file.parents[1], self.args.save_dir
-        if before and home != Path(before).resolve():
+        file, before = Path(os.path.abspath(self.args.resume)), getattr(self.args, "save_dir", None)
+        if not before and load(file).get("optimizer") is None:
+            refuse(file)
+        home = file.parents[1]
+        is_run = file.parent.name == "weights" and (home / "args.yaml").is_file()
+        if is_run and home.resolve() != Path(before or home).resolve():
             LOGGER.info(f"The run was in {before}; it goes on in {home}, where its checkpoint is")
-        self.args.save_dir = str(home)
+            self.args.save_dir = str(home)
 
     return check
 
 
 def refuse_finished(model: Any) -> None:
-    """Raise a `ValueError` for a model that `resume` names and that is the end of a run, not the middle of one."""
+    """Refuse a model that `resume` names and that is the end of a run, not the middle of one."""
     if (model.ckpt or {}).get("train_args") and not model.ckpt.get("optimizer"):
-        raise Refused(
-            f"{model.ckpt_path} is the result of a training that is over: there is nothing to resume. To train on "
-            f"from its weights, begin a new run: yolo train model={model.ckpt_path} data=... epochs=..."
-        )
+        refuse(Path(os.path.abspath(model.ckpt_path)))
+
+
+def refuse(file: Path) -> None:
+    """Refuse a checkpoint to resume that is the end of a run.
+
+    Raises:
+        Refused: With what to do; or `SystemExit`, where the launcher has restarted workers whose run was over.
+    """
+    if launcher.is_own(file.parent.parent):
+        LOGGER.info(f"The run of {file} was complete when its workers ended: nothing is left to train.")
+        raise SystemExit(0)
+    raise Refused(
+        f"{file} is the result of a training that is over: there is nothing to resume. A run that was stopped goes on "
+        f"with: yolo train resume model=RUN/weights/last.pt; a new one from these weights begins with: yolo train "
+        f"model={file} data=... epochs=..."
+    )
 
 
 class Complete(Exception):
@@ -290,7 +312,7 @@ def kept(trainer: Any) -> str:
     """Say what a run that stops has saved, and how it goes on."""
     if not trainer.last.exists() or not (trainer.resume or getattr(trainer, "begun", False)):
         return "Nothing was saved yet."
-    checkpoint = torch.load(trainer.last, map_location="cpu", weights_only=False, mmap=True)
+    checkpoint = load(trainer.last)
     if checkpoint.get("optimizer") is None:
         return f"All epochs were done; {trainer.last} and best.pt beside it are the result."
     epochs = epochs_of(checkpoint)

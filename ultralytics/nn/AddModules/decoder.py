@@ -167,8 +167,8 @@ def refuse_other_head(chosen: dict[str, Any]) -> None:
 def compare_export(metadata: dict | None, chosen: dict[str, Any], form: str) -> None:
     """Raise a `ValueError` unless an exported model's graph, which is fixed, is what is asked for."""
     for key, value in chosen.items():
-        if not is_whole(value):
-            raise Refused(f"{key}={value!r}: expected a whole number")
+        if not (is_whole(value) and value >= 1):
+            raise Refused(f"{key}={value!r}: expected a whole number of at least 1")
     metadata = metadata or {}
     if "stride" not in metadata or metadata.get("head", "RTDETRDecoder") != "RTDETRDecoder":
         refuse_other_head(chosen)

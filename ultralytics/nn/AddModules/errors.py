@@ -1,11 +1,10 @@
-"""Errors whose line says all, so that on the command line no traceback follows it."""
+"""Errors whose line says all, so that the command `yolo` shows no traceback with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from ultralytics.utils import LOGGER
+import sys
+from pathlib import Path
+from types import TracebackType
 
 __all__ = ()
 
@@ -17,23 +16,18 @@ class Refused(ValueError):
 
 
 def plain(error: Exception) -> Exception:
-    """Mark an error whose line says all, so that no traceback need follow it on the command line."""
+    """Mark an error whose line says all."""
     error.plain = True
     return error
 
 
-def called(method: Callable) -> Callable:
-    """Wrap what the command `yolo` calls: what has been said in one line is not followed by a traceback."""
+def tell(cls: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Show what ends the command: a plain error's line, nothing more for Ctrl-C, the traceback of all else."""
+    if getattr(error, "plain", False):
+        print(getattr(error, "strerror", None) or error, file=sys.stderr)
+    elif not issubclass(cls, KeyboardInterrupt):
+        sys.__excepthook__(cls, error, traceback)
 
-    def call(**kwargs: Any) -> Any:
-        try:
-            return method(**kwargs)
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
-        except Exception as e:
-            if not hasattr(e, "plain"):
-                raise
-            LOGGER.error(getattr(e, "strerror", None) or e)
-            raise SystemExit(1) from None
 
-    return call
+if Path(sys.argv[0] if sys.argv else "").stem == "yolo":  # a script of the user's shows where it was
+    sys.excepthook = tell

@@ -49,10 +49,10 @@ def look(trainer: Any, loss: torch.Tensor) -> torch.Tensor:
     trainer.pending += 1
     if torch.isfinite(loss):
         trainer.good += 1
-        trainer.mean = trainer.tloss = trainer.loss_items if trainer.good == 1 else trainer.tloss
+        trainer.mean = trainer.tloss = mean(trainer)
         return loss
     if trainer.good:
-        trainer.tloss = trainer.mean  # the epoch's mean is that of the steps that were taken
+        trainer.tloss = trainer.mean
     trainer.named = getattr(trainer, "named", 0) + 1
     if trainer.named <= NAMED:
         dtype = torch.bfloat16 if trainer.args.amp == "bf16" else torch.float16
@@ -61,6 +61,16 @@ def look(trainer: Any, loss: torch.Tensor) -> torch.Tensor:
         LOGGER.error(f"The loss of epoch {trainer.epoch + 1} is {loss.item()}: {where}. The step is left out.")
     trainer.spoiled = True
     return loss
+
+
+def mean(trainer: Any) -> Any:
+    """Give the mean of the epoch's losses that were finite, as upstream computes it of all."""
+    items, n = trainer.loss_items, trainer.good
+    if n == 1:
+        return items
+    if not isinstance(items, dict):  # in older releases a tensor
+        return (trainer.mean * (n - 1) + items) / n
+    return {key: (trainer.mean[key] * (n - 1) + value) / n for key, value in items.items()}
 
 
 def clipped(optimizer_step: Callable) -> Callable:

@@ -81,7 +81,8 @@ def choose_device(asked: str) -> str:
             "or none"
         )
     name = chosen[max(LOCAL_RANK, 0)]
-    if name.isdigit() and int(name) >= (count := device_module(kind or "cuda").device_count()):
+    known = hasattr(torch, kind or "cuda")  # or upstream says what to install
+    if known and name.isdigit() and int(name) >= (count := device_module(kind or "cuda").device_count()):
         has = f"has {count} such devices, numbered from 0" if count else "has no such device; device=cpu takes its CPU"
         raise Refused(f"device={asked}: {socket.gethostname()} {has}")
     return f"{kind}:{name}" if kind else name
@@ -231,6 +232,13 @@ def find_run(folder: Path, launchers: list[str], number: int) -> tuple[Path, dic
             if record["number"] == number and set(launchers) & set(record["launchers"]):
                 return file.parent, record
     return None
+
+
+def is_own(folder: Path) -> bool:
+    """Whether the launcher of this process has trained the run in a folder."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return is_launched() and name_launcher() in json.loads((folder / RECORD).read_text("utf-8"))["launchers"]
+    return False
 
 
 def stamp(file: Path) -> list[int] | None:

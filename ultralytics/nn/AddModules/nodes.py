@@ -7,7 +7,6 @@ Without a launcher nothing of this is in use, and upstream's own way to several 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import os
@@ -16,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -220,14 +218,22 @@ def alone(call: Callable) -> Callable:
 
         if trainer is not None or dist.is_initialized() or WORLD_SIZE == 1:
             return call(self, trainer, model, **kwargs)
-        self.args.device = launcher.choose_device(parse_device(self.args.device))
-        with contextlib.ExitStack() as stack:
-            for name, module in list(sys.modules.items()):
-                if name.startswith("ultralytics.") and "RANK" in vars(module):
-                    stack.enter_context(patch.object(module, "RANK", -1))
+        asked = parse_device(self.args.device)
+        self.args.device = launcher.choose_device(asked) if not asked or "," in asked else asked
+        set_rank(-1)
+        try:
             return call(self, trainer, model, **kwargs)
+        finally:
+            set_rank(RANK)  # in what was imported meanwhile, too
 
     return validate
+
+
+def set_rank(rank: int) -> None:
+    """Let upstream's modules take this process for another one, or for the only one: -1."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("ultralytics.") and not name.startswith(__package__) and "RANK" in vars(module):
+            module.RANK = rank
 
 
 def check_batch(batch: float) -> None:
