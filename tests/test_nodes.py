@@ -23,7 +23,7 @@ from torch import nn
 from torch.distributed.run import parse_args as torchrun_arguments
 
 from ultralytics import YOLO
-from ultralytics.nn.AddModules import launcher, nodes, wholebatch
+from ultralytics.nn.AddModules import checkpoints, launcher, nodes, wholebatch
 from ultralytics.nn.AddModules.extend import extend
 from ultralytics.utils import USER_CONFIG_DIR
 
@@ -396,6 +396,21 @@ def test_a_run_is_found_by_its_launchers_only(tmp_path):
     (tmp_path / "train" / launcher.RECORD).write_text("{")
     assert launcher.find_run(new, ["a"], 1) is None
     assert launcher.find_run(tmp_path / "none" / "train", ["b"], 1) is None
+
+
+def test_workers_restarted_after_a_resumed_run_was_over_have_nothing_to_do(tmp_path, monkeypatch):
+    """It is the end of their own launcher's run; another launch is told that there is nothing to resume."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "log" / "attempt_1" / "0" / "error.json"))
+    run, last = tmp_path / "train", tmp_path / "train" / "weights" / "last.pt"
+    launcher.record_run(run, {"launchers": [launcher.name_launcher()], "number": 1})
+    model = types.SimpleNamespace(ckpt={"train_args": {"epochs": 1}, "optimizer": None}, ckpt_path=str(last))
+    with pytest.raises(SystemExit) as e:
+        checkpoints.refuse_finished(model)
+    assert e.value.code == 0
+    launcher.record_run(run, {"launchers": ["elsewhere:/tmp/x"], "number": 1})
+    with pytest.raises(ValueError, match="there is nothing to resume"):
+        checkpoints.refuse_finished(model)
 
 
 @pytest.mark.parametrize(
