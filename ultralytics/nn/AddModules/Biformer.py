@@ -93,7 +93,7 @@ class Regions:
         with torch.no_grad(), no_autocast(q):  # sums over channels leave the range of fp16
             share = self.real.float() / self.real.sum(dim=1, keepdim=True)  # of each real pixel in a region's mean
             means = (share.unsqueeze(1) @ t.detach().float().reshape(-1, R, L, t.shape[2]) for t in (q, k))
-            q_mean, k_mean = (t.squeeze(2) for t in means)  # (B, R, C)
+            q_mean, k_mean = (t.flatten(2) for t in means)  # (B, R, C)
             chosen = (q_mean @ k_mean.transpose(1, 2)).topk(topk, dim=-1).indices  # (B, R, topk)
         mask = self.real[chosen].reshape(-1, 1, 1, topk * L) if self.ragged else None
         first = torch.arange(chosen.shape[0], device=q.device).view(-1, 1, 1) * R  # a trace makes len() a constant

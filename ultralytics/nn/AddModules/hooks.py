@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.nn.AddModules.registry import NAMES, READERS, Layer, Row, RowError, backbone
 
 __all__ = "checked", "embed_by_index", "fuse", "read_row", "route", "run", "seat"
@@ -109,7 +110,10 @@ def seat(m: nn.Module, ch: list[int], save: list[int]) -> None:
 
 def run(m: nn.Module, x: Any, y: list, save: list[int]) -> Any:
     """Run a layer in a forward loop; of a multi-output one, put all outputs but the last where later rows look."""
-    x = m(x)
+    try:
+        x = m(x)
+    except ValueError as e:
+        raise too_small(m, sys._getframe(1).f_locals["self"], e) from None
     if m.i > len(y):  # more indices than one: only a backbone has them
         outputs = [None, *x]
         y.extend(out if j in save else None for j, out in enumerate(outputs[:-1]))
@@ -283,6 +287,19 @@ def current_row(error: Exception, parse_model: Callable) -> int | None:
             return tb.tb_frame.f_locals.get("i")
         tb = tb.tb_next
     return None
+
+
+def too_small(m: nn.Module, model: Any, error: ValueError) -> ValueError:
+    """Say of torch's error for a norm over one value which row's map is too small; give every other error back."""
+    rows = [*model.yaml["backbone"], *model.yaml["head"]]
+    i = next((i for i, layer in enumerate(model.model) if layer is m), None)
+    if "more than 1 value per channel" not in str(error) or i is None:
+        return error
+    where = place(model.yaml.get("yaml_file", "model YAML"), model.yaml, i, rows[i])
+    return Refused(
+        f"{where}: the map is 1x1, and a batch norm cannot learn from one value of one image; give it larger "
+        "images, or two and more"
+    )
 
 
 def is_backbone(cls: Any) -> bool:

@@ -1,0 +1,241 @@
+"""An export runs in its own runtime and finds what PyTorch finds, or the command says why not."""
+
+import itertools
+import sys
+
+import onnx
+import pytest
+import torch
+from conftest import MODELS, TINY
+
+from ultralytics import RTDETR, YOLO
+from ultralytics.nn.AddModules import parity
+from ultralytics.nn.autobackend import AutoBackend
+from ultralytics.nn.backends.base import BaseBackend
+from ultralytics.utils import ASSETS
+
+SIZE = 96
+FORMATS = {
+    "torchscript": {"format": "torchscript"},
+    "torchscript-dynamic": {"format": "torchscript", "dynamic": True},
+    "onnx": {"format": "onnx"},
+    "onnx-17": {"format": "onnx", "opset": 17, "simplify": False, "batch": 2},
+    "onnx-dynamic": {"format": "onnx", "dynamic": True},
+    "onnx-fp16": {"format": "onnx", "quantize": 16},
+    "openvino": {"format": "openvino"},
+    "openvino-dynamic": {"format": "openvino", "dynamic": True},
+    "openvino-fp16": {"format": "openvino", "quantize": 16},
+    "mnn": {"format": "mnn"},
+}
+
+
+def lively(name: str) -> RTDETR:
+    """Build a model whose decoder layers differ and whose scores are spread: those of a fresh one do nothing."""
+    torch.manual_seed(0)
+    model = RTDETR(f"{name}.yaml")
+    for p in model.model.parameters():
+        p.data.add_(torch.randn_like(p) * (0.05 if p.ndim < 2 else 0.2 * p.std()))
+    return model
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A checkpoint of each tiny model, under a name that says nothing."""
+    folder = tmp_path_factory.mktemp("exports")
+    found = {name: folder / name.removeprefix("rtdetr-") / "mine.pt" for name in TINY}
+    for name, file in found.items():
+        file.parent.mkdir()
+        lively(name).save(file)
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, shapes):
+    """A plain tiny model that has seen the small data set for an epoch."""
+    model = RTDETR("rtdetr-tiny.yaml")
+    folder = tmp_path_factory.mktemp("trained")
+    model.train(data=shapes, epochs=1, imgsz=64, batch=8, plots=False, project=folder, name="run", val=False)
+    return folder / "run" / "weights" / "last.pt"
+
+
+def metadata(file) -> dict:
+    """Read what an export says of itself, without its runtime."""
+    found = BaseBackend.read_metadata(file)["parity"]
+    return eval(found) if isinstance(found, str) else found  # an ONNX property is text
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", TINY)
+def test_every_tiny_model_in_every_format(files, name, form):
+    """And the file tells what it is, whatever its name."""
+    file = YOLO(files[name]).export(imgsz=SIZE, **FORMATS[form])
+    found = metadata(file)
+    assert len(found["inputs"]) == 2 + ("dynamic" in form)
+    for row in found["inputs"]:
+        assert row["matched"] + row["tied"] >= found["bounds"]["share"] * row["detections"]
+    exact = "fp16" not in form
+    assert found["bounds"] == vars(parity.BOUNDS[32 if exact else 16])
+    assert not exact or all(row["detections"] >= 60 and row["tied"] <= 2 for row in found["inputs"])
+    model, original = YOLO(file), YOLO(files[name])
+    assert type(model) is RTDETR
+    options = {"imgsz": SIZE, "conf": 0.0, "verbose": False}
+    boxes, expected = (m.predict(ASSETS / "zidane.jpg", **options)[0].boxes for m in (model, original))
+    assert len(boxes) == len(expected) == 60
+    if exact:
+        assert boxes.conf.sort().values == pytest.approx(expected.conf.sort().values, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in TINY])
+def test_every_large_model_in_onnx(name, tmp_path, monkeypatch):
+    """At a small size: the graph's operators are what matters, and that the weights are in it."""
+    monkeypatch.chdir(tmp_path)
+    file = lively(name).export(format="onnx", imgsz=(64, 96), opset=17, simplify=False)
+    assert all(row["matched"] + row["tied"] == row["detections"] > 0 for row in metadata(file)["inputs"])
+    graph = onnx.load(file, load_external_data=False)
+    assert {entry.domain: entry.version for entry in graph.opset_import}[""] == 17
+    operators = {node.op_type for node in graph.graph.node}
+    # TensorRT has all of them, as its documented list of ONNX operators says; none that a release must be built for
+    assert operators <= TENSORRT, operators - TENSORRT
+
+
+TENSORRT = set(
+    "Abs Add And Cast Ceil Clip Concat Constant ConstantOfShape Conv Cos Div Einsum Equal Erf Exp Expand Flatten "
+    "Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool Greater GreaterOrEqual GridSample "
+    "HardSigmoid Identity InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log MatMul Max "
+    "MaxPool AveragePool Min Mod Mul Neg Not Or Pad Pow PRelu Range Reciprocal ReduceL2 ReduceMax ReduceMean "
+    "ReduceMin ReduceSum Relu Reshape Resize Round ScatterElements ScatterND Shape Sigmoid Sin Slice Softmax "
+    "Softplus Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor".split()
+)
+
+
+def test_int8_with_calibration(trained, shapes):
+    for form in ("openvino", "onnx"):
+        file = YOLO(trained).export(format=form, quantize=8, data=shapes, imgsz=64)
+        assert metadata(file)["bounds"] == vars(parity.BOUNDS[8])
+        assert type(YOLO(file)) is RTDETR
+    assert YOLO(file).val(data=shapes, imgsz=64, plots=False).box.map >= 0
+
+
+def test_a_wrong_export_is_an_error_and_is_removed(files, monkeypatch, capsys):
+    """Here the runtime's boxes are shifted by two pixels; `verify=False` keeps the file."""
+    forward = AutoBackend.forward
+
+    def shifted(self, x, *args, **kwargs):
+        y = forward(self, x, *args, **kwargs)
+        y = y[0] if isinstance(y, (list, tuple)) else y
+        y = torch.as_tensor(y).clone()
+        y[..., 0] += 2 / SIZE
+        return y
+
+    monkeypatch.setattr(AutoBackend, "forward", shifted)
+    model = YOLO(files["rtdetr-tiny"])
+    file = files["rtdetr-tiny"].with_suffix(".torchscript")
+    with pytest.raises(
+        ValueError, match=r"mine\.torchscript does not find what .*photograph: 0 of 60 detections match"
+    ):
+        model.export(format="torchscript", imgsz=SIZE)
+    assert not file.exists()
+    model.export(format="torchscript", imgsz=SIZE, verify=False)
+    assert file.exists() and "parity" not in BaseBackend.read_metadata(file)
+    with pytest.raises(ValueError, match="verify='maybe': expected True or False"):
+        model.export(format="torchscript", imgsz=SIZE, verify="maybe")
+
+
+def test_an_export_that_does_not_run_is_an_error_and_is_removed(files, monkeypatch):
+    monkeypatch.setattr(AutoBackend, "forward", lambda *_: 1 / 0)
+    with pytest.raises(ValueError, match="does not run in its own runtime .ZeroDivisionError"):
+        YOLO(files["rtdetr-tiny"]).export(format="torchscript", imgsz=SIZE)
+    assert not files["rtdetr-tiny"].with_suffix(".torchscript").exists()
+
+
+def test_formats_that_cannot_say_why(files):
+    with pytest.raises(ValueError, match="format=ncnn: NCNN has no top-k"):
+        YOLO(files["rtdetr-tiny"]).export(format="ncnn", imgsz=SIZE)
+
+
+def test_other_models_export_as_upstream_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = YOLO("yolo11n.yaml").export(format="torchscript", imgsz=SIZE)
+    assert "parity" not in BaseBackend.read_metadata(file)
+
+
+def test_mnn_s_tools_stay_silent(files):
+    """They would send what they do to their makers, and install a package for it."""
+    YOLO(files["rtdetr-tiny"]).export(format="mnn", imgsz=SIZE)
+    assert sys.modules["MNN.tools.utils.log"] is None and not any(name.startswith("aliyun") for name in sys.modules)
+
+
+# Comparing ------------------------------------------------------------------------------------------------------------
+def rows(*found) -> torch.Tensor:
+    return torch.tensor([found], dtype=torch.float32)
+
+
+A, B, C = (0.2, 0.2, 0.1, 0.1, 0.9, 0), (0.7, 0.6, 0.2, 0.2, 0.6, 1), (0.5, 0.5, 0.3, 0.3, 0.3, 1)
+
+
+def compare(one, other, bits=32, tied=0):
+    bounds = parity.BOUNDS[bits]
+    found = parity.compare("x", one, other, (100, 200), bounds, tied)
+    return found, found.holds(bounds)
+
+
+def test_detections_are_a_set():
+    for order in itertools.permutations((A, B, C)):
+        found, holds = compare(rows(A, B, C), rows(*order))
+        assert holds and found.matched == found.detections == 3 and found.box == found.score == found.raw == 0
+
+
+@pytest.mark.parametrize(
+    "changed, holds",
+    [
+        ((0.204, 0.2, 0.1, 0.1, 0.9, 0), True),  # 0.8 of 200 px
+        ((0.207, 0.2, 0.1, 0.1, 0.9, 0), False),
+        ((0.2, 0.209, 0.1, 0.1, 0.9, 0), True),  # 0.9 of 100 px
+        ((0.2, 0.2, 0.1, 0.1, 0.8995, 0), True),
+        ((0.2, 0.2, 0.1, 0.1, 0.898, 0), False),
+        ((0.2, 0.2, 0.1, 0.1, 0.9, 1), False),
+        ((float("nan"), 0.2, 0.1, 0.1, 0.9, 0), False),
+        ((0.2, 0.2, 0.1, 0.1, float("nan"), 0), False),
+    ],
+)
+def test_bounds_of_fp32(changed, holds):
+    found, held = compare(rows(A, B, C), rows(changed, B, C))
+    assert held is holds and found.matched == (3 if holds else 2)
+
+
+def test_one_detection_is_not_matched_twice():
+    found, holds = compare(rows(A, A, B), rows(A, B, B))
+    assert not holds and found.matched == 2
+
+
+def test_what_the_end_of_the_list_leaves_to_chance():
+    some, last = (A, B) * 15, (0.9, 0.9, 0.1, 0.1, 0.3, 0)  # as good as C
+    assert compare(rows(*some, C), rows(*some, last))[1]
+    assert not compare(rows(*some, C), rows(*some, (*last[:4], 0.31, 0)))[1]
+    assert not compare(rows(*some, A, C), rows(*some, (*last[:4], 0.9, 0), C))[1]
+
+
+def test_below_fp32_what_counts_must_be_found():
+    weak = (0.9, 0.9, 0.1, 0.1, 0.1, 0)
+    assert compare(rows(A, B, weak), rows(A, B, (0.1, 0.1, 0.1, 0.1, 0.1, 1)), bits=16)[1]
+    assert not compare(rows(A, B, weak), rows(A, (0.1, 0.1, 0.1, 0.1, 0.6, 1), weak), bits=16)[1]
+    assert not compare(rows(weak, weak), rows(A, weak), bits=8)[1]  # nor may there be more
+
+
+def test_ties_among_the_encoder_s_positions():
+    scores, bounds = torch.tensor([[3.0, 2.0, 1.0, 0.0]]), parity.BOUNDS[32]
+    assert parity.ties(scores, 2, bounds) == parity.ties(scores, 4, bounds) == parity.ties(scores, 9, bounds) == 0
+    assert parity.ties(torch.tensor([[3.0, 1.0, 1.0, 0.0]]), 2, bounds) == 1
+    assert parity.ties(torch.ones(1, 4), 2, bounds) == 2
+    assert parity.ties(torch.tensor([[3.0, 1.1, 1.0, 0.0]]), 2, parity.BOUNDS[8]) == 1
+    found = rows(*(A, B, C) * 8)
+    other = found.clone()
+    other[0, 0, 0] = 0.8
+    assert compare(found, other, tied=1)[1] and not compare(found, other)[1]
+    other[0, :3, 0] = 0.8
+    assert not compare(found, other, tied=24)[1]  # most must be found all the same
+
+
+def test_shapes_must_be_equal():
+    with pytest.raises(ValueError, match="the output is"):
+        compare(rows(A, B), rows(A))

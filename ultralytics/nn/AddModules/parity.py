@@ -1,0 +1,161 @@
+"""Whether two outputs of RT-DETR are the same detections, compared as sets.
+
+The order of detections says nothing: equal scores may come in any. What stands at the end of the list says little:
+which of two equal scores is the last one in is chance, in the output and among the positions that become queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ()
+
+PHOTOGRAPH = "bus.jpg"  # of upstream's assets
+TIE = 1e-5  # between scores at the end of the list
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far detections may be from each other and still be the same."""
+
+    box: float  # each side of a box, in pixels of the input
+    score: float
+    share: float  # of the detections that count, how many must be found again
+    counts: float  # score from which a detection counts
+    tie: float  # between the encoder's scores, as a part of the largest one, below which rounding chooses the queries
+    least: float  # share of the detections that must be found again, however many queries are tied
+
+
+# By the bits of weights or activations
+BOUNDS = {
+    32: Bounds(box=1.0, score=1e-3, share=1.0, counts=0.0, tie=1e-5, least=0.95),
+    16: Bounds(box=2.0, score=0.05, share=0.9, counts=0.25, tie=0.01, least=0.5),
+    8: Bounds(box=4.0, score=0.25, share=0.75, counts=0.25, tie=0.1, least=0.25),
+}
+
+
+def ties(scores: torch.Tensor, queries: int, bounds: Bounds) -> int:
+    """Tell between how many positions rounding chooses, where the encoder's best ones become queries.
+
+    Args:
+        scores: The best score of each position, as logits. (B, N)
+        queries: How many are chosen.
+        bounds: With the largest difference that rounding makes.
+
+    Returns:
+        The largest number that may differ of an image.
+    """
+    if scores.shape[1] <= queries:
+        return 0
+    ranked = scores.float().sort(dim=1, descending=True).values
+    most = bounds.tie * ranked.abs().amax()
+    chosen = (ranked[:, :queries] - ranked[:, queries : queries + 1] <= most).sum(1)
+    others = (ranked[:, queries - 1 : queries] - ranked[:, queries:] <= most).sum(1)
+    return int(torch.minimum(chosen, others).max())
+
+
+@dataclass
+class Parity:
+    """What a comparison has found."""
+
+    input: str
+    detections: int  # that count, on either side
+    matched: int
+    box: float  # largest difference of matched ones, in pixels
+    score: float
+    raw: float  # largest difference of the outputs of matched ones: coordinates as shares of the image, scores
+    tied: int = 0  # that rounding may choose, and need not be matched
+
+    def holds(self, bounds: Bounds) -> bool:
+        """Whether enough was found again."""
+        found, wanted = self.matched + self.tied, bounds.share * self.detections
+        return found >= wanted and self.matched >= bounds.least * self.detections
+
+    def __str__(self) -> str:
+        tied = f", {self.tied} tied" if self.tied and self.matched < self.detections else ""
+        return (
+            f"{self.input}: {self.matched} of {self.detections} detections match{tied}, "
+            f"boxes within {self.box:.2g} px, scores within {self.score:.2g}; raw outputs within {self.raw:.2g}"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Give it for an export's metadata."""
+        return {key: float(f"{v:.3g}") if isinstance(v, float) else v for key, v in asdict(self).items()}
+
+
+def photograph(size: tuple[int, int], channels: int) -> torch.Tensor:
+    """Give upstream's photograph, stretched as RT-DETR's predictor does. (1, C, H, W), 0 to 1."""
+    import cv2
+
+    from ultralytics.utils import ASSETS
+
+    image = cv2.resize(cv2.imread(str(Path(ASSETS) / PHOTOGRAPH)), size[::-1])[..., ::-1]
+    image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].float() / 255
+    return image[:, torch.arange(channels) % 3]
+
+
+def noise(size: tuple[int, int], channels: int) -> torch.Tensor:
+    """Give an image of noise, the same each time. (1, C, H, W), 0 to 1."""
+    return torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0))
+
+
+def inputs(batch: int, size: tuple[int, int], channels: int = 3) -> dict[str, torch.Tensor]:
+    """Give the two images that an export is tried with, each as a batch. (B, C, H, W), 0 to 1."""
+    images = photograph(size, channels), noise(size, channels)
+    return {
+        name: torch.cat([images[(first + i) % 2] for i in range(batch)])
+        for first, name in enumerate(("photograph", "noise"))
+    }
+
+
+def compare(
+    name: str, expected: torch.Tensor, found: torch.Tensor, size: tuple[int, int], bounds: Bounds, tied: int = 0
+) -> Parity:
+    """Match the detections of two outputs.
+
+    Args:
+        name: What to call the input.
+        expected: Boxes, score and class, (B, N, 6): centre, width and height as shares of the image.
+        found: The same from elsewhere.
+        size: Height and width of the input in pixels.
+        bounds: How far they may be from each other.
+        tied: How many of the detections of each image may differ, since rounding chooses the queries.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    from ultralytics.utils.ops import xywh2xyxy
+
+    if expected.shape != found.shape:
+        raise ValueError(f"{name}: the output is {tuple(found.shape)}, expected {tuple(expected.shape)}")
+    parity = Parity(name, 0, 0, 0.0, 0.0, 0.0)
+    scale = torch.tensor([size[1], size[0], size[1], size[0]])
+    for ours, theirs in zip(expected.float().cpu(), found.float().cpu()):
+        box = ((xywh2xyxy(ours[:, :4])[:, None] - xywh2xyxy(theirs[:, :4])) * scale).abs().amax(-1)
+        score = (ours[:, None, 4] - theirs[:, 4]).abs()
+        same = (ours[:, None, 5] == theirs[:, 5]) & (box <= bounds.box) & (score <= bounds.score)
+        # As many pairs within the bounds as there can be, and of those the nearest
+        near = (box / bounds.box + score / bounds.score).nan_to_num(1e3).clamp(max=1e3)
+        i, j = linear_sum_assignment(torch.where(same, near / 1e6, 1.0).numpy())
+        paired = same[i, j]
+        ends = ours[:, 4].min(), theirs[:, 4].min()  # several may be as good as the last one of a list
+        end = (ours[i, 4] <= ends[0] + TIE) & (theirs[j, 4] <= ends[1] + TIE) & ((ends[0] - ends[1]).abs() <= TIE)
+        counts = (ours[i, 4] >= bounds.counts) | (theirs[j, 4] >= bounds.counts)
+        lost = counts & ~paired
+        parity.detections += int(counts.sum())
+        parity.matched += int((counts & paired).sum())
+        chance = tied * int(counts.sum()) / len(ours)  # of those that count
+        parity.tied += int((lost & end).sum()) + min(int((lost & ~end).sum()), round(chance))
+        if paired.any():
+            i, j = torch.from_numpy(i)[paired], torch.from_numpy(j)[paired]
+            parity.box = max(parity.box, box[i, j].max().item())
+            parity.score = max(parity.score, score[i, j].max().item())
+            parity.raw = max(parity.raw, (ours[i] - theirs[j]).abs().max().item())
+    return parity
