@@ -51,7 +51,7 @@ class Regions:
         i, j = region
         self.map, self.region, self.grid = (H, W), region, (-(-H // i), -(-W // j))
         self.R, self.L, self.ragged = self.grid[0] * self.grid[1], i * j, bool(H % i or W % j)
-        self.real = self.order(torch.ones(1, H, W, 1, dtype=torch.bool, device=device)).squeeze(2)
+        self.real = self.order(torch.ones(1, H, W, 1, dtype=torch.bool, device=device))[..., 0]
 
     def order(self, pixels: torch.Tensor) -> torch.Tensor:
         """Order (B, H, W, C) pixels by region: (B * R, L, C), with zeros where a ragged region has none."""

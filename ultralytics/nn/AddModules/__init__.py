@@ -12,15 +12,21 @@ for _file in sorted(_files):
     importlib.import_module(f"{__name__}.{_file}")
 
 # Behind the loop, which binds each file's name here: one called `run.py` must not take a hook's place
-from ultralytics.nn.AddModules.additions import add_to_exporter, add_to_tasks, add_to_trainer  # noqa: E402
+from ultralytics.nn.AddModules.additions import (  # noqa: E402
+    add_to_backend,
+    add_to_exporter,
+    add_to_tasks,
+    add_to_trainer,
+)
 from ultralytics.nn.AddModules.checkout import warn_if_stale  # noqa: E402
 from ultralytics.nn.AddModules.checkpoints import begin, refuse_finished  # noqa: E402
-from ultralytics.nn.AddModules.exports import precision, read_mnn  # noqa: E402
 from ultralytics.nn.AddModules.hooks import checked, embed_by_index, fuse, read_row, route, run, seat  # noqa: E402
+from ultralytics.nn.AddModules.metadata import is_exact, read_mnn, stem  # noqa: E402
 from ultralytics.nn.AddModules.registry import NAMES, READERS  # noqa: E402
 
 __all__ = (
     "READERS",
+    "add_to_backend",
     "add_to_exporter",
     "add_to_tasks",
     "add_to_trainer",
@@ -28,13 +34,14 @@ __all__ = (
     "checked",
     "embed_by_index",
     "fuse",
-    "precision",
+    "is_exact",
     "read_mnn",
     "read_row",
     "refuse_finished",
     "route",
     "run",
     "seat",
+    "stem",
 )
 
 globals().update({_name: _cls for _name, _cls in NAMES.items() if _name not in {*_files, *__all__}})

@@ -8,14 +8,15 @@ import torch
 
 from ultralytics.nn.AddModules.checkpoints import at_home, atomic, guarded, resumable, whole
 from ultralytics.nn.AddModules.decoder import whole_only
-from ultralytics.nn.AddModules.exports import verified
+from ultralytics.nn.AddModules.exports import remembered, verified
 from ultralytics.nn.AddModules.finite import calm, clipped, watched
 from ultralytics.nn.AddModules.launcher import is_launched
+from ultralytics.nn.AddModules.opening import intact, opened
 from ultralytics.nn.AddModules.recipe import advised, slow_backbone, sound
 from ultralytics.nn.AddModules.timm_weights import with_timm
 from ultralytics.nn.AddModules.transfer import aligned, reported
 
-__all__ = "add_to_exporter", "add_to_tasks", "add_to_trainer"
+__all__ = "add_to_backend", "add_to_exporter", "add_to_tasks", "add_to_trainer"
 
 TRAINER = {
     "check_resume": (whole_only, at_home, sound),
@@ -31,8 +32,15 @@ TRAINER = {
 LOADERS = "load_checkpoint", "attempt_load_one_weight"  # upstream's names for one function, now and before
 
 
+def add_to_backend(cls: type) -> type:
+    """Extend upstream's `AutoBackend`, as a decorator of it: a file that cannot be opened is one line."""
+    cls.__init__ = opened(cls.__init__)
+    return cls
+
+
 def add_to_exporter(cls: type) -> type:
     """Extend upstream's `Exporter`, as a decorator of it: what it has written is verified."""
+    cls.__call__ = remembered(cls.__call__)
     for name in [name for name in vars(cls) if name.startswith("export_")]:
         setattr(cls, name, verified(getattr(cls, name), name.removeprefix("export_")))
     return cls
@@ -48,7 +56,7 @@ def add_to_tasks(names: dict[str, Any]) -> None:
     model.load = aligned(model.load)
     for name in LOADERS:
         if name in names:
-            names[name] = with_timm(names[name])
+            names[name] = intact(with_timm(names[name]))
     torch.save = atomic(torch.save)  # upstream has put its own there, too
 
 

@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-import json
 import shutil
 import sys
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ultralytics.nn.AddModules.checkpoints import write
-from ultralytics.nn.AddModules.decoder import head_of
-from ultralytics.nn.AddModules.errors import Refused
+from ultralytics.nn.AddModules.decoder import head_of, shorten
+from ultralytics.nn.AddModules.errors import Refused, plain
+from ultralytics.nn.AddModules.metadata import write_metadata
 from ultralytics.nn.AddModules.parity import BOUNDS, Bounds, compare, inputs, ties
-from ultralytics.utils import LOGGER, YAML
+from ultralytics.utils import LOGGER
 
 __all__ = ()
 
 # What upstream exports to, and RT-DETR does not run in
 CANNOT = {"ncnn": "NCNN has no top-k, with which RT-DETR chooses its queries; format=mnn is for the same devices"}
+ALIASES = {"mlmodel": "coreml"}
+ENGINE = "engine", "tensorrt", "trt"
+NO_GPU = (
+    "TensorRT builds its file on the NVIDIA GPU that will run it, and torch sees none here. format=onnx gives what it "
+    "is built from: `trtexec --onnx=FILE` there, or this command"
+)
+ELSEWHERE = "The README says which formats are proven, and how each is installed"
 BITS = {16: 16, 8: 8, "w8a16": 8, "w8a32": 8}  # by `quantize=`
+
+
+def remembered(call: Callable) -> Callable:
+    """Wrap the exporter's `__call__`: what is to be exported is checked, and kept, for the export changes a copy."""
+
+    @functools.wraps(call)
+    def export(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self.args.verify, bool):
+            raise Refused(f"verify={self.args.verify!r}: expected True or False")
+        if self.args.format.lower() in ENGINE and not torch.cuda.is_available():
+            raise Refused(f"format={self.args.format}: {NO_GPU}")
+        self.original = model
+        return call(self, model, *args, **kwargs)
+
+    return export
 
 
 def verified(export: Callable, form: str) -> Callable:
@@ -33,18 +55,35 @@ def verified(export: Callable, form: str) -> Callable:
     def to_file(self: Any, *args: Any, **kwargs: Any) -> Any:
         if form == "mnn":  # or MNN's tools would send what they do to their makers, and install what they need for it
             sys.modules.setdefault("MNN.tools.utils.log", None)
-        asked = self.args.verify
-        if not isinstance(asked, bool):
-            raise Refused(f"verify={asked!r}: expected True or False")
-        if not asked or self.args.format != form or head_of(self.model) is None:
+        if ALIASES.get(self.args.format, self.args.format) != form or head_of(self.model) is None:
             return export(self, *args, **kwargs)
-        if form in CANNOT:
+        if form in CANNOT and self.args.verify:
             raise Refused(f"format={form}: {CANNOT[form]}. verify=False exports it all the same")
-        file = export(self, *args, **kwargs)
-        verify(self, Path(file))
-        return file
+        try:
+            with nullcontext() if form == "onnx" else kept(self.file.with_suffix(".onnx")):
+                file = Path(export(self, *args, **kwargs))
+        except ModuleNotFoundError as e:
+            raise plain(ImportError(f"format={form} needs the package {e.name}, which is not installed. {ELSEWHERE}"))
+        if self.args.verify:
+            verify(self, file)
+        write_metadata(file, self.metadata)
+        return str(file)
 
     return to_file
+
+
+@contextmanager
+def kept(file: Path) -> Iterator[None]:
+    """Keep a file that is there: that on the way to another format has its name."""
+    aside = file.with_name(f".{file.name}.kept")
+    there = file.is_file()
+    if there:
+        file.replace(aside)
+    try:
+        yield
+    finally:
+        if there:
+            aside.replace(file)
 
 
 def verify(exporter: Any, file: Path) -> None:
@@ -63,13 +102,13 @@ def verify(exporter: Any, file: Path) -> None:
         LOGGER.warning(f"{file} is not verified: its runtime is not on this machine ({' '.join(str(e).split())[:200]})")
         return
     bounds = BOUNDS[BITS.get(exporter.args.quantize, 32)]
-    found = []
+    model, most, found = whole_model(exporter), head_of(exporter.model)[1].max_det, []
     try:
         for name, x in tried(exporter).items():
-            expected, tied = reference(exporter.model, x.to(exporter.im), bounds)
+            expected, tied = reference(model, x.to(exporter.device), bounds)
             y = backend(x.to(exporter.im.device))
             y = torch.as_tensor(y[0] if isinstance(y, (list, tuple)) else y)
-            found.append(compare(name, expected, y, tuple(x.shape[2:]), bounds, tied))
+            found.append(compare(name, expected[:, :most], y, tuple(x.shape[2:]), bounds, tied))
     except Exception as e:
         remove(file)
         raise Refused(
@@ -86,7 +125,6 @@ def verify(exporter: Any, file: Path) -> None:
             f"{bounds.box:g} px and {bounds.score:g}), and is removed. verify=False exports it all the same"
         )
     exporter.metadata["parity"] = {"bounds": vars(bounds), "inputs": [parity.record() for parity in found]}
-    write_metadata(file, exporter.metadata)
 
 
 def load(file: Path, exporter: Any) -> Any:
@@ -108,6 +146,12 @@ def tried(exporter: Any) -> dict[str, torch.Tensor]:
     return found
 
 
+def whole_model(exporter: Any) -> torch.nn.Module:
+    """Give the model as it was before the export, neither fused nor changed for it."""
+    model = copy.deepcopy(getattr(exporter.original, "student_model", exporter.original))
+    return shorten(model.to(exporter.device).float().eval(), exporter.args)
+
+
 def reference(model: torch.nn.Module, x: torch.Tensor, bounds: Bounds) -> tuple[torch.Tensor, int]:
     """Give what the PyTorch model finds, and how many of its queries rounding has chosen."""
     head, seen = head_of(model)[1], []
@@ -123,69 +167,3 @@ def reference(model: torch.nn.Module, x: torch.Tensor, bounds: Bounds) -> tuple[
 def remove(file: Path) -> None:
     """Remove an export."""
     shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
-
-
-# Metadata -------------------------------------------------------------------------------------------------------------
-def write_metadata(file: Path, metadata: dict) -> None:
-    """Put metadata in place of that which an export holds. What is neither known nor a folder stays as it is."""
-    writer = WRITERS.get(file.suffix)
-    if writer:
-        writer(file, metadata)
-    elif (file / "metadata.yaml").is_file():
-        YAML.save(file / "metadata.yaml", metadata)
-
-
-def write_onnx(file: Path, metadata: dict) -> None:
-    """Replace the properties of an ONNX model."""
-    import onnx
-
-    model = onnx.load(file)
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
-    write(file, model.SerializeToString())
-
-
-def write_torchscript(file: Path, metadata: dict) -> None:
-    """Replace the extra file of a TorchScript archive."""
-    module = torch.jit.load(file, map_location="cpu")
-    module.save(str(file), _extra_files={"config.txt": json.dumps(metadata)})
-
-
-def write_tflite(file: Path, metadata: dict) -> None:
-    """Replace the archive that stands behind a LiteRT model."""
-    with zipfile.ZipFile(file) as archive:
-        begin = min(entry.header_offset for entry in archive.infolist())
-    data = file.read_bytes()[:begin]
-    write(file, data)
-    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("metadata.json", json.dumps(metadata))
-
-
-def write_mnn(file: Path, metadata: dict) -> None:
-    """Convert an MNN model to itself, which is the way to its metadata."""
-    from MNN.tools import mnnconvert
-
-    part = file.with_name(f".{file.stem}.part.mnn")
-    code = json.dumps(metadata)
-    mnnconvert.convert(["", "-f", "MNN", "--modelFile", str(file), "--MNNModel", str(part), "--bizCode", code])
-    write(file, part.read_bytes())
-    part.unlink()
-
-
-WRITERS = {".onnx": write_onnx, ".torchscript": write_torchscript, ".tflite": write_tflite, ".mnn": write_mnn}
-
-
-def read_mnn(file: Path) -> dict:
-    """Read the metadata of an MNN model without MNN: it is the JSON text that begins as the exporter's does."""
-    data = file.read_bytes()
-    begin = data.rfind(b'{"description": ')
-    return json.JSONDecoder().raw_decode(data[begin:].decode("utf-8", errors="ignore"))[0] if begin >= 0 else {}
-
-
-def precision(metadata: dict) -> dict[str, Any]:
-    """Give OpenVINO's configuration for an RT-DETR in fp32, which it would run in bf16 where a processor has that.
-
-    A score would be off by up to 0.04 (measured on an AMD EPYC with AVX-512 BF16).
-    """
-    exact = metadata.get("head") == "RTDETRDecoder" and metadata.get("args", {}).get("quantize") in {None, 32}
-    return {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}

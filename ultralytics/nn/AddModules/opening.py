@@ -1,0 +1,124 @@
+"""Model files that cannot be used: one line says which and why, before a runtime does what it likes with them.
+
+A runtime reads weights as they come: a model with a few changed bytes runs and finds nothing. Checkpoints and TorchScript
+files have a checksum of each record, other exports the seal of `metadata`.
+"""
+
+from __future__ import annotations
+
+import functools
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ultralytics.nn.AddModules.errors import Refused, plain
+from ultralytics.nn.AddModules.metadata import FOLDER, broken
+from ultralytics.utils import LOGGER, YAML
+from ultralytics.utils.downloads import is_url
+
+__all__ = ()
+
+ARCHIVES = ".pt", ".torchscript"  # zip archives, as torch writes them
+PICKLE = b"\x80"  # with which checkpoints of torch before 1.6 begin
+NOT_A_MODEL = {
+    b"version https://git-lfs": "is a pointer of Git LFS; `git lfs pull` fetches the file",
+    b"<!doctype html": "is a web page",
+    b"<html": "is a web page",
+}
+AGAIN = "Copy or download it again, or export it again from the checkpoint"
+
+
+def opened(init: Callable) -> Callable:
+    """Wrap `AutoBackend.__init__`: what cannot be opened is one line that names the file."""
+
+    @functools.wraps(init)
+    def open_model(self: Any, model: Any = "yolo26n.pt", *args: Any, **kwargs: Any) -> None:
+        if not isinstance(model, (str, Path)) or is_url(model, check=False) or not Path(model).exists():
+            return init(self, model, *args, **kwargs)
+        file = Path(model)
+        check(file)
+        if file.suffix == ".pt":
+            return init(self, model, *args, **kwargs)
+        try:
+            init(self, model, *args, **kwargs)
+        except Exception as e:
+            if getattr(e, "plain", False):
+                raise
+            raise told(file, e) from e
+        if file.is_dir() and not self.metadata:
+            LOGGER.warning(f"{file} has no {FOLDER}: neither its head nor its classes are known")
+
+    return open_model
+
+
+def intact(load_checkpoint: Callable) -> Callable:
+    """Wrap upstream's `load_checkpoint`: a file that is not as it was written is one line."""
+
+    @functools.wraps(load_checkpoint)
+    def load(weight: Any, *args: Any, **kwargs: Any) -> tuple:
+        if isinstance(weight, (str, Path)) and Path(weight).suffix == ".pt" and Path(weight).is_file():
+            check(Path(weight))
+        return load_checkpoint(weight, *args, **kwargs)
+
+    return load
+
+
+def told(file: Path, error: Exception) -> Exception:
+    """Give the error to raise for one that a runtime has raised; the type says whether the runtime is there at all."""
+    if isinstance(error, ModuleNotFoundError):
+        return plain(ImportError(f"{file} needs the package {error.name}, which is not installed"))
+    if isinstance(error, StopIteration):
+        return Refused(f"{file} has not the files of a model of its kind. {AGAIN}")
+    first = error.__cause__ or error  # upstream's own errors are of several lines
+    line = f"{file} cannot be opened ({type(first).__name__}: {' '.join(str(first).split())[:200]}). {AGAIN}"
+    kind = next((kind for kind in (ImportError, OSError) if isinstance(error, kind)), None)
+    return plain(kind(line)) if kind else Refused(line)
+
+
+def check(file: Path) -> None:
+    """Raise a `ValueError` for a file or folder that is plainly no whole model."""
+    problem = damage(file)
+    if problem:
+        raise Refused(f"{file} {problem}. {AGAIN}")
+
+
+def damage(file: Path) -> str | None:
+    """Tell what is wrong with a model file or folder; None where nothing is seen."""
+    from ultralytics.nn.backends.base import BaseBackend
+
+    if file.is_dir():
+        try:
+            metadata = YAML.load(file / FOLDER) if (file / FOLDER).is_file() else {}
+        except Exception:  # of YAML, of its encoding
+            metadata = None
+        if not isinstance(metadata, dict) or not metadata and (file / FOLDER).is_file():
+            return f"is damaged: {FOLDER} is not readable"
+        found = broken(file, metadata)
+        return f"is damaged: {found}" if found else None
+    with open(file, "rb") as f:
+        begin = f.read(64)
+    if not begin:
+        return "is empty"
+    found = next((what for text, what in NOT_A_MODEL.items() if begin.lstrip().lower().startswith(text)), None)
+    if found:
+        return found
+    if file.suffix in ARCHIVES and not (file.suffix == ".pt" and begin.startswith(PICKLE)):
+        return archive_damage(file)
+    found = broken(file, BaseBackend.read_metadata(file))
+    return f"is damaged: {found}" if found else None
+
+
+def archive_damage(file: Path) -> str | None:
+    """Tell what is wrong with an archive that torch has written."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for record in archive.infolist():
+                if record.CRC:  # torch can be told to record none
+                    with archive.open(record) as f:  # its end is where the checksum is compared
+                        while f.read(2**20):
+                            pass
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, zlib.error) as e:
+        return f"is damaged or truncated: it is no whole archive of torch ({e})"
+    return None
