@@ -51,3 +51,26 @@ def shapes(tmp_path_factory) -> Path:
         encoding="utf-8",
     )
     return file
+
+
+def lively(name: str):
+    """Build a model whose decoder layers differ and whose scores are spread: those of a fresh one do nothing."""
+    from ultralytics import RTDETR
+
+    torch.manual_seed(0)
+    model = RTDETR(f"{name}.yaml")
+    for p in model.model.parameters():
+        p.data.add_(torch.randn_like(p) * (0.05 if p.ndim < 2 else 0.2 * p.std()))
+    return model
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> dict[str, Path]:
+    """One tiny model as a checkpoint and in each format, by suffix, under names that say nothing."""
+    from ultralytics import RTDETR
+
+    file = tmp_path_factory.mktemp("exported") / "mine.pt"
+    lively("rtdetr-tiny").save(file)
+    forms = "torchscript", "onnx", "openvino", "mnn"
+    found = (Path(RTDETR(file).export(format=form, imgsz=96)) for form in forms)
+    return {".pt": file, **{path.suffix or path.name.removeprefix("mine"): path for path in found}}

@@ -1,0 +1,136 @@
+"""A model file that is empty, cut or changed is one line that names it, whatever would have opened it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from ultralytics import RTDETR, YOLO
+from ultralytics.nn.AddModules.opening import damage
+from ultralytics.utils import ASSETS
+
+SUFFIXES = ".pt", ".torchscript", ".onnx", ".mnn"
+DAMAGE = {
+    "empty": lambda data: b"",
+    "one byte": lambda data: data[:1],
+    "half": lambda data: data[: len(data) // 2],
+    "without its end": lambda data: data[:-200],
+    "another middle": lambda data: data[: len(data) // 2] + bytes(64) + data[len(data) // 2 + 64 :],
+    "another begin": lambda data: b"\x07" * 300 + data[300:],
+    "zeros": lambda data: bytes(len(data)),
+    "pointer": lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    "page": lambda data: b"<!DOCTYPE html><html><body>Not found</body></html>",
+}
+
+
+def use(file: Path) -> None:
+    YOLO(file).predict(ASSETS / "zidane.jpg", imgsz=96, verbose=False)
+
+
+def refused(file: Path) -> str:
+    """Use a file, and give the line."""
+    with pytest.raises((ValueError, ImportError, OSError)) as e:
+        use(file)
+    assert e.value.plain and str(file) in str(e.value) and "\n" not in str(e.value)
+    return str(e.value)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_files(exported, tmp_path, suffix, kind):
+    file = tmp_path / f"bad{suffix}"
+    file.write_bytes(DAMAGE[kind](exported[suffix].read_bytes()))
+    line = refused(file)
+    expected = {"empty": "is empty", "pointer": "git lfs pull", "page": "is a web page"}
+    assert expected.get(kind, "") in line and "export it again" in line
+
+
+@pytest.mark.parametrize("part", ["*.xml", "*.bin", "metadata.yaml"])
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_folders(exported, tmp_path, part, kind):
+    folder = tmp_path / "bad_openvino_model"
+    shutil.copytree(exported["_openvino_model"], folder)
+    file = next(folder.glob(part))
+    file.write_bytes(DAMAGE[kind](file.read_bytes()))
+    assert file.name in refused(folder)
+
+
+def test_what_is_missing_from_a_folder(exported, tmp_path, capsys, caplog):
+    folder = tmp_path / "bad_openvino_model"
+    for part in ("*.xml", "*.bin"):
+        shutil.copytree(exported["_openvino_model"], folder, dirs_exist_ok=True)
+        next(folder.glob(part)).unlink()
+        assert "is missing" in refused(folder)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    assert "has not the files" in refused(folder)
+    shutil.copytree(exported["_openvino_model"], folder, dirs_exist_ok=True)
+    (folder / "metadata.yaml").unlink()
+    use(folder)
+    assert "has no metadata.yaml" in capsys.readouterr().out + caplog.text
+
+
+def test_one_changed_byte_anywhere(exported, tmp_path):
+    """It would be read as another weight."""
+    for suffix in SUFFIXES:
+        data = exported[suffix].read_bytes()
+        for part in range(1, 8):
+            place = len(data) * part // 8
+            file = tmp_path / f"bad{suffix}"
+            file.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
+            if suffix in {".pt", ".torchscript"} and not changed(exported[suffix], file):
+                continue  # it was between the records of the archive
+            assert "damaged" in refused(file)
+
+
+def changed(one: Path, other: Path) -> bool:
+    """Whether the records of two archives differ."""
+    a, b = (torch._C.PyTorchFileReader(str(file)) for file in (one, other))
+    return any(a.get_record(name) != b.get_record(name) for name in a.get_all_records())
+
+
+def test_whole_files_pass(exported, tmp_path):
+    assert [damage(file) for file in exported.values()] == [None] * 5
+    torch.save({"a": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    try:
+        torch.serialization.set_crc32_options(False)
+        torch.save({"a": torch.ones(2)}, tmp_path / "without.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert damage(tmp_path / "old.pt") is damage(tmp_path / "without.pt") is None
+
+
+def test_metadata_may_be_edited_without_its_seal(exported, tmp_path):
+    folder = tmp_path / "edited_openvino_model"
+    shutil.copytree(exported["_openvino_model"], folder)
+    file = folder / "metadata.yaml"
+    text = file.read_text(encoding="utf-8").replace("  0: '0'\n", "  0: person\n")
+    file.write_text(text, encoding="utf-8")
+    assert "if you have changed it, take out its sha256 lines" in refused(folder)
+    lines = text.splitlines(keepends=True)
+    file.write_text("".join(lines[4:]), encoding="utf-8")
+    assert lines[0] == "sha256:\n" and lines[4].startswith("description")
+    model = YOLO(folder)
+    model.predict(ASSETS / "zidane.jpg", imgsz=96, verbose=False)
+    assert type(model) is RTDETR and model.names[0] == "person"
+
+
+def test_a_runtime_that_is_not_installed_is_named(tmp_path):
+    (tmp_path / "x_paddle_model").mkdir()
+    assert "needs the package paddle, which is not installed" in refused(tmp_path / "x_paddle_model")
+
+
+def test_the_command_shows_one_line(tmp_path):
+    file = tmp_path / "best.onnx"
+    file.write_bytes(b"")
+    command = [str(Path(sys.executable).with_name("yolo")), "predict", f"model={file}", f"source={ASSETS}/zidane.jpg"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 1
+    assert found.stderr.strip().splitlines() == [f"{file} is empty. {AGAIN}"]
+
+
+AGAIN = "Copy or download it again, or export it again from the checkpoint"
