@@ -3,6 +3,7 @@
     python scripts/bench.py modules              the published cases, and how cost grows with the map
     python scripts/bench.py models               whole models at 640 pixels, fused
     python scripts/bench.py depth --model FILE   a trained RT-DETR with fewer decoder layers and queries: latency, mAP
+    python scripts/bench.py deploy               every model in each runtime that it is exported to: latency, file size
     python scripts/bench.py startup              import and build against the untouched release
     python scripts/bench.py profile --only FLA   the operations that a case's time goes to
     python scripts/bench.py kept                 sum up what is kept in benchmarks/, as the README does
@@ -26,7 +27,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and look-ups take time
 
 import torch  # noqa: E402
-from benchmark import cases, depth, measure, models, naive, report, startup, timing  # noqa: E402
+from benchmark import cases, deploy, depth, measure, models, naive, report, startup, timing  # noqa: E402
 from flops import count_flops  # noqa: E402
 from maintain.pin import UpstreamError  # noqa: E402
 from maintain.progress import Progress  # noqa: E402
@@ -139,6 +140,12 @@ def bench_depth(args: argparse.Namespace) -> dict:
     return depth.depth(args.model, args.data, args.imgsz, args.device, args.options, args.rounds, args.seconds)
 
 
+def bench_deploy(args: argparse.Namespace) -> list[dict]:
+    """Export models, and time them in each runtime."""
+    chosen = [name for name in deploy.NAMES if args.only in name]
+    return deploy.deploy(chosen, args.data, args.rounds, args.seconds)
+
+
 def bench_profile(args: argparse.Namespace) -> list[dict]:
     """Profile the published cases, inference and training."""
     chosen = [case for case in cases.CASES if args.only in case.name]
@@ -174,6 +181,12 @@ def show_depth(results: dict) -> None:
     print(*report.summarise_depth(results), sep="\n\n")
 
 
+def show_deploy(results: list[dict]) -> None:
+    """Print what `deploy` measured."""
+    print(report.table(results, list(results[0])), "\n")
+    print(*report.summarise_deploy(results), sep="\n\n")
+
+
 def show_startup(results: dict) -> None:
     """Print the table of `startup`."""
     print(report.table([results], list(results)))
@@ -192,6 +205,7 @@ BENCHES = {
     "modules": (bench_modules, show_modules),
     "models": (bench_models, show_models),
     "depth": (bench_depth, show_depth),
+    "deploy": (bench_deploy, show_deploy),
     "profile": (bench_profile, lambda results: print(report.table(results, list(results[0])))),
     "startup": (lambda args: startup.startup(ROOT, args.rounds), show_startup),
 }
@@ -210,16 +224,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20, help="samples of each side (20)")
     parser.add_argument("--seconds", type=float, default=20, help="for a comparison, unless it needs three rounds (20)")
     parser.add_argument("--model", metavar="FILE", help="for depth: a trained RT-DETR's checkpoint")
-    parser.add_argument("--data", default="shapes.yaml", help="for depth: the data set that gives mAP (shapes.yaml)")
+    parser.add_argument("--data", default="shapes.yaml", help="gives depth mAP, and deploy images for INT8 (shapes.yaml)")
     parser.add_argument("--imgsz", type=int, metavar="PIXELS", help="for depth: image size (what it was trained with)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--save", action="store_true", help="keep them in benchmarks/, with pictures")
     args = parser.parse_args()
     if args.rounds < 1 or args.seconds <= 0:
         parser.error("--rounds and --seconds must be positive")
+    if args.what == "deploy" and args.device.type != "cpu":
+        parser.error("deploy: the runtimes of the `export` extra are those of the CPU")
     if args.device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")
-    if args.what in ("modules", "models", "profile") and not matching(args):
+    if args.what in ("modules", "models", "deploy", "profile") and not matching(args):
         parser.error(f"--only {args.only!r} is in no name; there are {', '.join(names(args.what))}")
     if args.what == "depth" and not (args.model and Path(args.model).is_file()):
         problem = f"{args.model} does not exist" if args.model else "none is named"
@@ -232,6 +248,8 @@ def names(what: str) -> list[str]:
     """List the cases or the models."""
     if what == "models":
         return [*cases.PUBLISHED, *cases.LARGER]
+    if what == "deploy":
+        return deploy.NAMES
     return [case.name for case in (measure.all_cases() if what == "modules" else cases.CASES)]
 
 
@@ -252,6 +270,8 @@ def save(args: argparse.Namespace, results: dict) -> None:
         report.plot_models(results["models"], picture)
     elif args.what == "depth":
         report.plot_depth(results, picture)
+    elif args.what == "deploy":
+        report.plot_deploy(results, picture)
     print(f"\nkept in {file.relative_to(ROOT)}", file=sys.stderr)
 
 

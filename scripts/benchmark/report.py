@@ -128,6 +128,20 @@ def summarise_depth(results: dict) -> list[str]:
     return ["`{model}` on `{data}` at {imgsz} px, one image, fused:".format(**results), renamed(rows, columns)]
 
 
+def summarise_deploy(results: list[dict]) -> list[str]:
+    """A table of latencies and one of sizes: a row a model, a column a runtime."""
+    runtimes = list(dict.fromkeys(row["runtime"] for row in results))
+    tables = []
+    for key, title in (("ms", "{model} at {imgsz}"), ("MiB", "{model}")):
+        rows = {}
+        for row in results:
+            found = rows.setdefault(row["model"], {f"model, {key}": title.format(**row)})
+            over = f" ({row['over_pytorch']:.2f})" if key == "ms" and row["over_pytorch"] != 1 else ""
+            found[row["runtime"]] = show(row[key]) + over
+        tables.append(table(list(rows.values()), [f"model, {key}", *runtimes]))
+    return tables
+
+
 def renamed(rows: list[dict], columns: dict[str, str]) -> str:
     """Lay some columns out under other names."""
     return table([{new: row[old] for old, new in columns.items()} for row in rows], list(columns.values()))
@@ -137,6 +151,7 @@ SUMMARIES = {
     "modules": summarise_modules,
     "models": summarise_models,
     "depth": summarise_depth,
+    "deploy": summarise_deploy,
     "startup": lambda results: [table([results], list(results))],
 }
 
@@ -196,6 +211,28 @@ def plot_depth(results: dict, file: Path) -> None:
     axis.set_ylim(0, 1.2 * max(row["mAP50-95"] for row in results["rows"]) or None)
     axis.grid(True, alpha=0.2)
     axis.legend()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def plot_deploy(rows: list[dict], file: Path) -> None:
+    """Draw latency against the size of the file, a colour a model and a marker a runtime."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(9.5, 6), layout="constrained")
+    models, runtimes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("model", "runtime"))
+    for i, model in enumerate(models):
+        for runtime, marker in zip(runtimes, "os^D*vP"):
+            for row in rows:
+                if (row["model"], row["runtime"]) == (model, runtime):
+                    axis.scatter(row["MiB"], row["ms"], marker=marker, color=plt.cm.tab20(i % 20), s=50, alpha=0.85)
+    for i, model in enumerate(models):
+        axis.scatter([], [], marker="s", color=plt.cm.tab20(i % 20), label=model)
+    for runtime, marker in zip(runtimes, "os^D*vP"):
+        axis.scatter([], [], marker=marker, color="grey", label=runtime)
+    sizes = " and ".join(str(size) for size in sorted({row["imgsz"] for row in rows}))
+    axis.set(xscale="log", yscale="log", xlabel="file, MiB", ylabel="ms", title=f"one image of {sizes} px, one machine")
+    axis.grid(True, which="both", alpha=0.2)
+    figure.legend(loc="outside right center", fontsize=8)
     figure.savefig(file, dpi=110)
     plt.close(figure)
 

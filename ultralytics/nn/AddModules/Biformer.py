@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from ultralytics.nn.AddModules.compatibility import is_eager, no_autocast, warn_of_tutorial
+from ultralytics.nn.AddModules.compatibility import is_eager, map_size, no_autocast, warn_of_tutorial
 from ultralytics.nn.AddModules.hgblock import HGBlockAttention
 from ultralytics.nn.AddModules.registry import Layer, Row, hg_block, register
 from ultralytics.nn.AddModules.tokens import project, split_heads
@@ -37,7 +37,7 @@ class Regions:
     """The regions of an (H, W) map, and its pixels ordered region by region.
 
     Args:
-        H, W: Size of the map.
+        H, W: Size of the map; tensors where any size is traced.
         region: Height and width of a region in pixels; the last regions may be ragged.
         device: Of the mask.
 
@@ -49,25 +49,36 @@ class Regions:
 
     def __init__(self, H: int, W: int, region: tuple[int, int], device: torch.device):
         i, j = region
-        self.map, self.region, self.grid = (H, W), region, (-(-H // i), -(-W // j))
-        self.R, self.L, self.ragged = self.grid[0] * self.grid[1], i * j, bool(H % i or W % j)
+        self.any_size = isinstance(H, torch.Tensor)
+        self.map, self.region, self.grid = (H, W), region, ((H + i - 1) // i, (W + j - 1) // j)
+        self.R, self.L = self.grid[0] * self.grid[1], i * j
+        self.ragged = self.any_size or bool(H % i or W % j)
         self.real = self.order(torch.ones(1, H, W, 1, dtype=torch.bool, device=device))[..., 0]
 
     def order(self, pixels: torch.Tensor) -> torch.Tensor:
         """Order (B, H, W, C) pixels by region: (B * R, L, C), with zeros where a ragged region has none."""
         if self.ragged:
-            (H, W), (i, j) = self.map, self.region
-            pixels = F.pad(pixels, (0, 0, 0, -W % j, 0, -H % i))
-        return self.split(pixels).reshape(-1, self.L, pixels.shape[3])
+            below, right = (n * side - t for n, side, t in zip(self.grid, self.region, self.map))
+            pixels = F.pad(pixels, (0, 0, 0, right, 0, below))
+        C = pixels.shape[3]
+        if is_eager():
+            return self.split(pixels).reshape(-1, self.L, C)
+        (i, j), (_, columns) = self.region, self.grid  # CoreML has five dimensions at most
+        return pixels.reshape(-1, i, columns, j * C).transpose(1, 2).reshape(-1, self.L, C)
 
     def split(self, pixels: torch.Tensor) -> torch.Tensor:
         """View (B, rows * i, columns * j, C) pixels as regions: (B, rows, columns, i, j, C)."""
         (i, j), (rows, columns) = self.region, self.grid
-        return pixels.unflatten(1, (rows, i)).unflatten(3, (columns, j)).transpose(2, 3)
+        return pixels.reshape(-1, rows, i, columns, j, pixels.shape[3]).transpose(2, 3)
 
     def restore(self, ordered: torch.Tensor) -> torch.Tensor:
         """Order (B * R, L, C) tokens as the map has them: (B, H, W, C)."""
-        return self.join(self.unfold(ordered))[:, : self.map[0], : self.map[1]]
+        C, (i, j), (rows, columns) = ordered.shape[2], self.region, self.grid
+        if is_eager():
+            pixels = self.join(self.unfold(ordered))
+        else:
+            pixels = ordered.reshape(-1, columns, i, j * C).transpose(1, 2).reshape(-1, rows * i, columns * j, C)
+        return pixels[:, : self.map[0], : self.map[1]]
 
     def unfold(self, ordered: torch.Tensor) -> torch.Tensor:
         """View (B * R, L, C) tokens as `split` views pixels."""
@@ -89,13 +100,22 @@ class Regions:
             (B * R, topk) regions among those of the batch, and a (B * R, 1, 1, topk * L) mask of their pixels where
             some are ragged.
         """
-        R, L, topk = self.R, self.L, min(topk, self.R)
+        R, L, topk = self.R, self.L, topk if self.any_size else min(topk, self.R)
         with torch.no_grad(), no_autocast(q):  # sums over channels leave the range of fp16
             share = self.real.float() / self.real.sum(dim=1, keepdim=True)  # of each real pixel in a region's mean
             means = (share.unsqueeze(1) @ t.detach().float().reshape(-1, R, L, t.shape[2]) for t in (q, k))
             q_mean, k_mean = (t.flatten(2) for t in means)  # (B, R, C)
-            chosen = (q_mean @ k_mean.transpose(1, 2)).topk(topk, dim=-1).indices  # (B, R, topk)
-        mask = self.real[chosen].reshape(-1, 1, 1, topk * L) if self.ragged else None
+            scores = q_mean @ k_mean.transpose(1, 2)  # (B, R, R)
+            if self.any_size:  # a graph's topk is one number, and an image's regions may be fewer
+                scores = F.pad(scores, (0, topk), value=torch.finfo(scores.dtype).min)
+            chosen = scores.topk(topk, dim=-1).indices  # (B, R, topk)
+        mask = None
+        if self.any_size:
+            there, chosen = chosen < R, chosen % R
+            mask = self.real[chosen] & there.unsqueeze(3)  # (B, R, topk, L)
+        elif self.ragged:
+            mask = self.real[chosen]
+        mask = None if mask is None else mask.reshape(-1, 1, 1, topk * L)
         first = torch.arange(chosen.shape[0], device=q.device).view(-1, 1, 1) * R  # a trace makes len() a constant
         return (chosen + first).reshape(-1, topk), mask
 
@@ -107,6 +127,8 @@ def attend(
     if is_plain(q) and heads == q.shape[2] and q.shape[1] * k.numel() <= SCORES:
         return attend_by_channel(q * scale, k, v, mask)
     q, k, v = (split_heads(t, heads) for t in (q, k, v))
+    if mask is not None and not is_eager():  # of a Boolean mask an ONNX graph gets IsNaN, which MNN has not
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2)
 
 
@@ -274,12 +296,14 @@ class BiLevelRoutingAttention_nchw(nn.Module):
             x: The feature map.
             ret_attn_mask: Also return the attention, (N, heads, regions, pixels, topk * pixels).
         """
-        H, W = x.shape[2:]
-        regions = Regions(H, W, (max(1, H // self.n_win), max(1, W // self.n_win)), x.device)
+        H, W = map_size(x)
+        sides = (t // self.n_win for t in (H, W))
+        region = tuple(t.clamp(min=1) if isinstance(t, torch.Tensor) else max(1, t) for t in sides)
+        regions = Regions(H, W, region, x.device)
         pixels = x.permute(0, 2, 3, 1)
         if regions.ragged:  # first the projection: a map may be much smaller than its padded regions
             qkv = project(self.qkv_linear, pixels.flatten(1, 2).contiguous())  # (N, H * W, 3 * dim)
-            qkv = regions.order(qkv.unflatten(1, (H, W)))  # (N * R, L, 3 * dim)
+            qkv = regions.order(qkv.reshape(-1, H, W, qkv.shape[2]))  # (N * R, L, 3 * dim)
         else:
             qkv = project(self.qkv_linear, regions.order(pixels))
         q, k, v = qkv.chunk(3, dim=-1)
@@ -293,11 +317,12 @@ class BiLevelRoutingAttention_nchw(nn.Module):
             out = regions.restore(out)
         else:
             local = self.lepe(regions.restore(v).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            if regions.ragged:
+            if regions.ragged or not is_eager():
                 out = local + regions.restore(out)
             else:  # the sum takes the memory order of its first operand: a map's
                 out = regions.join(regions.split(local) + regions.unfold(out))
-        out = project(self.output_linear, out.flatten(1, 2)).unflatten(1, (H, W)).permute(0, 3, 1, 2)
+        out = project(self.output_linear, out.flatten(1, 2))
+        out = out.reshape(-1, H, W, out.shape[2]).permute(0, 3, 1, 2)  # unflatten() fixes the shape of an ONNX graph
         if not ret_attn_mask:
             return out
         return out, attention.unflatten(0, (-1, regions.R)).transpose(1, 2)  # (N, heads, R, L, topk * L)

@@ -270,7 +270,7 @@ class iRMB(nn.Module):
             return self.proj(self.proj_drop(local))
         x = self._attend(x) if self.attn_s else self.v(x)
         local = self.conv_local(x)
-        if self._is_gate():
+        if self._is_gate() and is_eager():  # CoreML's converter has no addcmul
             free = x is not shortcut and in_place(*self.norm.modules(), *self.v.modules())
             x = torch.addcmul(x, local, self.se.gate(local), out=x if free else None)
         else:

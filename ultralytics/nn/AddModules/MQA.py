@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ultralytics.nn.AddModules.compatibility import warn_of_tutorial
+from ultralytics.nn.AddModules.compatibility import is_eager, warn_of_tutorial
 from ultralytics.nn.AddModules.registry import keeps_channels, register, residual_stage
 from ultralytics.nn.modules.block import ResNetBlock as UpstreamResNetBlock
 from ultralytics.nn.modules.block import ResNetLayer
@@ -29,6 +29,7 @@ from ultralytics.utils.torch_utils import fuse_conv_and_bn
 
 __all__ = "MultiQueryAttentionLayerWithDownSampling", "ResNetLayer_MQA"
 
+SCORES = 2**26  # elements that an ONNX graph holds at a time, 256 MiB
 ACT = nn.SiLU()  # one instance for all convolutions of this file: the published `layers` totals count it once
 
 
@@ -151,9 +152,13 @@ class MultiQueryAttentionLayerWithDownSampling(nn.Module):
             out = self._attend_as_tutorial(q, k, v, dropout)
         else:
             q = q.reshape(B, self.num_heads, self.key_dim, h * w).transpose(2, 3).contiguous()  # (B, heads, N, key_dim)
-            # One key head serves every query head. Heads stay apart: the fused backward runs them in parallel.
-            k, v = (to_tokens(t).expand(-1, self.num_heads, -1, -1) for t in (k, v))  # (B, heads, M, key_ or value_dim)
+            k, v = to_tokens(k), to_tokens(v)  # (B, 1, M, key_dim or value_dim): one head serves every query head
+            if is_eager():  # heads stay apart: the fused backward runs them in parallel
+                k, v = (t.expand(-1, self.num_heads, -1, -1) for t in (k, v))
+            else:  # LiteRT could not expand
+                q = q.reshape(B, 1, self.num_heads * h * w, self.key_dim)
             out = self._attend(q, k, v, dropout, self.key_dim**-0.5)
+            out = out.reshape(B, self.num_heads, h * w, self.value_dim)
             out = out.transpose(2, 3).reshape(B, self.num_heads * self.value_dim, h, w)
         if self.has_query_strides:
             out = F.interpolate(out, size=(H, W), mode="bilinear", align_corners=False)
@@ -169,7 +174,10 @@ class MultiQueryAttentionLayerWithDownSampling(nn.Module):
             v = F.pad(v, (0, -missing))
         elif missing > 0:
             q, k = (F.pad(t, (0, missing)) for t in (q, k))
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)[..., : self.value_dim]
+        parts = [
+            F.scaled_dot_product_attention(part, k, v, dropout_p=dropout, scale=scale) for part in query_parts(q, k)
+        ]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2))[..., : self.value_dim]
 
     def _attend_as_tutorial(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
         """The published arithmetic: Q and V in NCHW read as (tokens, dim) without a transpose, another scale."""
@@ -185,6 +193,25 @@ class MultiQueryAttentionLayerWithDownSampling(nn.Module):
             reduce = getattr(self, name, None)
             if reduce is not None and len(reduce) == 2:
                 setattr(self, name, nn.Sequential(fuse_conv_and_bn(*reduce)))
+
+
+def query_parts(q: torch.Tensor, k: torch.Tensor) -> list[torch.Tensor]:
+    """Part the queries for ONNX, which has no fused attention: the scores of a part alone are in memory at a time.
+
+    Args:
+        q: Queries. (B, heads, N, d)
+        k: Keys. (B, heads, M, d)
+
+    Returns:
+        The queries, in one piece unless they are exported to ONNX; a number of pieces that is a power of two, since a
+        map's positions are a multiple of one at any size of the image.
+    """
+    if not torch.onnx.is_in_onnx_export():
+        return [q]
+    scores = int(q.shape[0]) * int(q.shape[1]) * int(q.shape[2]) * int(k.shape[2])  # constants of the graph
+    parts = 1 << (-(-scores // SCORES) - 1).bit_length()
+    rows = (q.shape[2] + parts - 1) // parts  # of the graph's own input
+    return [q[:, :, i * rows : (i + 1) * rows] for i in range(parts)]
 
 
 class ResNetBlock(UpstreamResNetBlock):

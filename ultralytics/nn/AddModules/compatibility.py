@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from torch import nn
 from ultralytics.utils import LOGGER
 
 __all__ = ()
+
+_one_size = False
 
 
 def no_autocast(x: torch.Tensor) -> contextlib.AbstractContextManager:
@@ -21,6 +24,23 @@ def no_autocast(x: torch.Tensor) -> contextlib.AbstractContextManager:
 def is_eager() -> bool:
     """Whether operations run as they are called, and are not recorded for an export or a compiler."""
     return not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+
+
+@contextlib.contextmanager
+def one_size() -> Iterator[None]:
+    """Let what is traced be for the size of its example, which is faster; else it is for any size."""
+    global _one_size
+    before, _one_size = _one_size, True
+    try:
+        yield
+    finally:
+        _one_size = before
+
+
+def map_size(x: torch.Tensor) -> tuple[int, int]:
+    """Give height and width of (B, C, H, W); tensors where they are traced for any size."""
+    H, W = x.shape[2:]
+    return (int(H), int(W)) if torch.jit.is_tracing() and _one_size else (H, W)
 
 
 def has_hooks(*layers: nn.Module) -> bool:

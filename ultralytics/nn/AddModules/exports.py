@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
+from ultralytics.nn.AddModules.compatibility import one_size
 from ultralytics.nn.AddModules.decoder import head_of, shorten
 from ultralytics.nn.AddModules.errors import Refused, plain
 from ultralytics.nn.AddModules.metadata import write_metadata
 from ultralytics.nn.AddModules.parity import BOUNDS, Bounds, compare, inputs, ties
-from ultralytics.utils import LOGGER
+from ultralytics.utils import LOGGER, MACOS
 
 __all__ = ()
 
@@ -43,7 +44,8 @@ def remembered(call: Callable) -> Callable:
         if self.args.format.lower() in ENGINE and not torch.cuda.is_available():
             raise Refused(f"format={self.args.format}: {NO_GPU}")
         self.original = model
-        return call(self, model, *args, **kwargs)
+        with nullcontext() if self.args.dynamic else one_size():
+            return call(self, model, *args, **kwargs)
 
     return export
 
@@ -61,13 +63,14 @@ def verified(export: Callable, form: str) -> Callable:
             raise Refused(f"format={form}: {CANNOT[form]}. verify=False exports it all the same")
         try:
             with nullcontext() if form == "onnx" else kept(self.file.with_suffix(".onnx")):
-                file = Path(export(self, *args, **kwargs))
+                found = export(self, *args, **kwargs)
         except ModuleNotFoundError as e:
             raise plain(ImportError(f"format={form} needs the package {e.name}, which is not installed. {ELSEWHERE}"))
+        file = Path(found[0] if isinstance(found, tuple) else found)  # SavedModel's comes with Keras' model
         if self.args.verify:
             verify(self, file)
         write_metadata(file, self.metadata)
-        return str(file)
+        return found
 
     return to_file
 
@@ -96,19 +99,18 @@ def verify(exporter: Any, file: Path) -> None:
     Raises:
         Refused: If it does not run, or finds something else. It is removed.
     """
-    try:
-        backend = load(file, exporter)
-    except (ImportError, OSError) as e:
-        LOGGER.warning(f"{file} is not verified: its runtime is not on this machine ({' '.join(str(e).split())[:200]})")
-        return
     bounds = BOUNDS[BITS.get(exporter.args.quantize, 32)]
     model, most, found = whole_model(exporter), head_of(exporter.model)[1].max_det, []
     try:
+        backend = load(file, exporter)
         for name, x in tried(exporter).items():
             expected, tied = reference(model, x.to(exporter.device), bounds)
             y = backend(x.to(exporter.im.device))
             y = torch.as_tensor(y[0] if isinstance(y, (list, tuple)) else y)
             found.append(compare(name, expected[:, :most], y, tuple(x.shape[2:]), bounds, tied))
+    except (ImportError, OSError) as e:
+        LOGGER.warning(f"{file} is not verified: its runtime is not on this machine ({' '.join(str(e).split())[:200]})")
+        return
     except Exception as e:
         remove(file)
         raise Refused(
@@ -131,18 +133,22 @@ def load(file: Path, exporter: Any) -> Any:
     """Open an export as `yolo predict` does."""
     from ultralytics.nn.autobackend import AutoBackend
 
+    if file.suffix in {".mlpackage", ".mlmodel"} and not MACOS:
+        raise OSError("CoreML is a part of macOS")
     half = exporter.args.quantize == 16
     return AutoBackend(str(file), device=exporter.device, fp16=half, verbose=False)
 
 
 def tried(exporter: Any) -> dict[str, torch.Tensor]:
-    """Give the inputs: of the exported size, and of another size and batch where the export takes any."""
+    """Give the inputs: of the exported size, and of others and another batch where the export takes any."""
     batch, channels, *size = exporter.im.shape
     found = inputs(batch, tuple(size), channels)
     if exporter.args.dynamic:
-        other = tuple(max(side // 64 * 32, 32) for side in size[::-1])
-        more = inputs(batch + 1, other, channels)["photograph"]
-        found[f"photograph of {other[0]}x{other[1]}, batch {batch + 1}"] = more
+        smaller = tuple(max(side // 64 * 32, 32) for side in size[::-1])
+        larger = tuple(side + 32 for side in size)  # no number that divided the sides does so now
+        for other, more in ((smaller, batch + 1), (larger, batch)):
+            name = f"photograph of {other[0]}x{other[1]}, batch {more}"
+            found[name] = inputs(more, other, channels)["photograph"]
     return found
 
 

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ultralytics.nn.AddModules.errors import Refused, plain
-from ultralytics.nn.AddModules.metadata import FOLDER, broken
+from ultralytics.nn.AddModules.metadata import FOLDER, HEAD, broken
 from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.downloads import is_url
 
@@ -49,6 +51,9 @@ def opened(init: Callable) -> Callable:
             raise told(file, e) from e
         if file.is_dir() and not self.metadata:
             LOGGER.warning(f"{file} has no {FOLDER}: neither its head nor its classes are known")
+        if self.format == "openvino" and self.dynamic and self.metadata.get("head") == HEAD:
+            # OpenVINO 2026.4 on a CPU: after a first image of 32x32, those of other sizes give other detections
+            self.backend.forward(torch.zeros(1, self.channels, 64, 64))
 
     return open_model
 

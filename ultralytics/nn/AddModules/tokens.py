@@ -13,7 +13,8 @@ __all__ = ()
 
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     """Part the heads: (B, N, C) to (B, heads, N, d), a view."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    B, N, C = x.shape
+    return x.reshape(B, N, heads, C // heads).transpose(1, 2)  # unflatten() fixes the shape of an ONNX graph
 
 
 def project(layer: nn.Linear | nn.Conv2d, tokens: torch.Tensor) -> torch.Tensor:
@@ -26,10 +27,15 @@ def project_in_parts(layer: nn.Linear | nn.Conv2d, tokens: torch.Tensor, parts: 
     if is_hooked(layer):
         linear = isinstance(layer, nn.Linear)
         whole = layer(tokens) if linear else layer(tokens.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
-        return [t.contiguous() for t in whole.chunk(parts, dim=-1)]
-    biases = [None] * parts if layer.bias is None else layer.bias.chunk(parts)
-    weights, convolution = layer.weight.flatten(1).chunk(parts), isinstance(layer, nn.Conv2d)
+        return [t.contiguous() for t in cut(whole, parts, -1)]
+    biases = [None] * parts if layer.bias is None else cut(layer.bias, parts, 0)
+    weights, convolution = cut(layer.weight.flatten(1), parts, 0), isinstance(layer, nn.Conv2d)
     return [multiply(tokens, weight, bias, convolution) for weight, bias in zip(weights, biases)]
+
+
+def cut(x: torch.Tensor, parts: int, dim: int) -> tuple[torch.Tensor, ...]:
+    """Cut a tensor into equal parts; converters to LiteRT and CoreML fail at a chunk() into one."""
+    return (x,) if parts == 1 else x.chunk(parts, dim=dim)
 
 
 def is_hooked(layer: nn.Module) -> bool:

@@ -1,0 +1,98 @@
+"""Measure each model in each runtime that it is exported to: latency of one image, and the size of the file."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+import torch
+from maintain.progress import Progress
+
+from benchmark.cases import BASELINE, LARGER, PUBLISHED
+from benchmark.timing import compare
+from ultralytics import RTDETR
+from ultralytics.nn.autobackend import AutoBackend
+from ultralytics.utils import LOGGER
+
+TINY = ["rtdetr-tiny", "rtdetr-tiny-FLA", "rtdetr-tiny-Biformer", "rtdetr-tiny-EMO", "rtdetr-tiny-MQA"]
+NAMES = [*TINY, BASELINE, *PUBLISHED, *LARGER]
+SIZES = {True: 160, False: 640}  # of tiny models and of the others
+PYTORCH = "PyTorch"
+FORMATS = {
+    "TorchScript": {"format": "torchscript"},
+    "ONNX Runtime": {"format": "onnx"},
+    "OpenVINO": {"format": "openvino"},
+    "OpenVINO fp16": {"format": "openvino", "quantize": 16},
+    "OpenVINO INT8": {"format": "openvino", "quantize": 8},
+    "MNN": {"format": "mnn"},
+}
+INT8 = "OpenVINO INT8"
+
+
+def deploy(names: list[str], data: str, rounds: int, seconds: float) -> list[dict]:
+    """Export models with the weights that they are built with, and time what `yolo predict` would run.
+
+    Every file is proven equal to the model first, but for INT8: it may choose among the equal scores of weights that
+    were not trained. A large model has no INT8, whose calibration takes minutes.
+
+    Args:
+        names: Of models.
+        data: The data set that INT8 is calibrated on.
+        rounds: Samples of each side.
+        seconds: For all samples of a model together.
+
+    Returns:
+        A row a model and runtime; the runtimes of a model are timed in turn.
+    """
+    rows, level = [], LOGGER.level
+    with Progress("deploy", len(names)) as progress:
+        for name in names:
+            LOGGER.setLevel(logging.ERROR)  # an export prints a page
+            try:
+                rows += deploy_one(name, data, rounds, seconds)
+            finally:
+                LOGGER.setLevel(level)
+            progress.step(name)
+    return rows
+
+
+def deploy_one(name: str, data: str, rounds: int, seconds: float) -> list[dict]:
+    """Measure one model."""
+    is_tiny = name in TINY
+    size, device = SIZES[is_tiny], torch.device("cpu")
+    forms = {form: options for form, options in FORMATS.items() if is_tiny or form != INT8}
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        file = Path(folder, f"{name}.pt")
+        RTDETR(f"{name}.yaml").save(file)
+        files = {PYTORCH: file}
+        for form, options in forms.items():
+            calibration = {"data": data, "verify": False} if form == INT8 else {}
+            files[form] = Path(RTDETR(file).export(**options, **calibration, imgsz=size))
+        backends = {form: AutoBackend(str(path), device=device, verbose=False) for form, path in files.items()}
+        x = torch.rand(1, 3, size, size)
+
+        def call(backend: AutoBackend) -> object:
+            with torch.inference_mode():
+                return backend(x)
+
+        sides = {form: lambda backend=backend: call(backend) for form, backend in backends.items()}
+        times = compare(sides, device, rounds, seconds)
+        return [
+            {
+                "model": name,
+                "imgsz": size,
+                "runtime": form,
+                "MiB": bytes_of(path) / 2**20,
+                "ms": 1e3 * times[form].median,
+                "spread": times[form].spread,
+                "over_pytorch": times[form].over(times[PYTORCH]),
+            }
+            for form, path in files.items()
+        ]
+
+
+def bytes_of(path: Path) -> int:
+    """The size of a file, or of the files of a folder."""
+    return sum(p.stat().st_size for p in path.rglob("*")) if path.is_dir() else path.stat().st_size
