@@ -224,7 +224,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20, help="samples of each side (20)")
     parser.add_argument("--seconds", type=float, default=20, help="for a comparison, unless it needs three rounds (20)")
     parser.add_argument("--model", metavar="FILE", help="for depth: a trained RT-DETR's checkpoint")
-    parser.add_argument("--data", default="shapes.yaml", help="gives depth mAP, and deploy images for INT8 (shapes.yaml)")
+    parser.add_argument(
+        "--data", default="shapes.yaml", help="for depth: gives mAP; for deploy: calibrates INT8 (shapes.yaml)"
+    )
     parser.add_argument("--imgsz", type=int, metavar="PIXELS", help="for depth: image size (what it was trained with)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--save", action="store_true", help="keep them in benchmarks/, with pictures")

@@ -8,7 +8,7 @@ import bench
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmark import cases, depth, floor, measure, models, report, timing
+from benchmark import cases, deploy, depth, floor, measure, models, report, timing
 from conftest import ROOT
 
 from ultralytics import RTDETR, YOLO
@@ -135,6 +135,26 @@ def test_depth(monkeypatch, capsys, tmp_path, shapes):
     assert report.summary(data).startswith("`rtdetr-tiny` on `small` at 64 px, one image, fused:\n\n| decoder layers |")
 
 
+def test_deploy(monkeypatch, capfd, tmp_path):
+    """Each runtime has a file of its own, and of fp16 and fp32 two."""
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(deploy, "SIZES", {True: 64})
+    forms = "TorchScript", "OpenVINO", "OpenVINO fp16"
+    monkeypatch.setattr(deploy, "FORMATS", {form: deploy.FORMATS[form] for form in forms})
+    assert run(monkeypatch, "deploy", "--only=tiny-FLA", "--rounds=1", "--seconds=0.1", "--save") == 0
+    out = capfd.readouterr().out
+    assert out.startswith("| model ") and "export" not in out  # what converters print is not in the table's way
+    (kept,) = (tmp_path / "benchmarks").glob("*.json")
+    data = json.loads(kept.read_text())
+    rows = {row["runtime"]: row for row in data["deploy"]["results"]}
+    assert list(rows) == ["PyTorch", *forms] and rows["PyTorch"]["over_pytorch"] == 1
+    assert all(row["ms"] > 0 and row["over_pytorch"] > 0 for row in rows.values())
+    assert rows["OpenVINO fp16"]["MiB"] < 0.75 * rows["OpenVINO"]["MiB"]
+    assert kept.with_name(f"{kept.stem}-deploy.png").stat().st_size > 10_000
+    latencies, sizes = report.summary(data).split("\n\n")
+    assert "| rtdetr-tiny-FLA at 64 | " in latencies and "| rtdetr-tiny-FLA | " in sizes
+
+
 def test_depth_validates_what_it_times(monkeypatch, tmp_path):
     """Each choice is passed on, and its figures are its own row's."""
     seen = []
@@ -194,6 +214,8 @@ def test_a_section_that_is_kept_leaves_the_others(tmp_path):
             "needs --model, a trained RT-DETR's .pt, and none is named; `yolo train cfg=scratch.yaml",
         ),
         (["depth", "--model=nothing.pt"], "nothing.pt does not exist"),
+        (["deploy", "--device=cuda"], "are those of the CPU"),
+        (["deploy", "--only=nothing"], "is in no name; there are rtdetr-tiny, rtdetr-tiny-FLA, "),
         (["models", "--device=cuda"], "torch finds no CUDA device here"),
     ],
 )
@@ -215,6 +237,15 @@ def test_kept_results_are_of_this_benchmark():
         if "models" in data:
             names = [row["model"] for row in data["models"]["results"]["models"]]
             assert names == [cases.BASELINE, *cases.PUBLISHED, *cases.LARGER]
+        if "deploy" in data:
+            rows = data["deploy"]["results"]
+            assert list(dict.fromkeys(row["model"] for row in rows)) == deploy.NAMES
+            runtimes = {deploy.PYTORCH, *deploy.FORMATS}
+            assert all(
+                {row["runtime"] for row in rows if row["model"] == name}
+                == (runtimes if name in deploy.TINY else runtimes - {deploy.INT8})
+                for name in deploy.NAMES
+            )
         if "depth" in data:
             rows = data["depth"]["results"]["rows"]
             first = (rows[0][key] for key in decoder.KEYS)

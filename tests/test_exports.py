@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from pathlib import Path
 
 import onnx
 import pytest
@@ -9,9 +10,10 @@ import torch
 from conftest import MODELS, TINY, lively
 
 from ultralytics import RTDETR, YOLO
-from ultralytics.nn.AddModules import parity
+from ultralytics.nn.AddModules import exports, parity
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.backends.base import BaseBackend
+from ultralytics.nn.tasks import RTDETRDetectionModel
 from ultralytics.utils import ASSETS
 
 SIZE = 96
@@ -130,9 +132,7 @@ def test_a_wrong_export_is_an_error_and_is_removed(files, monkeypatch, capsys):
     monkeypatch.setattr(AutoBackend, "forward", shifted)
     model = YOLO(files["rtdetr-tiny"])
     file = files["rtdetr-tiny"].with_suffix(".torchscript")
-    with pytest.raises(
-        ValueError, match=r"mine\.torchscript does not find what .*photograph: 0 of 60 detections match"
-    ):
+    with pytest.raises(ValueError, match=r"mine\.torchscript does not find what .*bus.jpg: 0 of 60 detections match"):
         model.export(format="torchscript", imgsz=SIZE)
     assert not file.exists()
     model.export(format="torchscript", imgsz=SIZE, verify=False)
@@ -148,9 +148,53 @@ def test_an_export_that_does_not_run_is_an_error_and_is_removed(files, monkeypat
     assert not files["rtdetr-tiny"].with_suffix(".torchscript").exists()
 
 
-def test_formats_that_cannot_say_why(files):
+def test_formats_that_cannot_say_why(files, monkeypatch):
+    model = YOLO(files["rtdetr-tiny"])
     with pytest.raises(ValueError, match="format=ncnn: NCNN has no top-k"):
-        YOLO(files["rtdetr-tiny"]).export(format="ncnn", imgsz=SIZE)
+        model.export(format="ncnn", imgsz=SIZE)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="format=engine: TensorRT builds .* torch sees none here. format=onnx gives"):
+        model.export(format="engine", imgsz=SIZE)
+    with pytest.raises(ImportError, match="format=paddle needs the package x2paddle, which is not installed") as e:
+        model.export(format="paddle", imgsz=SIZE)
+    assert e.value.plain
+
+
+def test_a_runtime_of_another_machine_is_warned_of(files, monkeypatch, capsys, caplog):
+    """What is written is kept: only there can it be tried."""
+    monkeypatch.setattr(exports, "load", lambda *_: (_ for _ in ()).throw(OSError("a part of another system")))
+    file = YOLO(files["rtdetr-tiny"]).export(format="torchscript", imgsz=SIZE)
+    assert "is not verified: its runtime is not on this machine" in capsys.readouterr().out + caplog.text
+    assert "parity" not in BaseBackend.read_metadata(file)
+
+
+def test_a_file_that_another_format_goes_through_is_kept(files):
+    """MNN's way leads through ONNX, to the name of what was exported before."""
+    model = YOLO(files["rtdetr-tiny"])
+    file = Path(model.export(format="onnx", imgsz=SIZE, dynamic=True))
+    before = file.read_bytes()
+    model.export(format="mnn", imgsz=SIZE)
+    assert file.read_bytes() == before and not list(file.parent.glob(".*"))
+
+
+def test_the_model_that_is_compared_with_is_not_the_changed_one(files, monkeypatch):
+    """A fused model that finds something else must not prove itself."""
+    fuse = RTDETRDetectionModel.fuse
+
+    def wrong(self, *args, **kwargs):
+        model = fuse(self, *args, **kwargs)
+        for p in model.model[-1].dec_score_head[-1].parameters():
+            p.data.add_(1)
+        return model
+
+    monkeypatch.setattr(RTDETRDetectionModel, "fuse", wrong)
+    with pytest.raises(ValueError, match="does not find what the PyTorch model finds"):
+        YOLO(files["rtdetr-tiny-FLA"]).export(format="torchscript", imgsz=SIZE)
+
+
+def test_fewer_detections_than_queries(files):
+    file = YOLO(files["rtdetr-tiny"]).export(format="onnx", imgsz=SIZE, max_det=7)
+    assert all(row["matched"] == row["detections"] == 7 for row in metadata(file)["inputs"])
 
 
 def test_other_models_export_as_upstream_does(tmp_path, monkeypatch):
@@ -201,6 +245,11 @@ def test_detections_are_a_set():
 def test_bounds_of_fp32(changed, holds):
     found, held = compare(rows(A, B, C), rows(changed, B, C))
     assert held is holds and found.matched == (3 if holds else 2)
+
+
+def test_bounds_grow_with_the_image_below_fp32():
+    assert [parity.BOUNDS[bits].pixels((640, 320)) for bits in (32, 16, 8)] == [1, 6.4, 16]
+    assert [parity.BOUNDS[bits].pixels((64, 96)) for bits in (32, 16, 8)] == [1, 2, 4]
 
 
 def test_one_detection_is_not_matched_twice():

@@ -2,15 +2,18 @@
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from benchmark import naive
 from torch import nn
 
-from ultralytics.nn.AddModules import EMO, FLA, Biformer
+from ultralytics.nn.AddModules import EMO, FLA, MQA, Biformer
 from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw, Regions, RoutedAttention
+from ultralytics.nn.AddModules.compatibility import one_size
 from ultralytics.nn.AddModules.FLA import FocusedAttention, FocusedLinearAttention
+from ultralytics.nn.AddModules.MQA import MultiQueryAttentionLayerWithDownSampling
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
 
@@ -226,6 +229,64 @@ def test_traced_at_one_batch_size_runs_at_another(name):
     with torch.no_grad():
         traced = torch.jit.trace(module, x[:1], check_trace=False)
         torch.testing.assert_close(traced(x), module(x), atol=1e-5, rtol=1e-4)
+
+
+SIZES = (1, 1), (2, 3), (6, 6), (7, 7), (9, 12), (14, 21), (13, 30), (28, 28)
+MAPS = {
+    "FLA": lambda: FocusedLinearAttention(32),
+    "BRA": lambda: BiLevelRoutingAttention_nchw(32, 4),
+    "BRA_by_channel": lambda: BiLevelRoutingAttention_nchw(32, 32),
+    "MQA": lambda: MultiQueryAttentionLayerWithDownSampling(32, 2, 8, 12, 1, 1, 1),
+    "MQA_SR": lambda: MultiQueryAttentionLayerWithDownSampling(32, 2, 8, 8, 1, 1, 2),
+    "iRMB": lambda: EMO.iRMB(32, 32, exp_ratio=2, attn_s=True, qkv_bias=True, dim_head=8),
+}
+
+
+@pytest.mark.parametrize("traced_at", [(6, 6), (14, 21), (15, 8)])
+@pytest.mark.parametrize("name", MAPS)
+def test_traced_at_one_size_runs_at_any(name, traced_at, tmp_path):
+    """In TorchScript and in ONNX, whatever windows, regions or reductions divide; a whole model may hide an error."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    module = MAPS[name]().eval()
+    for p in module.parameters():
+        p.data.mul_(3)
+    example, file, any_size = torch.rand(1, 32, *traced_at), tmp_path / "module.onnx", {0: "batch", 2: "h", 3: "w"}
+    traced = torch.jit.trace(module, example, check_trace=False)
+    names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": any_size, "y": any_size}}
+    torch.onnx.export(module, (example,), file, dynamo=False, opset_version=17, **names)
+    session = onnxruntime.InferenceSession(file)
+    for size in SIZES:
+        x = torch.rand(2, 32, *size)
+        with torch.no_grad():
+            expected = module(x)
+            torch.testing.assert_close(traced(x), expected, atol=5e-5, rtol=1e-4)
+        (y,) = session.run(None, {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(y), expected, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["BRA", "FLA", "MQA"])
+def test_traced_for_one_size_holds_no_arithmetic_of_sizes(name):
+    """As an export without `dynamic=True` is, and its regions that divide need no mask."""
+    module, x = MAPS[name]().eval(), torch.rand(1, 32, 14, 21)
+    with torch.no_grad(), one_size():
+        short = str(torch.jit.trace(module, x, check_trace=False).inlined_graph)
+    with torch.no_grad():
+        whole = str(torch.jit.trace(module, x, check_trace=False).inlined_graph)
+    assert name != "BRA" or ("masked_fill" in whole and "masked_fill" not in short)
+    assert short.count("aten::") <= whole.count("aten::")
+
+
+def test_scores_of_multi_query_attention_are_in_parts_in_onnx(monkeypatch, tmp_path):
+    """Else those of 25,600 queries and keys, 5 GiB at 640 pixels, would be in memory at once."""
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(MQA, "SCORES", 2 * 36 * 36 // 3)
+    module, file = MAPS["MQA"]().eval(), tmp_path / "module.onnx"
+    torch.onnx.export(module, (torch.rand(1, 32, 6, 6),), file, dynamo=False, opset_version=17, input_names=["x"])
+    model = onnx.load(file)
+    names = [node.output[0] for node in model.graph.node if node.op_type == "Softmax"]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    scores = onnxruntime.InferenceSession(model.SerializeToString()).run(names, {"x": np.zeros((1, 32, 6, 6), "f")})
+    assert [s.shape for s in scores] == [(1, 1, 18, 36)] * 4  # two heads of 36 queries, by 36 keys
 
 
 def test_backward_hooks_of_projections_are_called():

@@ -7,7 +7,9 @@ import torch
 from conftest import MODELS
 from torch import nn
 
+from ultralytics.nn.AddModules import parity
 from ultralytics.nn.AddModules.EMO import EMO_1M
+from ultralytics.nn.AddModules.exports import reference
 from ultralytics.nn.AddModules.MQA import MultiQueryAttentionLayerWithDownSampling
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
@@ -27,9 +29,17 @@ def added(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if ".AddModules." in type(m).__module__]
 
 
+def found_again(model: nn.Module, fused: nn.Module, x: torch.Tensor) -> bool:
+    """Whether a fused model finds the same boxes, to 1e-4 of the image, with the same scores, to 1e-4."""
+    bounds = parity.Bounds(box=1e-4, side=0.0, score=1e-4, share=1.0, counts=0.0, tie=1e-5, least=0.95)
+    expected, tied = reference(model, x, bounds)
+    with torch.no_grad():
+        return parity.compare("random", expected, fused(x)[0], (1, 1), bounds, tied).holds(bounds)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_fused_equals_unfused(name):
-    """Compare what enters the decoder: which of its queries win may hang on rounding."""
+    """What enters the decoder, and what is detected."""
     model = with_statistics(RTDETRDetectionModel(f"{name}.yaml", verbose=False))
     fused = copy.deepcopy(model).fuse(verbose=False)
     x, inputs = torch.rand(1, 3, 128, 96), []
@@ -39,6 +49,7 @@ def test_fused_equals_unfused(name):
             m(x)
     for a, b in zip(*inputs):
         assert (a - b).abs().max() < 1e-4 * a.abs().max()
+    assert found_again(model, fused, x)
     left = [m for part in added(fused) for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
     assert left == []
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -45,14 +48,10 @@ def deploy(names: list[str], data: str, rounds: int, seconds: float) -> list[dic
     Returns:
         A row a model and runtime; the runtimes of a model are timed in turn.
     """
-    rows, level = [], LOGGER.level
+    rows = []
     with Progress("deploy", len(names)) as progress:
         for name in names:
-            LOGGER.setLevel(logging.ERROR)  # an export prints a page
-            try:
-                rows += deploy_one(name, data, rounds, seconds)
-            finally:
-                LOGGER.setLevel(level)
+            rows += deploy_one(name, data, rounds, seconds)
             progress.step(name)
     return rows
 
@@ -64,13 +63,16 @@ def deploy_one(name: str, data: str, rounds: int, seconds: float) -> list[dict]:
     forms = {form: options for form, options in FORMATS.items() if is_tiny or form != INT8}
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        file = Path(folder, f"{name}.pt")
-        RTDETR(f"{name}.yaml").save(file)
-        files = {PYTORCH: file}
-        for form, options in forms.items():
-            calibration = {"data": data, "verify": False} if form == INT8 else {}
-            files[form] = Path(RTDETR(file).export(**options, **calibration, imgsz=size))
-        backends = {form: AutoBackend(str(path), device=device, verbose=False) for form, path in files.items()}
+        model, files = RTDETR(f"{name}.yaml"), {}
+        with silent():
+            for form in [PYTORCH, *forms]:  # fp32 and fp16 would have one name
+                files[form] = Path(folder, form, f"{name}.pt")
+                files[form].parent.mkdir()
+                model.save(files[form])
+            for form, options in forms.items():
+                calibration = {"data": data, "verify": False} if form == INT8 else {}
+                files[form] = Path(RTDETR(files[form]).export(**options, **calibration, imgsz=size))
+            backends = {form: AutoBackend(str(path), device=device, verbose=False) for form, path in files.items()}
         x = torch.rand(1, 3, size, size)
 
         def call(backend: AutoBackend) -> object:
@@ -91,6 +93,24 @@ def deploy_one(name: str, data: str, rounds: int, seconds: float) -> list[dict]:
             }
             for form, path in files.items()
         ]
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep what an export prints, a page a model, from the terminal: some converters write past Python."""
+    level, streams = LOGGER.level, [(stream, os.dup(stream)) for stream in (1, 2)]
+    LOGGER.setLevel(logging.ERROR)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for stream, _ in streams:
+            os.dup2(nowhere, stream)
+        yield
+    finally:
+        for stream, before in streams:
+            os.dup2(before, stream)
+            os.close(before)
+        os.close(nowhere)
+        LOGGER.setLevel(level)
 
 
 def bytes_of(path: Path) -> int:

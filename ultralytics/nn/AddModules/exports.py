@@ -17,7 +17,7 @@ from ultralytics.nn.AddModules.compatibility import one_size
 from ultralytics.nn.AddModules.decoder import head_of, shorten
 from ultralytics.nn.AddModules.errors import Refused, plain
 from ultralytics.nn.AddModules.metadata import write_metadata
-from ultralytics.nn.AddModules.parity import BOUNDS, Bounds, compare, inputs, ties
+from ultralytics.nn.AddModules.parity import BOUNDS, PHOTOGRAPHS, Bounds, compare, inputs, ties
 from ultralytics.utils import LOGGER, MACOS
 
 __all__ = ()
@@ -65,7 +65,8 @@ def verified(export: Callable, form: str) -> Callable:
             with nullcontext() if form == "onnx" else kept(self.file.with_suffix(".onnx")):
                 found = export(self, *args, **kwargs)
         except ModuleNotFoundError as e:
-            raise plain(ImportError(f"format={form} needs the package {e.name}, which is not installed. {ELSEWHERE}"))
+            line = f"format={form} needs the package {e.name}, which is not installed. {ELSEWHERE}"
+            raise plain(ImportError(line)) from None
         file = Path(found[0] if isinstance(found, tuple) else found)  # SavedModel's comes with Keras' model
         if self.args.verify:
             verify(self, file)
@@ -124,7 +125,8 @@ def verify(exporter: Any, file: Path) -> None:
         remove(file)
         raise Refused(
             f"{file} does not find what the PyTorch model finds ({wrong}; expected {bounds.share:.0%} within "
-            f"{bounds.box:g} px and {bounds.score:g}), and is removed. verify=False exports it all the same"
+            f"{bounds.pixels(exporter.imgsz):g} px and {bounds.score:g}), and is removed. "
+            "verify=False exports it all the same"
         )
     exporter.metadata["parity"] = {"bounds": vars(bounds), "inputs": [parity.record() for parity in found]}
 
@@ -145,10 +147,14 @@ def tried(exporter: Any) -> dict[str, torch.Tensor]:
     found = inputs(batch, tuple(size), channels)
     if exporter.args.dynamic:
         smaller = tuple(max(side // 64 * 32, 32) for side in size[::-1])
+        queries = getattr(head_of(exporter.model)[1], "chosen_queries", 0)
+        while sum((smaller[0] // s) * (smaller[1] // s) for s in (8, 16, 32)) < queries:
+            smaller = tuple(side + 32 for side in smaller)
         larger = tuple(side + 32 for side in size)  # no number that divided the sides does so now
         for other, more in ((smaller, batch + 1), (larger, batch)):
-            name = f"photograph of {other[0]}x{other[1]}, batch {more}"
-            found[name] = inputs(more, other, channels)["photograph"]
+            found[f"{PHOTOGRAPHS[0]} at {other[0]}x{other[1]}, batch {more}"] = inputs(more, other, channels)[
+                PHOTOGRAPHS[0]
+            ]
     return found
 
 

@@ -1,7 +1,7 @@
 """Model files that cannot be used: one line says which and why, before a runtime does what it likes with them.
 
-A runtime reads weights as they come: a model with a few changed bytes runs and finds nothing. Checkpoints and TorchScript
-files have a checksum of each record, other exports the seal of `metadata`.
+A runtime reads weights as they come: a model with a few changed bytes runs and finds nothing. Checkpoints and
+TorchScript files have a checksum of each record, other exports the seal of `metadata`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ultralytics.nn.AddModules.decoder import head_of
 from ultralytics.nn.AddModules.errors import Refused, plain
 from ultralytics.nn.AddModules.metadata import FOLDER, HEAD, broken
 from ultralytics.utils import LOGGER, YAML
@@ -59,13 +60,21 @@ def opened(init: Callable) -> Callable:
 
 
 def intact(load_checkpoint: Callable) -> Callable:
-    """Wrap upstream's `load_checkpoint`: a file that is not as it was written is one line."""
+    """Wrap upstream's `load_checkpoint`: a file that is not as it was written is one line.
+
+    RT-DETR's anchors, which a checkpoint holds for its last size, rounded to half precision, are made again: a score
+    would be off by 1e-3, at that size only.
+    """
 
     @functools.wraps(load_checkpoint)
     def load(weight: Any, *args: Any, **kwargs: Any) -> tuple:
         if isinstance(weight, (str, Path)) and Path(weight).suffix == ".pt" and Path(weight).is_file():
             check(Path(weight))
-        return load_checkpoint(weight, *args, **kwargs)
+        model, *others = load_checkpoint(weight, *args, **kwargs)
+        found = head_of(model)
+        if found:
+            found[1].shapes = []
+        return model, *others
 
     return load
 

@@ -15,7 +15,7 @@ import torch
 
 __all__ = ()
 
-PHOTOGRAPH = "bus.jpg"  # of upstream's assets
+PHOTOGRAPHS = "bus.jpg", "zidane.jpg"  # of upstream's assets
 TIE = 1e-5  # between scores at the end of the list
 
 
@@ -24,18 +24,23 @@ class Bounds:
     """How far detections may be from each other and still be the same."""
 
     box: float  # each side of a box, in pixels of the input
+    side: float  # the same, as a part of the image's longer side: the larger of the two counts
     score: float
     share: float  # of the detections that count, how many must be found again
     counts: float  # score from which a detection counts
     tie: float  # between the encoder's scores, as a part of the largest one, below which rounding chooses the queries
     least: float  # share of the detections that must be found again, however many queries are tied
 
+    def pixels(self, size: tuple[int, int]) -> float:
+        """Give the bound of a box's sides in an image of (H, W)."""
+        return max(self.box, self.side * max(size))
+
 
 # By the bits of weights or activations
 BOUNDS = {
-    32: Bounds(box=1.0, score=1e-3, share=1.0, counts=0.0, tie=1e-5, least=0.95),
-    16: Bounds(box=2.0, score=0.05, share=0.9, counts=0.25, tie=0.01, least=0.5),
-    8: Bounds(box=4.0, score=0.25, share=0.75, counts=0.25, tie=0.1, least=0.25),
+    32: Bounds(box=1.0, side=0.0, score=1e-3, share=1.0, counts=0.0, tie=1e-5, least=0.95),
+    16: Bounds(box=2.0, side=0.01, score=0.05, share=0.9, counts=0.25, tie=0.01, least=0.5),
+    8: Bounds(box=4.0, side=0.025, score=0.25, share=0.75, counts=0.25, tie=0.1, least=0.25),
 }
 
 
@@ -88,29 +93,21 @@ class Parity:
         return {key: float(f"{v:.3g}") if isinstance(v, float) else v for key, v in asdict(self).items()}
 
 
-def photograph(size: tuple[int, int], channels: int) -> torch.Tensor:
-    """Give upstream's photograph, stretched as RT-DETR's predictor does. (1, C, H, W), 0 to 1."""
+def photograph(name: str, size: tuple[int, int], channels: int) -> torch.Tensor:
+    """Give a photograph, stretched as RT-DETR's predictor does. (1, C, H, W), 0 to 1."""
     import cv2
 
     from ultralytics.utils import ASSETS
 
-    image = cv2.resize(cv2.imread(str(Path(ASSETS) / PHOTOGRAPH)), size[::-1])[..., ::-1]
+    image = cv2.resize(cv2.imread(str(Path(ASSETS) / name)), size[::-1])[..., ::-1]
     image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].float() / 255
     return image[:, torch.arange(channels) % 3]
 
 
-def noise(size: tuple[int, int], channels: int) -> torch.Tensor:
-    """Give an image of noise, the same each time. (1, C, H, W), 0 to 1."""
-    return torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0))
-
-
 def inputs(batch: int, size: tuple[int, int], channels: int = 3) -> dict[str, torch.Tensor]:
     """Give the two images that an export is tried with, each as a batch. (B, C, H, W), 0 to 1."""
-    images = photograph(size, channels), noise(size, channels)
-    return {
-        name: torch.cat([images[(first + i) % 2] for i in range(batch)])
-        for first, name in enumerate(("photograph", "noise"))
-    }
+    images = [photograph(name, size, channels) for name in PHOTOGRAPHS]
+    return {name: torch.cat([images[(first + i) % 2] for i in range(batch)]) for first, name in enumerate(PHOTOGRAPHS)}
 
 
 def compare(
@@ -136,13 +133,13 @@ def compare(
     if expected.shape != found.shape:
         raise ValueError(f"{name}: the output is {tuple(found.shape)}, expected {tuple(expected.shape)}")
     parity = Parity(name, 0, 0, 0.0, 0.0, 0.0)
-    scale = torch.tensor([size[1], size[0], size[1], size[0]])
+    scale, most = torch.tensor([size[1], size[0], size[1], size[0]]), bounds.pixels(size)
     for ours, theirs in zip(expected.float().cpu(), found.float().cpu()):
         box = ((xywh2xyxy(ours[:, :4])[:, None] - xywh2xyxy(theirs[:, :4])) * scale).abs().amax(-1)
         score = (ours[:, None, 4] - theirs[:, 4]).abs()
-        same = (ours[:, None, 5] == theirs[:, 5]) & (box <= bounds.box) & (score <= bounds.score)
+        same = (ours[:, None, 5] == theirs[:, 5]) & (box <= most) & (score <= bounds.score)
         # As many pairs within the bounds as there can be, and of those the nearest
-        near = (box / bounds.box + score / bounds.score).nan_to_num(1e3).clamp(max=1e3)
+        near = (box / most + score / bounds.score).nan_to_num(1e3).clamp(max=1e3)
         i, j = linear_sum_assignment(torch.where(same, near / 1e6, 1.0).numpy())
         paired = same[i, j]
         ends = ours[:, 4].min(), theirs[:, 4].min()  # several may be as good as the last one of a list
