@@ -21,7 +21,7 @@ from ultralytics.nn.AddModules.additions import (  # noqa: E402
 from ultralytics.nn.AddModules.checkout import warn_if_stale  # noqa: E402
 from ultralytics.nn.AddModules.checkpoints import begin, refuse_finished  # noqa: E402
 from ultralytics.nn.AddModules.hooks import checked, embed_by_index, fuse, read_row, route, run, seat  # noqa: E402
-from ultralytics.nn.AddModules.metadata import is_exact, read_mnn, stem  # noqa: E402
+from ultralytics.nn.AddModules.metadata import is_exact, stem  # noqa: E402
 from ultralytics.nn.AddModules.registry import NAMES, READERS  # noqa: E402
 
 __all__ = (
@@ -35,7 +35,6 @@ __all__ = (
     "embed_by_index",
     "fuse",
     "is_exact",
-    "read_mnn",
     "read_row",
     "refuse_finished",
     "route",

@@ -11,6 +11,7 @@ from ultralytics.nn.AddModules.decoder import whole_only
 from ultralytics.nn.AddModules.exports import remembered, verified
 from ultralytics.nn.AddModules.finite import calm, clipped, watched
 from ultralytics.nn.AddModules.launcher import is_launched
+from ultralytics.nn.AddModules.metadata import with_mnn
 from ultralytics.nn.AddModules.opening import intact, opened
 from ultralytics.nn.AddModules.recipe import advised, slow_backbone, sound
 from ultralytics.nn.AddModules.timm_weights import with_timm
@@ -34,7 +35,10 @@ LOADERS = "load_checkpoint", "attempt_load_one_weight"  # upstream's names for o
 
 def add_to_backend(cls: type) -> type:
     """Extend upstream's `AutoBackend`, as a decorator of it: a file that cannot be opened is one line."""
+    from ultralytics.nn.backends.base import BaseBackend
+
     cls.__init__ = opened(cls.__init__)
+    BaseBackend.read_metadata = staticmethod(with_mnn(BaseBackend.read_metadata))
     return cls
 
 

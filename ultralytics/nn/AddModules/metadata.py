@@ -6,10 +6,12 @@ digest. TorchScript's archive, like a checkpoint's, has a CRC-32 of each of its 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import secrets
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -116,6 +118,21 @@ def archive_begin(file: Path) -> int:
     """Tell where the archive behind a LiteRT model begins."""
     with zipfile.ZipFile(file) as archive:
         return min(entry.header_offset for entry in archive.infolist())
+
+
+def with_mnn(read_metadata: Callable) -> Callable:
+    """Wrap `BaseBackend.read_metadata`: it reads that of MNN files too, without MNN."""
+
+    @functools.wraps(read_metadata)
+    def read(file: str | Path) -> dict:
+        if Path(file).suffix.lower() != ".mnn":
+            return read_metadata(file)
+        try:
+            return read_mnn(Path(file))
+        except (OSError, ValueError):  # as upstream's does for what it cannot read
+            return {}
+
+    return read
 
 
 def read_mnn(file: Path) -> dict:
