@@ -11,8 +11,7 @@ from ultralytics.nn.AddModules.decoder import whole_only
 from ultralytics.nn.AddModules.exports import remembered, verified
 from ultralytics.nn.AddModules.finite import calm, clipped, watched
 from ultralytics.nn.AddModules.launcher import is_launched
-from ultralytics.nn.AddModules.metadata import with_mnn
-from ultralytics.nn.AddModules.opening import intact, opened
+from ultralytics.nn.AddModules.opening import intact, opened, reading
 from ultralytics.nn.AddModules.recipe import advised, slow_backbone, sound
 from ultralytics.nn.AddModules.timm_weights import with_timm
 from ultralytics.nn.AddModules.transfer import aligned, reported
@@ -38,7 +37,7 @@ def add_to_backend(cls: type) -> type:
     from ultralytics.nn.backends.base import BaseBackend
 
     cls.__init__ = opened(cls.__init__)
-    BaseBackend.read_metadata = staticmethod(with_mnn(BaseBackend.read_metadata))
+    BaseBackend.read_metadata = staticmethod(reading(BaseBackend.read_metadata))
     return cls
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 from collections.abc import Iterator
 
@@ -13,7 +14,7 @@ from ultralytics.utils import LOGGER
 
 __all__ = ()
 
-_one_size = False
+_one_size = contextvars.ContextVar("one_size", default=False)
 
 
 def no_autocast(x: torch.Tensor) -> contextlib.AbstractContextManager:
@@ -29,18 +30,17 @@ def is_eager() -> bool:
 @contextlib.contextmanager
 def one_size() -> Iterator[None]:
     """Let what is traced be for the size of its example, which is faster; else it is for any size."""
-    global _one_size
-    before, _one_size = _one_size, True
+    token = _one_size.set(True)
     try:
         yield
     finally:
-        _one_size = before
+        _one_size.reset(token)
 
 
 def map_size(x: torch.Tensor) -> tuple[int, int]:
     """Give height and width of (B, C, H, W); tensors where they are traced for any size."""
     H, W = x.shape[2:]
-    return (int(H), int(W)) if torch.jit.is_tracing() and _one_size else (H, W)
+    return (int(H), int(W)) if torch.jit.is_tracing() and _one_size.get() else (H, W)
 
 
 def has_hooks(*layers: nn.Module) -> bool:

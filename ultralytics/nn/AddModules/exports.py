@@ -1,11 +1,13 @@
-"""Exports that are proven: each runs in its own runtime and finds what the PyTorch model finds, or is removed."""
+"""Exports that are proven: each runs in its own runtime and finds what the PyTorch model finds, or is not kept."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
-import shutil
+import itertools
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -30,7 +32,9 @@ NO_GPU = (
     "TensorRT builds its file on the NVIDIA GPU that will run it, and torch sees none here. format=onnx gives what it "
     "is built from: `trtexec --onnx=FILE` there, or this command"
 )
+ANYWAY = "verify=False exports it all the same"
 ELSEWHERE = "The README says which formats are proven, and how each is installed"
+CALIBRATED = 8  # batches of the calibration's images that INT8 is compared on
 BITS = {16: 16, 8: 8, "w8a16": 8, "w8a32": 8}  # by `quantize=`
 
 
@@ -61,74 +65,93 @@ def verified(export: Callable, form: str) -> Callable:
             return export(self, *args, **kwargs)
         if form in CANNOT and self.args.verify:
             raise Refused(f"format={form}: {CANNOT[form]}. verify=False exports it all the same")
-        try:
-            with nullcontext() if form == "onnx" else kept(self.file.with_suffix(".onnx")):
+        with scratch(self) as folder:
+            try:
                 found = export(self, *args, **kwargs)
-        except ModuleNotFoundError as e:
-            line = f"format={form} needs the package {e.name}, which is not installed. {ELSEWHERE}"
-            raise plain(ImportError(line)) from None
-        file = Path(found[0] if isinstance(found, tuple) else found)  # SavedModel's comes with Keras' model
-        if self.args.verify:
-            verify(self, file)
-        write_metadata(file, self.metadata)
-        return found
+            except ModuleNotFoundError as e:
+                line = f"format={form} needs the package {e.name}, which is not installed. {ELSEWHERE}"
+                raise plain(ImportError(line)) from None
+            made = Path(found[0] if isinstance(found, tuple) else found)  # SavedModel's comes with Keras' model
+            file = folder.parent / made.name
+            write_metadata(made, self.metadata)
+            if self.args.verify:
+                verify(self, made, file)
+                write_metadata(made, self.metadata)
+            replace(made, file)
+        return (str(file), *found[1:]) if isinstance(found, tuple) else str(file)
 
     return to_file
 
 
 @contextmanager
-def kept(file: Path) -> Iterator[None]:
-    """Keep a file that is there: that on the way to another format has its name."""
-    aside = file.with_name(f".{file.name}.kept")
-    there = file.is_file()
-    if there:
-        file.replace(aside)
-    try:
-        yield
-    finally:
-        if there:
-            aside.replace(file)
+def scratch(exporter: Any) -> Iterator[Path]:
+    """Let an exporter write into a folder beside the model's file, so that what is there stays until all is proven."""
+    file = exporter.file
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
+        exporter.file = Path(folder, file.name)
+        try:
+            yield exporter.file.parent
+        finally:
+            exporter.file = file
 
 
-def verify(exporter: Any, file: Path) -> None:
+def replace(made: Path, file: Path) -> None:
+    """Move a file or folder to where it is to be, over one that is there."""
+    if file.is_dir():  # no system call puts one folder over another
+        file.replace(made.parent / "before")
+    made.replace(file)
+
+
+def verify(exporter: Any, made: Path, file: Path) -> None:
     """Run an export in its own runtime, compare what it finds with the PyTorch model, and say so in its metadata.
 
     Args:
         exporter: Upstream's, with the model that it has exported.
-        file: The file or folder.
+        made: The file or folder.
+        file: Where it will be.
 
     Raises:
-        Refused: If it does not run, or finds something else. It is removed.
+        Refused: If it does not run, or finds something else.
     """
-    bounds = BOUNDS[BITS.get(exporter.args.quantize, 32)]
     model, most, found = whole_model(exporter), head_of(exporter.model)[1].max_det, []
     try:
-        backend = load(file, exporter)
-        for name, x in tried(exporter).items():
-            expected, tied = reference(model, x.to(exporter.device), bounds)
-            y = backend(x.to(exporter.im.device))
-            y = torch.as_tensor(y[0] if isinstance(y, (list, tuple)) else y)
-            found.append(compare(name, expected[:, :most], y, tuple(x.shape[2:]), bounds, tied))
-    except (ImportError, OSError) as e:
+        backend = load(made, exporter)
+    except ImportError as e:
         LOGGER.warning(f"{file} is not verified: its runtime is not on this machine ({' '.join(str(e).split())[:200]})")
         return
     except Exception as e:
-        remove(file)
-        raise Refused(
-            f"{file} does not run in its own runtime ({type(e).__name__}: {' '.join(str(e).split())[:300]}), and is "
-            "removed. verify=False exports it all the same"
-        ) from e
-    for parity in found:
+        raise failed(file, e) from e
+    for name, (x, bounds) in tried(exporter).items():
+        expected, tied = reference(model, x.to(exporter.device), bounds)
+        try:
+            y = backend(x.to(exporter.im.device))
+            y = torch.as_tensor(y[0] if isinstance(y, (list, tuple)) else y)
+        except Exception as e:
+            raise failed(file, e) from e
+        size = tuple(x.shape[2:])
+        if y.shape != expected[:, :most].shape:
+            raise Refused(
+                f"{file} gives an output of {tuple(y.shape)} for {name}, expected {tuple(expected[:, :most].shape)}; "
+                f"it is not kept. {ANYWAY}"
+            )
+        parity = compare(name, expected[:, :most], y, size, bounds, tied[:, :most])
         LOGGER.info(f"{exporter.args.format} against PyTorch, {parity}")
-    wrong = next((parity for parity in found if not parity.holds(bounds)), None)
-    if wrong:
-        remove(file)
-        raise Refused(
-            f"{file} does not find what the PyTorch model finds ({wrong}; expected {bounds.share:.0%} within "
-            f"{bounds.pixels(exporter.imgsz):g} px and {bounds.score:g}), and is removed. "
-            "verify=False exports it all the same"
-        )
-    exporter.metadata["parity"] = {"bounds": vars(bounds), "inputs": [parity.record() for parity in found]}
+        if not parity.holds(bounds):
+            raise Refused(
+                f"{file} does not find what the PyTorch model finds ({parity}; expected {bounds.share:.0%}, of these "
+                f"{bounds.least:.0%} whatever is tied, within {bounds.pixels(size):g} px and {bounds.score:g}), "
+                f"and is not kept. {ANYWAY}"
+            )
+        found.append(parity.record())
+    exporter.metadata["parity"] = {"bounds": vars(BOUNDS[bits_of(exporter)]), "inputs": found}
+
+
+def failed(file: Path, error: Exception) -> Refused:
+    """Give the error for an export that its own runtime does not run."""
+    line = " ".join(str(error).split())[:300]
+    return Refused(
+        f"{file} does not run in its own runtime ({type(error).__name__}: {line}), and is not kept. {ANYWAY}"
+    )
 
 
 def load(file: Path, exporter: Any) -> Any:
@@ -136,15 +159,25 @@ def load(file: Path, exporter: Any) -> Any:
     from ultralytics.nn.autobackend import AutoBackend
 
     if file.suffix in {".mlpackage", ".mlmodel"} and not MACOS:
-        raise OSError("CoreML is a part of macOS")
+        raise ImportError("CoreML is a part of macOS")
     half = exporter.args.quantize == 16
     return AutoBackend(str(file), device=exporter.device, fp16=half, verbose=False)
 
 
-def tried(exporter: Any) -> dict[str, torch.Tensor]:
-    """Give the inputs: of the exported size, and of others and another batch where the export takes any."""
+def tried(exporter: Any) -> dict[str, tuple[torch.Tensor, Bounds]]:
+    """Give the inputs and their bounds: photographs, of other sizes and in another batch where the export takes any.
+
+    What was calibrated on images is only good for such: of these some are compared, of the photograph it is enough that
+    finite numbers come out.
+    """
     batch, channels, *size = exporter.im.shape
-    found = inputs(batch, tuple(size), channels)
+    bounds, found = BOUNDS[bits_of(exporter)], inputs(batch, tuple(size), channels)
+    if bits_of(exporter) == 8 and exporter.args.data:
+        images = itertools.islice(exporter.get_int8_calibration_dataloader(), CALIBRATED)
+        x = torch.cat([batch["img"].float() / 255 for batch in images])
+        name = f"{len(x)} images of {Path(exporter.args.data).name}"
+        some = dataclasses.replace(bounds, share=0.0, least=0.0)
+        return {PHOTOGRAPHS[0]: (found[PHOTOGRAPHS[0]], some), name: (x, bounds)}
     if exporter.args.dynamic:
         smaller = tuple(max(side // 64 * 32, 32) for side in size[::-1])
         queries = getattr(head_of(exporter.model)[1], "chosen_queries", 0)
@@ -152,10 +185,14 @@ def tried(exporter: Any) -> dict[str, torch.Tensor]:
             smaller = tuple(side + 32 for side in smaller)
         larger = tuple(side + 32 for side in size)  # no number that divided the sides does so now
         for other, more in ((smaller, batch + 1), (larger, batch)):
-            found[f"{PHOTOGRAPHS[0]} at {other[0]}x{other[1]}, batch {more}"] = inputs(more, other, channels)[
-                PHOTOGRAPHS[0]
-            ]
-    return found
+            name = f"{PHOTOGRAPHS[0]} at {other[0]}x{other[1]}, batch {more}"
+            found[name] = inputs(more, other, channels)[PHOTOGRAPHS[0]]
+    return {name: (x, bounds) for name, x in found.items()}
+
+
+def bits_of(exporter: Any) -> int:
+    """Give the bits of weights or activations."""
+    return BITS.get(exporter.args.quantize, 32)
 
 
 def whole_model(exporter: Any) -> torch.nn.Module:
@@ -164,18 +201,20 @@ def whole_model(exporter: Any) -> torch.nn.Module:
     return shorten(model.to(exporter.device).float().eval(), exporter.args)
 
 
-def reference(model: torch.nn.Module, x: torch.Tensor, bounds: Bounds) -> tuple[torch.Tensor, int]:
-    """Give what the PyTorch model finds, and how many of its queries rounding has chosen."""
-    head, seen = head_of(model)[1], []
+def reference(model: torch.nn.Module, x: torch.Tensor, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give what the PyTorch model finds, (B, N, 6), and which of it is of a query that rounding has chosen, (B, N)."""
+    head, seen, scores = head_of(model)[1], [], []
     hook = head.enc_score_head.register_forward_hook(lambda m, _, y: seen.append(y.max(-1).values))
+    postprocess = head.postprocess
+    head.postprocess = lambda boxes, found: scores.append(found) or postprocess(boxes, found)
     try:
         with torch.no_grad():
             y = model(x)
     finally:
         hook.remove()
-    return y[0] if isinstance(y, (list, tuple)) else y, ties(seen[-1], head.num_queries, bounds)
-
-
-def remove(file: Path) -> None:
-    """Remove an export."""
-    shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+        del head.postprocess
+    y = y[0] if isinstance(y, (list, tuple)) else y
+    count = ties(seen[-1], head.num_queries, bounds)
+    # A query's place is its rank among the encoder's positions
+    query = scores[-1].flatten(1).topk(y.shape[1]).indices.cpu() // scores[-1].shape[2]
+    return y, query >= scores[-1].shape[1] - count[:, None]

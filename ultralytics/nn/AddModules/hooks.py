@@ -113,7 +113,9 @@ def run(m: nn.Module, x: Any, y: list, save: list[int]) -> Any:
     try:
         x = m(x)
     except ValueError as e:
-        raise too_small(m, sys._getframe(1).f_locals["self"], e) from None
+        if "more than 1 value per channel" not in str(e):
+            raise
+        raise too_small(m, sys._getframe(1).f_locals["self"], e) from e
     if m.i > len(y):  # more indices than one: only a backbone has them
         outputs = [None, *x]
         y.extend(out if j in save else None for j, out in enumerate(outputs[:-1]))
@@ -290,12 +292,12 @@ def current_row(error: Exception, parse_model: Callable) -> int | None:
 
 
 def too_small(m: nn.Module, model: Any, error: ValueError) -> ValueError:
-    """Say of torch's error for a norm over one value which row's map is too small; give every other error back."""
-    rows = [*model.yaml["backbone"], *model.yaml["head"]]
+    """Say of torch's error for a norm over one value which row's map is too small."""
     i = next((i for i, layer in enumerate(model.model) if layer is m), None)
-    if "more than 1 value per channel" not in str(error) or i is None:
+    rows = getattr(model, "yaml", None)
+    if i is None or not rows:
         return error
-    where = place(model.yaml.get("yaml_file", "model YAML"), model.yaml, i, rows[i])
+    where = place(rows.get("yaml_file", "model YAML"), rows, i, [*rows["backbone"], *rows["head"]][i])
     return Refused(
         f"{where}: the map is 1x1, and a batch norm cannot learn from one value of one image; give it larger "
         "images, or two and more"

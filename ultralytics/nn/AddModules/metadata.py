@@ -1,17 +1,18 @@
 """What an exported file says of itself: written again after it has been tried, read without its runtime, and sealed.
 
 The seal is a SHA-256 in the metadata: of each other file of a folder; of a single file as it is with 64 zeros for the
-digest. TorchScript's archive, like a checkpoint's, has a CRC-32 of each of its records already.
+digest. There it stands twice and is found in the bytes, not by parsing them, so that damage to the metadata is seen,
+too. TorchScript's archive, like a checkpoint's, has a CRC-32 of each of its records already.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import io
 import json
+import re
 import secrets
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,9 +23,12 @@ from ultralytics.utils import YAML
 __all__ = ()
 
 SEAL = "sha256"
+MARK = "addmodules-sha256:"  # before the digest of a single file
 HEAD = "RTDETRDecoder"
 BLANK = b"0" * 64
 FOLDER = "metadata.yaml"  # of an export that is a folder
+SPARE = 4000  # characters of an MNN file's metadata that are left for what is found after it was written
+CHANGED = f"if another program has changed it, take `{SEAL}` out of its metadata"
 
 
 def sha256(data: bytes) -> str:
@@ -47,36 +51,40 @@ def write_onnx(file: Path, metadata: dict) -> None:
 
     model, mark = onnx.load(file), secrets.token_hex(32)
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {key: str(value) for key, value in {**metadata, SEAL: mark}.items()})
-    write(file, sealed(model.SerializeToString(), mark.encode()))
+    onnx.helper.set_model_props(model, {key: str(value) for key, value in {**metadata, SEAL: seal(mark)}.items()})
+    write(file, sealed(model.SerializeToString(), mark))
 
 
 def write_torchscript(file: Path, metadata: dict) -> None:
     """Replace the extra file of a TorchScript archive."""
-    module = torch.jit.load(file, map_location="cpu")
-    part = file.with_name(f".{file.name}.part")
-    module.save(str(part), _extra_files={"config.txt": json.dumps(metadata)})
-    part.replace(file)
+    torch.jit.load(file, map_location="cpu").save(str(file), _extra_files={"config.txt": json.dumps(metadata)})
 
 
 def write_tflite(file: Path, metadata: dict) -> None:
     """Replace the archive that stands behind a LiteRT model."""
     data = file.read_bytes()[: archive_begin(file)]
-    write(file, data)
-    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("metadata.json", json.dumps({**metadata, SEAL: sha256(data)}))
+    whole = io.BytesIO(data)
+    whole.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(whole, "a") as archive:  # stored as it is: the seal is found in the bytes
+        archive.writestr("metadata.json", json.dumps({**metadata, SEAL: seal(sha256(data))}))
+    write(file, whole.getvalue())
 
 
 def write_mnn(file: Path, metadata: dict) -> None:
-    """Convert an MNN model to itself, which is the way to its metadata."""
+    """Replace the metadata of an MNN model: by conversion to itself, from then on in the room that this has left."""
+    mark = secrets.token_hex(32)
+    text, data = json.dumps({**metadata, SEAL: seal(mark)}), file.read_bytes()
+    begin, end = mnn_text(data)
+    if MARK.encode() in data[begin:end] and len(text) <= end - begin:
+        return write(file, sealed(data[:begin] + text.ljust(end - begin).encode() + data[end:], mark))
     from MNN.tools import mnnconvert
 
-    part, mark = file.with_name(f".{file.stem}.part.mnn"), secrets.token_hex(32)
-    code = json.dumps({**metadata, SEAL: mark})
+    part = file.with_name(f".{file.stem}.part.mnn")
+    code = text.ljust(len(text) + SPARE)
     mnnconvert.convert(["", "-f", "MNN", "--modelFile", str(file), "--MNNModel", str(part), "--bizCode", code])
     data = part.read_bytes()
     part.unlink()
-    write(file, sealed(data, mark.encode()))
+    return write(file, sealed(data, mark))
 
 
 def write_folder(folder: Path, metadata: dict) -> None:
@@ -85,61 +93,72 @@ def write_folder(folder: Path, metadata: dict) -> None:
     digests = {p.relative_to(folder).as_posix(): sha256(p.read_bytes()) for p in others}
     mark = secrets.token_hex(32)
     YAML.save(folder / FOLDER, {SEAL: {FOLDER: mark, **digests}, **metadata})
-    write(folder / FOLDER, sealed((folder / FOLDER).read_bytes(), mark.encode()))
+    write(folder / FOLDER, sealed((folder / FOLDER).read_bytes(), mark))
 
 
 WRITERS = {".onnx": write_onnx, ".torchscript": write_torchscript, ".tflite": write_tflite, ".mnn": write_mnn}
 
 
-def sealed(data: bytes, mark: bytes) -> bytes:
+def seal(digest: str) -> str:
+    """Write a digest as a single file's metadata hold it."""
+    return f"{MARK}{digest} {MARK}{digest}"
+
+
+def sealed(data: bytes, mark: str) -> bytes:
     """Give data with its digest in place of a mark in it."""
-    return data.replace(mark, sha256(data.replace(mark, BLANK)).encode())
+    return data.replace(mark.encode(), sha256(data.replace(mark.encode(), BLANK)).encode())
 
 
-def broken(file: Path, metadata: dict) -> str | None:
-    """Tell what of an export is not as it was written, by its seal; None where all is, or it has no seal."""
-    seal = metadata.get(SEAL)
-    if isinstance(seal, dict):
-        for name, digest in seal.items():
-            if not (file / name).is_file():
-                return f"{name} is missing"
-            if sha256((file / name).read_bytes().replace(str(digest).encode(), BLANK)) != digest:
-                own = f" (if you have changed it, take out its {SEAL} lines)" if name == FOLDER else ""
-                return f"{name} is not as it was written{own}"
-    elif seal:
-        data = file.read_bytes()
-        data = data[: archive_begin(file)] if file.suffix == ".tflite" else data.replace(seal.encode(), BLANK)
-        if sha256(data) != seal:
-            return "it is not as it was written"
+def broken_file(file: Path) -> str | None:
+    """Tell whether a single file is not as it was written, by its seal; None where it is, or has no seal."""
+    data = file.read_bytes()
+    seals = re.findall(rb"%s([0-9a-f]{64})" % MARK.encode(), data)
+    if not seals:
+        return None
+    try:
+        whole = data[: archive_begin(file)] if file.suffix == ".tflite" else data.replace(seals[0], BLANK)
+    except zipfile.BadZipFile as e:
+        return str(e)
+    is_whole = seals == [sha256(whole).encode()] * 2
+    return None if is_whole else f"it is not as it was written ({CHANGED})"
+
+
+def broken_folder(folder: Path, metadata: dict) -> str | None:
+    """Tell what of a folder is not as it was written, by its seal; None where all is, or it has no seal."""
+    for name, digest in metadata.get(SEAL, {}).items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        data = (folder / name).read_bytes()
+        if name == FOLDER:
+            data = data.replace(b"\r\n", b"\n").replace(str(digest).encode(), BLANK)
+        if sha256(data) != digest:
+            return f"{name} is not as it was written ({CHANGED})"
     return None
 
 
 def archive_begin(file: Path) -> int:
     """Tell where the archive behind a LiteRT model begins."""
     with zipfile.ZipFile(file) as archive:
+        if archive.testzip():
+            raise zipfile.BadZipFile("the metadata are not as they were written")
         return min(entry.header_offset for entry in archive.infolist())
 
 
-def with_mnn(read_metadata: Callable) -> Callable:
-    """Wrap `BaseBackend.read_metadata`: it reads that of MNN files too, without MNN."""
-
-    @functools.wraps(read_metadata)
-    def read(file: str | Path) -> dict:
-        if Path(file).suffix.lower() != ".mnn":
-            return read_metadata(file)
-        try:
-            return read_mnn(Path(file))
-        except (OSError, ValueError):  # as upstream's does for what it cannot read
-            return {}
-
-    return read
-
-
 def read_mnn(file: Path) -> dict:
-    """Read the metadata of an MNN model without MNN: it is the JSON text that begins as the exporter's does."""
+    """Read the metadata of an MNN model without MNN."""
     data = file.read_bytes()
+    begin, end = mnn_text(data)
+    return json.loads(data[begin:end]) if end else {}
+
+
+def mnn_text(data: bytes) -> tuple[int, int]:
+    """Find the metadata in an MNN model: the JSON text that begins as the exporter's does, and blanks; else 0, 0."""
     begin = data.rfind(b'{"description": ')
-    return json.JSONDecoder().raw_decode(data[begin:].decode("utf-8", errors="ignore"))[0] if begin >= 0 else {}
+    if begin < 0:
+        return 0, 0
+    text = data[begin:].decode("latin-1")
+    end = json.JSONDecoder().raw_decode(text)[1]
+    return begin, begin + end + len(text[end:]) - len(text[end:].lstrip(" "))
 
 
 def stem(model: str | Path) -> str:

@@ -17,7 +17,7 @@ import torch
 
 from ultralytics.nn.AddModules.decoder import head_of
 from ultralytics.nn.AddModules.errors import Refused, plain
-from ultralytics.nn.AddModules.metadata import FOLDER, HEAD, broken
+from ultralytics.nn.AddModules.metadata import FOLDER, HEAD, WRITERS, broken_file, broken_folder, read_mnn
 from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.downloads import is_url
 
@@ -46,17 +46,21 @@ def opened(init: Callable) -> Callable:
             return init(self, model, *args, **kwargs)
         try:
             init(self, model, *args, **kwargs)
+            settle(self)
         except Exception as e:
             if getattr(e, "plain", False):
                 raise
             raise told(file, e) from e
         if file.is_dir() and not self.metadata:
             LOGGER.warning(f"{file} has no {FOLDER}: neither its head nor its classes are known")
-        if self.format == "openvino" and self.dynamic and self.metadata.get("head") == HEAD:
-            # OpenVINO 2026.4 on a CPU: after a first image of 32x32, those of other sizes give other detections
-            self.backend.forward(torch.zeros(1, self.channels, 64, 64))
 
     return open_model
+
+
+def settle(backend: Any) -> None:
+    """Run a dynamic OpenVINO model once: after a first image of 32x32, 2026.4 gives others wrong detections."""
+    if backend.format == "openvino" and backend.dynamic and backend.metadata.get("head") == HEAD:
+        backend.backend.forward(torch.zeros(1, backend.channels, 64, 64))
 
 
 def intact(load_checkpoint: Callable) -> Callable:
@@ -79,6 +83,24 @@ def intact(load_checkpoint: Callable) -> Callable:
     return load
 
 
+def reading(read_metadata: Callable) -> Callable:
+    """Wrap `BaseBackend.read_metadata`: it reads that of MNN files too, without MNN, and none of a damaged file."""
+
+    @functools.wraps(read_metadata)
+    def read(path: str | Path) -> dict:
+        file = Path(path)
+        if file.exists() and (file.is_dir() or file.suffix in WRITERS):
+            check(file)
+        if file.suffix != ".mnn":
+            return read_metadata(path)
+        try:
+            return read_mnn(file)
+        except (OSError, ValueError):  # as upstream's does for what it cannot read
+            return {}
+
+    return read
+
+
 def told(file: Path, error: Exception) -> Exception:
     """Give the error to raise for one that a runtime has raised; the type says whether the runtime is there at all."""
     if isinstance(error, ModuleNotFoundError):
@@ -87,8 +109,7 @@ def told(file: Path, error: Exception) -> Exception:
         return Refused(f"{file} has not the files of a model of its kind. {AGAIN}")
     first = error.__cause__ or error  # upstream's own errors are of several lines
     line = f"{file} cannot be opened ({type(first).__name__}: {' '.join(str(first).split())[:200]}). {AGAIN}"
-    kind = next((kind for kind in (ImportError, OSError) if isinstance(error, kind)), None)
-    return plain(kind(line)) if kind else Refused(line)
+    return plain(ImportError(line)) if isinstance(error, ImportError) else Refused(line)
 
 
 def check(file: Path) -> None:
@@ -100,8 +121,6 @@ def check(file: Path) -> None:
 
 def damage(file: Path) -> str | None:
     """Tell what is wrong with a model file or folder; None where nothing is seen."""
-    from ultralytics.nn.backends.base import BaseBackend
-
     if file.is_dir():
         try:
             metadata = YAML.load(file / FOLDER) if (file / FOLDER).is_file() else {}
@@ -109,7 +128,7 @@ def damage(file: Path) -> str | None:
             metadata = None
         if not isinstance(metadata, dict) or not metadata and (file / FOLDER).is_file():
             return f"is damaged: {FOLDER} is not readable"
-        found = broken(file, metadata)
+        found = broken_folder(file, metadata)
         return f"is damaged: {found}" if found else None
     with open(file, "rb") as f:
         begin = f.read(64)
@@ -120,7 +139,7 @@ def damage(file: Path) -> str | None:
         return found
     if file.suffix in ARCHIVES and not (file.suffix == ".pt" and begin.startswith(PICKLE)):
         return archive_damage(file)
-    found = broken(file, BaseBackend.read_metadata(file))
+    found = broken_file(file)
     return f"is damaged: {found}" if found else None
 
 

@@ -1,7 +1,7 @@
 """Whether two outputs of RT-DETR are the same detections, compared as sets.
 
-The order of detections says nothing: equal scores may come in any. What stands at the end of the list says little:
-which of two equal scores is the last one in is chance, in the output and among the positions that become queries.
+The order of detections says nothing: equal scores may come in any. Which positions become queries is chance where their
+scores, at the cut, are equal but for rounding: detections of such queries, and theirs alone, may be missing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Bounds:
     side: float  # the same, as a part of the image's longer side: the larger of the two counts
     score: float
     share: float  # of the detections that count, how many must be found again
-    counts: float  # score from which a detection counts
+    counts: float  # score from which a detection counts, or half of the best one's where that is less
     tie: float  # between the encoder's scores, as a part of the largest one, below which rounding chooses the queries
     least: float  # share of the detections that must be found again, however many queries are tied
 
@@ -39,13 +39,13 @@ class Bounds:
 # By the bits of weights or activations
 BOUNDS = {
     32: Bounds(box=1.0, side=0.0, score=1e-3, share=1.0, counts=0.0, tie=1e-5, least=0.95),
-    16: Bounds(box=2.0, side=0.01, score=0.05, share=0.9, counts=0.25, tie=0.01, least=0.5),
-    8: Bounds(box=4.0, side=0.025, score=0.25, share=0.75, counts=0.25, tie=0.1, least=0.25),
+    16: Bounds(box=2.0, side=0.01, score=0.05, share=0.9, counts=0.25, tie=2e-3, least=0.5),
+    8: Bounds(box=4.0, side=0.025, score=0.25, share=0.75, counts=0.25, tie=0.02, least=0.5),
 }
 
 
-def ties(scores: torch.Tensor, queries: int, bounds: Bounds) -> int:
-    """Tell between how many positions rounding chooses, where the encoder's best ones become queries.
+def ties(scores: torch.Tensor, queries: int, bounds: Bounds) -> torch.Tensor:
+    """Tell which queries rounding has chosen, where the encoder's best positions become queries.
 
     Args:
         scores: The best score of each position, as logits. (B, N)
@@ -53,15 +53,14 @@ def ties(scores: torch.Tensor, queries: int, bounds: Bounds) -> int:
         bounds: With the largest difference that rounding makes.
 
     Returns:
-        The largest number that may differ of an image.
+        Of each image, how many of the last queries. (B,)
     """
     if scores.shape[1] <= queries:
-        return 0
-    ranked = scores.float().sort(dim=1, descending=True).values
-    most = bounds.tie * ranked.abs().amax()
-    chosen = (ranked[:, :queries] - ranked[:, queries : queries + 1] <= most).sum(1)
-    others = (ranked[:, queries - 1 : queries] - ranked[:, queries:] <= most).sum(1)
-    return int(torch.minimum(chosen, others).max())
+        return torch.zeros(len(scores), dtype=torch.long)
+    ranked = scores.float().cpu().sort(dim=1, descending=True).values
+    most = bounds.tie * ranked.abs().amax(dim=1, keepdim=True)
+    last, first = ranked[:, queries - 1 : queries], ranked[:, queries : queries + 1]  # in, and out
+    return torch.where((last - first <= most)[:, 0], (ranked[:, :queries] - first <= most).sum(1), 0)
 
 
 @dataclass
@@ -74,18 +73,21 @@ class Parity:
     box: float  # largest difference of matched ones, in pixels
     score: float
     raw: float  # largest difference of the outputs of matched ones: coordinates as shares of the image, scores
-    tied: int = 0  # that rounding may choose, and need not be matched
+    tied: int = 0  # that rounding has chosen, and have no match
+    finite: bool = True  # whether all numbers are
 
     def holds(self, bounds: Bounds) -> bool:
         """Whether enough was found again."""
         found, wanted = self.matched + self.tied, bounds.share * self.detections
-        return found >= wanted and self.matched >= bounds.least * self.detections
+        enough = found >= wanted and self.matched >= bounds.least * self.detections
+        return self.finite and self.detections > 0 and enough
 
     def __str__(self) -> str:
-        tied = f", {self.tied} tied" if self.tied and self.matched < self.detections else ""
+        tied = f", {self.tied} tied" if self.tied else ""
+        finite = "" if self.finite else ", and not all numbers are finite"
         return (
             f"{self.input}: {self.matched} of {self.detections} detections match{tied}, "
-            f"boxes within {self.box:.2g} px, scores within {self.score:.2g}; raw outputs within {self.raw:.2g}"
+            f"boxes within {self.box:.2g} px, scores within {self.score:.2g}; raw outputs within {self.raw:.2g}{finite}"
         )
 
     def record(self) -> dict[str, Any]:
@@ -111,7 +113,12 @@ def inputs(batch: int, size: tuple[int, int], channels: int = 3) -> dict[str, to
 
 
 def compare(
-    name: str, expected: torch.Tensor, found: torch.Tensor, size: tuple[int, int], bounds: Bounds, tied: int = 0
+    name: str,
+    expected: torch.Tensor,
+    found: torch.Tensor,
+    size: tuple[int, int],
+    bounds: Bounds,
+    tied: torch.Tensor | None = None,
 ) -> Parity:
     """Match the detections of two outputs.
 
@@ -121,7 +128,7 @@ def compare(
         found: The same from elsewhere.
         size: Height and width of the input in pixels.
         bounds: How far they may be from each other.
-        tied: How many of the detections of each image may differ, since rounding chooses the queries.
+        tied: Which of the expected detections are of a query that rounding has chosen. (B, N)
 
     Raises:
         ValueError: If the shapes differ.
@@ -132,26 +139,30 @@ def compare(
 
     if expected.shape != found.shape:
         raise ValueError(f"{name}: the output is {tuple(found.shape)}, expected {tuple(expected.shape)}")
-    parity = Parity(name, 0, 0, 0.0, 0.0, 0.0)
+    tied = torch.zeros(expected.shape[:2], dtype=torch.bool) if tied is None else tied.cpu()
+    parity = Parity(name, 0, 0, 0.0, 0.0, 0.0, finite=bool(expected.isfinite().all() and found.isfinite().all()))
     scale, most = torch.tensor([size[1], size[0], size[1], size[0]]), bounds.pixels(size)
-    for ours, theirs in zip(expected.float().cpu(), found.float().cpu()):
+    for ours, theirs, chance in zip(expected.float().cpu(), found.float().cpu(), tied):
         box = ((xywh2xyxy(ours[:, :4])[:, None] - xywh2xyxy(theirs[:, :4])) * scale).abs().amax(-1)
         score = (ours[:, None, 4] - theirs[:, 4]).abs()
         same = (ours[:, None, 5] == theirs[:, 5]) & (box <= most) & (score <= bounds.score)
         # As many pairs within the bounds as there can be, and of those the nearest
         near = (box / most + score / bounds.score).nan_to_num(1e3).clamp(max=1e3)
-        i, j = linear_sum_assignment(torch.where(same, near / 1e6, 1.0).numpy())
+        i, j = (torch.from_numpy(t) for t in linear_sum_assignment(torch.where(same, near / 1e6, 1.0).numpy()))
         paired = same[i, j]
+        least = min(bounds.counts, ours[:, 4].max().item() / 2)
+        ours_count, theirs_count = ours[i, 4] >= least, theirs[j, 4] >= least
+        counts = ours_count | theirs_count
+        lost = counts & ~paired
         ends = ours[:, 4].min(), theirs[:, 4].min()  # several may be as good as the last one of a list
         end = (ours[i, 4] <= ends[0] + TIE) & (theirs[j, 4] <= ends[1] + TIE) & ((ends[0] - ends[1]).abs() <= TIE)
-        counts = (ours[i, 4] >= bounds.counts) | (theirs[j, 4] >= bounds.counts)
-        lost = counts & ~paired
+        gone = lost & ~end & ours_count
+        new = int((lost & ~end & ~ours_count).sum())  # what the queries chosen instead may have found
         parity.detections += int(counts.sum())
         parity.matched += int((counts & paired).sum())
-        chance = tied * int(counts.sum()) / len(ours)  # of those that count
-        parity.tied += int((lost & end).sum()) + min(int((lost & ~end).sum()), round(chance))
+        parity.tied += int((lost & end).sum() + (gone & chance[i]).sum()) + min(new, int(chance.sum()))
         if paired.any():
-            i, j = torch.from_numpy(i)[paired], torch.from_numpy(j)[paired]
+            i, j = i[paired], j[paired]
             parity.box = max(parity.box, box[i, j].max().item())
             parity.score = max(parity.score, score[i, j].max().item())
             parity.raw = max(parity.raw, (ours[i] - theirs[j]).abs().max().item())
