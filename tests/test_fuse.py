@@ -31,7 +31,7 @@ def added(model: nn.Module) -> list[nn.Module]:
 
 def found_again(model: nn.Module, fused: nn.Module, x: torch.Tensor) -> bool:
     """Whether a fused model finds the same boxes, to 1e-4 of the image, with the same scores, to 1e-4."""
-    bounds = parity.Bounds(box=1e-4, side=0.0, score=1e-4, share=1.0, counts=0.0, tie=1e-5, least=0.95)
+    bounds = parity.Bounds(box=1e-4, side=0.0, score=1e-4, share=1.0, counts=0.0, tie=1e-5, end=1e-5, least=0.95)
     expected, tied = reference(model, x, bounds)
     with torch.no_grad():
         return parity.compare("random", expected, fused(x)[0], (1, 1), bounds, tied).holds(bounds)

@@ -16,7 +16,6 @@ import torch
 __all__ = ()
 
 PHOTOGRAPHS = "bus.jpg", "zidane.jpg"  # of upstream's assets
-TIE = 1e-5  # between scores at the end of the list
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Bounds:
     share: float  # of the detections that count, how many must be found again
     counts: float  # score from which a detection counts, or half of the best one's where that is less
     tie: float  # between the encoder's scores, as a part of the largest one, below which rounding chooses the queries
+    end: float  # between scores at the end of the list, below which rounding chooses the last detections
     least: float  # share of the detections that must be found again, however many queries are tied
 
     def pixels(self, size: tuple[int, int]) -> float:
@@ -38,9 +38,9 @@ class Bounds:
 
 # By the bits of weights or activations
 BOUNDS = {
-    32: Bounds(box=1.0, side=0.0, score=1e-3, share=1.0, counts=0.0, tie=1e-5, least=0.95),
-    16: Bounds(box=2.0, side=0.01, score=0.05, share=0.9, counts=0.25, tie=2e-3, least=0.5),
-    8: Bounds(box=4.0, side=0.025, score=0.25, share=0.75, counts=0.25, tie=0.02, least=0.5),
+    32: Bounds(box=1.0, side=0.0, score=1e-3, share=1.0, counts=0.0, tie=1e-5, end=1e-5, least=0.95),
+    16: Bounds(box=2.0, side=0.01, score=0.05, share=0.9, counts=0.25, tie=2e-3, end=0.01, least=0.5),
+    8: Bounds(box=4.0, side=0.025, score=0.25, share=0.75, counts=0.25, tie=0.02, end=0.05, least=0.5),
 }
 
 
@@ -155,7 +155,8 @@ def compare(
         counts = ours_count | theirs_count
         lost = counts & ~paired
         ends = ours[:, 4].min(), theirs[:, 4].min()  # several may be as good as the last one of a list
-        end = (ours[i, 4] <= ends[0] + TIE) & (theirs[j, 4] <= ends[1] + TIE) & ((ends[0] - ends[1]).abs() <= TIE)
+        end = (ours[i, 4] <= ends[0] + bounds.end) & (theirs[j, 4] <= ends[1] + bounds.end)
+        end &= (ends[0] - ends[1]).abs() <= bounds.end
         gone = lost & ~end & ours_count
         new = int((lost & ~end & ~ours_count).sum())  # what the queries chosen instead may have found
         parity.detections += int(counts.sum())
