@@ -25,7 +25,9 @@ def tell(cls: type[BaseException], error: BaseException, traceback: TracebackTyp
     """Show what ends the command: a plain error's line, nothing more for Ctrl-C, the traceback of all else."""
     if getattr(error, "plain", False):
         print(getattr(error, "strerror", None) or error, file=sys.stderr)
-    elif not issubclass(cls, KeyboardInterrupt):
+    elif issubclass(cls, KeyboardInterrupt):
+        sys.exit(130)  # as a shell names it; Python forgets it where something is imported while it ends
+    else:
         sys.__excepthook__(cls, error, traceback)
 
 

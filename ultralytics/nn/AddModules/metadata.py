@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from ultralytics import utils  # not YAML from it: releases that only build models have none
 from ultralytics.nn.AddModules.checkpoints import write
-from ultralytics.utils import YAML
 
 __all__ = ()
 
@@ -92,7 +92,7 @@ def write_folder(folder: Path, metadata: dict) -> None:
     others = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FOLDER)
     digests = {p.relative_to(folder).as_posix(): sha256(p.read_bytes()) for p in others}
     mark = secrets.token_hex(32)
-    YAML.save(folder / FOLDER, {SEAL: {FOLDER: mark, **digests}, **metadata})
+    utils.YAML.save(folder / FOLDER, {SEAL: {FOLDER: mark, **digests}, **metadata})
     write(folder / FOLDER, sealed((folder / FOLDER).read_bytes(), mark))
 
 

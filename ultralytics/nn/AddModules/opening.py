@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
+from ultralytics import utils  # not YAML from it: releases that only build models have none
 from ultralytics.nn.AddModules.decoder import head_of
 from ultralytics.nn.AddModules.errors import Refused, plain
 from ultralytics.nn.AddModules.metadata import FOLDER, HEAD, WRITERS, broken_file, broken_folder, read_mnn
-from ultralytics.utils import LOGGER, YAML
+from ultralytics.utils import LOGGER
 from ultralytics.utils.downloads import is_url
 
 __all__ = ()
@@ -41,9 +42,9 @@ def opened(init: Callable) -> Callable:
         if not isinstance(model, (str, Path)) or is_url(model, check=False) or not Path(model).exists():
             return init(self, model, *args, **kwargs)
         file = Path(model)
-        check(file)
-        if file.suffix == ".pt":
+        if file.suffix == ".pt":  # `load_checkpoint` checks it
             return init(self, model, *args, **kwargs)
+        check(file)
         try:
             init(self, model, *args, **kwargs)
             settle(self)
@@ -123,7 +124,7 @@ def damage(file: Path) -> str | None:
     """Tell what is wrong with a model file or folder; None where nothing is seen."""
     if file.is_dir():
         try:
-            metadata = YAML.load(file / FOLDER) if (file / FOLDER).is_file() else {}
+            metadata = utils.YAML.load(file / FOLDER) if (file / FOLDER).is_file() else {}
         except Exception:  # of YAML, of its encoding
             metadata = None
         if not isinstance(metadata, dict) or not metadata and (file / FOLDER).is_file():
