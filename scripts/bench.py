@@ -11,7 +11,8 @@
 The floor of a case is the time of its own matrix products and convolutions, one read of its input and one write of its
 output: in the textbook's form, and the best floor in the fastest form that torch has for each product. All sides of a
 comparison run in turn in one process: on a shared machine only their ratios mean something.
-`--save` keeps the results, with what they were made on, in `benchmarks/`: one file a machine, and pictures.
+`--save` keeps the results, with what they were made on, in `benchmarks/`: one file a machine, and pictures. With `--only`,
+`deploy` leaves the other models' rows there as they are.
 """
 
 from __future__ import annotations
@@ -264,6 +265,9 @@ def save(args: argparse.Namespace, results: dict) -> None:
     """Keep results, and draw what can be drawn."""
     variant = "" if args.dtype == "fp32" else f" {args.dtype}"
     section = f"{args.what}{variant}{' compiled' if args.compile else ''}"
+    if args.what == "deploy" and args.only:
+        results = [*report.others(ROOT / "benchmarks", args.device, section, results), *results]
+        results.sort(key=lambda row: deploy.NAMES.index(row["model"]))
     file = report.keep(ROOT / "benchmarks", args.device, section, results)
     picture = file.with_name(f"{file.stem}-{section.replace(' ', '-')}.png")
     if args.what == "modules":

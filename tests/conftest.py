@@ -54,13 +54,24 @@ def shapes(tmp_path_factory) -> Path:
 
 
 def lively(name: str):
-    """Build a model whose decoder layers differ and whose scores are spread: those of a fresh one do nothing."""
+    """Build a model each of whose parts counts, as in a trained one: in a fresh one most maps are nearly zero."""
     from ultralytics import RTDETR
+    from ultralytics.nn.AddModules.parity import inputs
 
     torch.manual_seed(0)
     model = RTDETR(f"{name}.yaml")
     for p in model.model.parameters():
         p.data.add_(torch.randn_like(p) * (0.05 if p.ndim < 2 else 0.2 * p.std()))
+    norms = [m for m in model.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for m in norms:
+        m.momentum = None  # the statistics become those of the photographs
+        m.reset_running_stats()
+        m.train()
+    with torch.no_grad():
+        model.model(torch.cat(list(inputs(1, (96, 96)).values())))
+    for m in norms:
+        m.momentum = 0.03
+        m.eval()
     return model
 
 

@@ -154,6 +154,16 @@ def test_deploy(monkeypatch, capfd, tmp_path):
     latencies, sizes = report.summary(data).split("\n\n")
     assert "| rtdetr-tiny-FLA at 64 | " in latencies and "| rtdetr-tiny-FLA | " in sizes
 
+    old = [{**row, "model": model, "ms": -1.0} for row in rows.values() for model in ("rtdetr-tiny", "rtdetr-tiny-FLA")]
+    data["deploy"]["results"] = old
+    kept.write_text(json.dumps(data), encoding="utf-8")
+    assert run(monkeypatch, "deploy", "--only=tiny-FLA", "--rounds=1", "--seconds=0.1", "--save") == 0
+    rows = json.loads(kept.read_text())["deploy"]["results"]
+    assert [(row["model"], row["ms"] < 0) for row in rows] == [
+        *[("rtdetr-tiny", True)] * 4,
+        *[("rtdetr-tiny-FLA", False)] * 4,
+    ]
+
 
 def test_depth_validates_what_it_times(monkeypatch, tmp_path):
     """Each choice is passed on, and its figures are its own row's."""

@@ -205,6 +205,32 @@ def test_formats_that_cannot_say_why(files, monkeypatch):
     assert e.value.plain
 
 
+def test_int8_is_calibrated_on_what_the_model_was_trained_on(files, trained, tmp_path, capsys, caplog):
+    model = YOLO(shutil.copy(trained, tmp_path / "mine.pt"))
+    found = metadata(model.export(format="openvino", quantize=8, imgsz=64))
+    assert [row["input"] for row in found["inputs"]] == ["bus.jpg", "4 images of small.yaml"]
+    assert "on which the model was trained" in capsys.readouterr().out + caplog.text
+    with pytest.raises(ValueError, match="quantize=8 needs data=…, .* the model does not say on what it was trained"):
+        YOLO(files["rtdetr-tiny"]).export(format="openvino", quantize=8, imgsz=64)
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"imgsz": 0}, {"imgsz": (0, 64)}])
+def test_sizes_that_are_none(files, wrong):
+    with pytest.raises(ValueError, match=r"=.*0.*: expected at least 1") as e:
+        YOLO(files["rtdetr-tiny"]).export(format="torchscript", **{"imgsz": SIZE, **wrong})
+    assert e.value.plain
+
+
+def test_where_nothing_can_be_written(files, monkeypatch):
+    def full(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    model = YOLO(files["rtdetr-tiny"])
+    monkeypatch.setattr(exports.tempfile, "TemporaryDirectory", full)
+    with pytest.raises(ValueError, match="beside .*mine.pt, and nothing can be written there .Permission denied"):
+        model.export(format="torchscript", imgsz=SIZE)
+
+
 def test_a_runtime_of_another_machine_is_warned_of(files, monkeypatch, capsys, caplog):
     """What is written is kept: only there can it be tried."""
     monkeypatch.setattr(exports, "load", lambda *_: (_ for _ in ()).throw(ImportError("a part of another system")))

@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from ultralytics import RTDETR, YOLO
 from ultralytics.nn.AddModules.opening import damage
+from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import ASSETS
 
 SUFFIXES = ".pt", ".torchscript", ".onnx", ".mnn"
@@ -60,7 +61,7 @@ def test_folders(exported, tmp_path, part, kind):
     assert file.name in refused(folder)
 
 
-def test_what_is_missing_from_a_folder(exported, tmp_path, capsys, caplog):
+def test_what_is_missing_from_a_folder(exported, tmp_path):
     folder = tmp_path / "bad_openvino_model"
     for part in ("*.xml", "*.bin"):
         shutil.copytree(exported["_openvino_model"], folder, dirs_exist_ok=True)
@@ -71,8 +72,20 @@ def test_what_is_missing_from_a_folder(exported, tmp_path, capsys, caplog):
     assert "has not the files" in refused(folder)
     shutil.copytree(exported["_openvino_model"], folder, dirs_exist_ok=True)
     (folder / "metadata.yaml").unlink()
-    use(folder)
-    assert "has no metadata.yaml" in capsys.readouterr().out + caplog.text
+    assert "has no metadata.yaml" in refused(folder)
+
+
+def test_a_name_that_tells_no_format(exported, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(exported["_openvino_model"], folder)
+    assert "rename it, so that it ends in _openvino_model" in refused(folder)
+    shutil.copy(exported[".onnx"], tmp_path / "noext")
+    assert "rename it, so that it ends in .pt, .onnx" in refused(tmp_path / "noext")
+
+
+def test_a_fixed_size_is_said(exported, capsys, caplog):
+    AutoBackend(str(exported[".onnx"]))
+    assert "takes images of 96x96 only" in capsys.readouterr().out + caplog.text
 
 
 def test_one_changed_byte_anywhere(exported, tmp_path):

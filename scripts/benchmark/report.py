@@ -57,6 +57,14 @@ def keep(folder: Path, device: torch.device, section: str, results: object) -> P
     return file
 
 
+def others(folder: Path, device: torch.device, section: str, rows: list[dict]) -> list[dict]:
+    """Give the kept rows of a section whose models are in none of these rows."""
+    file = results_file(folder, device)
+    data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    models = {row["model"] for row in rows}
+    return [row for row in data.get(section, {}).get("results", []) if row["model"] not in models]
+
+
 def rounded(data: object) -> object:
     """Round figures to four digits, which is more than a shared machine tells."""
     if isinstance(data, dict):

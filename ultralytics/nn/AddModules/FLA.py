@@ -44,12 +44,19 @@ def focus(x: torch.Tensor, inverse_scale: torch.Tensor, factor: float) -> tuple[
         The (..., C) map, y, and the (..., 1) norms of its vectors.
     """
     y = (F.relu(x) + EPS) * inverse_scale
-    norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    norm = length(y)
     # The map scales with its input: powers of values of at most 1 do not overflow. Those whose square would be
     # denormal, on which processors are slow, are raised to where they still do not count beside 1.
     least = (4 * torch.finfo(y.dtype).tiny) ** (0.5 / factor)
     powered = (y / y.detach().amax(dim=-1, keepdim=True)).clamp(min=least).pow(factor)
-    return powered * (norm / torch.linalg.vector_norm(powered, dim=-1, keepdim=True)), y, norm
+    return powered * (norm / length(powered)), y, norm
+
+
+def length(x: torch.Tensor) -> torch.Tensor:
+    """Give the Euclidean norms of (..., C) vectors, (..., 1)."""
+    if is_eager():
+        return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x.square().sum(dim=-1, keepdim=True).sqrt()  # MNN 3.6 takes ONNX's ReduceL2 over all axes
 
 
 def summarise(k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

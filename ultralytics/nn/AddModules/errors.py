@@ -22,9 +22,11 @@ def plain(error: Exception) -> Exception:
 
 
 def tell(cls: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Show what ends the command: a plain error's line, nothing more for Ctrl-C, the traceback of all else."""
+    """Show what ends the command: the line of a plain error or a missing file, none for Ctrl-C, else the traceback."""
     if getattr(error, "plain", False):
         print(getattr(error, "strerror", None) or error, file=sys.stderr)
+    elif issubclass(cls, FileNotFoundError):
+        print(error, file=sys.stderr)
     elif issubclass(cls, KeyboardInterrupt):
         sys.exit(130)  # as a shell names it; Python forgets it where something is imported while it ends
     else:

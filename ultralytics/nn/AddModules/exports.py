@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 
 from ultralytics.nn.AddModules.compatibility import one_size
 from ultralytics.nn.AddModules.decoder import head_of, shorten
@@ -21,6 +23,7 @@ from ultralytics.nn.AddModules.errors import Refused, plain
 from ultralytics.nn.AddModules.metadata import write_metadata
 from ultralytics.nn.AddModules.parity import BOUNDS, PHOTOGRAPHS, Bounds, compare, inputs, ties
 from ultralytics.utils import LOGGER, MACOS
+from ultralytics.utils.checks import check_file
 
 __all__ = ()
 
@@ -47,11 +50,44 @@ def remembered(call: Callable) -> Callable:
             raise Refused(f"verify={self.args.verify!r}: expected True or False")
         if self.args.format.lower() in ENGINE and not torch.cuda.is_available():
             raise Refused(f"format={self.args.format}: {NO_GPU}")
+        sides = self.args.imgsz if isinstance(self.args.imgsz, (list, tuple)) else [self.args.imgsz]
+        for name, least in (("batch", self.args.batch), ("imgsz", min(sides, default=1))):
+            if least < 1:
+                raise Refused(f"{name}={getattr(self.args, name)}: expected at least 1")
         self.original = model
+        calibrate(self, model)
         with nullcontext() if self.args.dynamic else one_size():
             return call(self, model, *args, **kwargs)
 
     return export
+
+
+def calibrate(exporter: Any, model: torch.nn.Module) -> None:
+    """Let INT8 be calibrated on what the model was trained on, where nothing else is named.
+
+    Raises:
+        Refused: If that is not known, or not there: upstream would take images of other things.
+    """
+    from ultralytics.engine.exporter import export_formats
+
+    args, formats = exporter.args, export_formats()
+    takes = dict(zip(formats["Argument"], formats["Arguments"])).get(args.format, ())
+    if args.quantize not in (8, "w8a16") or args.data or "data" not in takes or head_of(model) is None:
+        return
+    trained = getattr(model, "args", {})
+    data = trained.get("data") if isinstance(trained, dict) else getattr(trained, "data", None)
+    try:
+        args.data = check_file(data or "")
+    except FileNotFoundError:
+        args.data = None
+    if not args.data:
+        was = (
+            f"{data}, on which it was trained, is not there"
+            if data
+            else "the model does not say on what it was trained"
+        )
+        raise Refused(f"quantize={args.quantize} needs data=…, images to calibrate on: {was}")
+    LOGGER.info(f"INT8 is calibrated on {args.data}, on which the model was trained")
 
 
 def verified(export: Callable, form: str) -> Callable:
@@ -64,10 +100,11 @@ def verified(export: Callable, form: str) -> Callable:
         if ALIASES.get(self.args.format, self.args.format) != form or head_of(self.model) is None:
             return export(self, *args, **kwargs)
         if form in CANNOT and self.args.verify:
-            raise Refused(f"format={form}: {CANNOT[form]}. verify=False exports it all the same")
+            raise Refused(f"format={form}: {CANNOT[form]}")
         with scratch(self) as folder:
             try:
-                found = export(self, *args, **kwargs)
+                with patch.object(F, "gelu", plain_gelu) if form == "mnn" else nullcontext():
+                    found = export(self, *args, **kwargs)
             except ModuleNotFoundError as e:
                 line = f"format={form} needs the package {e.name}, which is not installed. {ELSEWHERE}"
                 raise plain(ImportError(line)) from None
@@ -83,11 +120,20 @@ def verified(export: Callable, form: str) -> Callable:
     return to_file
 
 
+def plain_gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
+    """Compute GELU in a form that MNN does not know: for those it knows it takes one with errors of 5e-4."""
+    return x * (0.5 * torch.erf(x * 0.5**0.5) + 0.5)
+
+
 @contextmanager
 def scratch(exporter: Any) -> Iterator[Path]:
     """Let an exporter write into a folder beside the model's file, so that what is there stays until all is proven."""
     file = exporter.file
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
+    try:
+        made = tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent)
+    except OSError as e:
+        raise Refused(f"an export is put beside {file}, and nothing can be written there ({e.strerror})") from None
+    with made as folder:
         exporter.file = Path(folder, file.name)
         try:
             yield exporter.file.parent

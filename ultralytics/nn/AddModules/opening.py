@@ -31,6 +31,7 @@ NOT_A_MODEL = {
     b"<!doctype html": "is a web page",
     b"<html": "is a web page",
 }
+NO_FORMAT = "is not a supported model format"  # in upstream's words
 AGAIN = "Copy or download it again, or export it again from the checkpoint"
 
 
@@ -53,7 +54,13 @@ def opened(init: Callable) -> Callable:
                 raise
             raise told(file, e) from e
         if file.is_dir() and not self.metadata:
-            LOGGER.warning(f"{file} has no {FOLDER}: neither its head nor its classes are known")
+            raise Refused(
+                f"{file} has no {FOLDER}, which names its head and its classes: without it what comes out means "
+                "nothing. Copy it from where the other files came from"
+            )
+        size = self.metadata.get("imgsz") if self.metadata else None
+        if size and not self.dynamic and kwargs.get("verbose", True):
+            LOGGER.info(f"{file} takes images of {'x'.join(map(str, size))} only, whatever imgsz= says")
 
     return open_model
 
@@ -108,6 +115,9 @@ def told(file: Path, error: Exception) -> Exception:
         return plain(ImportError(f"{file} needs the package {error.name}, which is not installed"))
     if isinstance(error, StopIteration):
         return Refused(f"{file} has not the files of a model of its kind. {AGAIN}")
+    if NO_FORMAT in str(error):
+        ends = "_openvino_model" if file.is_dir() else ".pt, .onnx, .torchscript, .mnn or as the format has it"
+        return Refused(f"{file} has a name that tells no format: rename it, so that it ends in {ends}")
     first = error.__cause__ or error  # upstream's own errors are of several lines
     line = f"{file} cannot be opened ({type(first).__name__}: {' '.join(str(first).split())[:200]}). {AGAIN}"
     return plain(ImportError(line)) if isinstance(error, ImportError) else Refused(line)

@@ -85,10 +85,9 @@ class Parity:
     def __str__(self) -> str:
         tied = f", {self.tied} tied" if self.tied else ""
         finite = "" if self.finite else ", and not all numbers are finite"
-        return (
-            f"{self.input}: {self.matched} of {self.detections} detections match{tied}, "
-            f"boxes within {self.box:.2g} px, scores within {self.score:.2g}; raw outputs within {self.raw:.2g}{finite}"
-        )
+        near = f"boxes within {self.box:.2g} px, scores within {self.score:.2g}; raw outputs within {self.raw:.2g}"
+        of_them = f", {near}" if self.matched else ""
+        return f"{self.input}: {self.matched} of {self.detections} detections match{tied}{of_them}{finite}"
 
     def record(self) -> dict[str, Any]:
         """Give it for an export's metadata."""
