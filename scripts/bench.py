@@ -11,8 +11,8 @@
 The floor of a case is the time of its own matrix products and convolutions, one read of its input and one write of its
 output: in the textbook's form, and the best floor in the fastest form that torch has for each product. All sides of a
 comparison run in turn in one process: on a shared machine only their ratios mean something.
-`--save` keeps the results, with what they were made on, in `benchmarks/`: one file a machine, and pictures. With `--only`,
-`deploy` leaves the other models' rows there as they are.
+`--save` keeps the results, with what they were made on, in `benchmarks/`: one file a machine, and pictures. With
+`--only`, `deploy` leaves the other models' rows there as they are.
 """
 
 from __future__ import annotations
