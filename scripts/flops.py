@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import sys
+from unittest.mock import patch
 
+import thop
 import torch
+from summaries import call_as_published
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -23,6 +27,26 @@ def count_gflops(model: nn.Module, imgsz: int | tuple[int, int] = 640) -> float:
     """
     height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     return count_flops(model, (1, 3, height, width)) / 1e9
+
+
+def count_published_gflops(model: nn.Module, imgsz: int | tuple[int, int] = 640) -> float:
+    """Count the GFLOPs of one image as the published tables do: with the profiler's rules of the tutorials' time.
+
+    Those count convolutions, linear layers, norms and the like by hooks, and nothing of what attention computes in
+    functions or in `nn.MultiheadAttention`; nor the first convolution of bi-level routing attention, which the
+    published code called past its hooks. Figures of papers and tutorials are comparable with this one only.
+
+    Args:
+        model: A detection model; left as it was.
+        imgsz: Side of the square image, or its height and width.
+    """
+    model = copy.deepcopy(model).eval()
+    call_as_published(model)
+    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    x = torch.zeros(1, 3, height, width)
+    with patch.object(sys.modules["thop.profile"], "_COUNTS_FUNCTIONS", False, create=True):
+        products, _ = thop.profile(model, [x], {nn.MultiheadAttention: lambda *_: None}, verbose=False)
+    return 2 * products / 1e9
 
 
 def count_flops(module: nn.Module, shape: tuple[int, ...]) -> int:

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import nn
 
 import ultralytics
 from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw
@@ -34,19 +35,24 @@ class Lines(logging.Handler):
         self.lines += record.getMessage().split("\n")
 
 
-class AsPublished(RTDETRDetectionModel):
-    """An RT-DETR whose convolutions the profiler sees as it saw those of the published code.
+def call_as_published(model: nn.Module) -> None:
+    """Let the profiler see a model's convolutions as it saw those of the published code.
 
     That code's bi-level routing attention ran its first convolution as `self.qkv_linear.forward(x)`. A forward called
     like that passes by the hooks with which thop counts, so that the published GFLOPs are without it.
     """
+    for m in model.modules():
+        if isinstance(m, BiLevelRoutingAttention_nchw):
+            # An attribute of the instance comes before the registered module, which stays where it is counted
+            vars(m)["qkv_linear"] = m.qkv_linear.forward
+
+
+class AsPublished(RTDETRDetectionModel):
+    """An RT-DETR whose summary has the published GFLOPs."""
 
     def info(self, *args: Any, **kwargs: Any) -> Any:
         """Log the summary, at the end of the constructor."""
-        for m in self.modules():
-            if isinstance(m, BiLevelRoutingAttention_nchw):
-                # An attribute of the instance comes before the registered module, which stays where it is counted
-                vars(m)["qkv_linear"] = m.qkv_linear.forward
+        call_as_published(self)
         return super().info(*args, **kwargs)
 
 

@@ -1,0 +1,166 @@
+"""Train models on a data set, each with several seeds, and say which is better, by how much, and at what cost.
+
+    python scripts/compare.py --models rtdetr-tiny.yaml rtdetr-tiny-FLA.yaml --data shapes.yaml --seeds 0 1 2 \\
+        --epochs 30 cfg=scratch.yaml
+
+The first model is what the others are compared with. Any argument of `yolo train` may follow, as `imgsz=320` or as
+`--imgsz 320`. All runs go through upstream's own trainer and validator, one after the other, in one folder:
+
+    OUT/table.md, .csv, .tex    the results
+    OUT/report.html             the same as a page with pictures, in one file
+    OUT/study.json              everything, with versions and commands
+    OUT/runs/MODEL/seed-N       the runs, as `yolo train` leaves them
+
+The same command again goes on where it was stopped or killed: what is done is not done again, and what failed is tried
+again. More models and seeds may be added. `--from` takes in runs that were made with plain `yolo train`.
+
+The interval of a difference is at 95 %: a paired bootstrap over the validation images, and the scatter over seeds with
+Student's t. Where it holds zero ("n.s.", not significant), the study does not show that the models differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and look-ups take time
+
+from filelock import FileLock, Timeout  # noqa: E402
+from study import local, tables, taken  # noqa: E402
+from study.cost import costs  # noqa: E402
+from study.plan import OWN, Run, Study, labels  # noqa: E402
+from study.results import check_images, summarise  # noqa: E402
+
+from ultralytics.cfg import TASK2DATA, get_cfg, parse_key_value_pair, smart_value  # noqa: E402
+from ultralytics.data.utils import check_det_dataset  # noqa: E402
+from ultralytics.nn.AddModules.checkpoints import write  # noqa: E402
+from ultralytics.nn.AddModules.errors import Refused  # noqa: E402
+from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, YAML  # noqa: E402
+from ultralytics.utils.checks import check_yaml  # noqa: E402
+from ultralytics.utils.torch_utils import select_device  # noqa: E402
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    summary, _, details = __doc__.partition("\n")
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=summary, epilog=details, formatter_class=style, allow_abbrev=False)
+    parser.add_argument("--models", nargs="+", default=[], metavar="FILE", help="YAML or .pt, the baseline first")
+    parser.add_argument("--data", metavar="YAML", help="the data set")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="0 1 2 unless told")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="runs/studies/DATA unless told")
+    parser.add_argument("--from", dest="taken", nargs="+", default=[], type=Path, metavar="RUN", help=taken.__doc__)
+    trainer = parser.add_argument_group("of yolo train")
+    for key in sorted(DEFAULT_CFG_DICT.keys() - {*OWN, "models"}):
+        trainer.add_argument(f"--{key}", dest=f"train {key}", metavar="VALUE", help=argparse.SUPPRESS)
+    parser.add_argument("pairs", nargs="*", metavar="KEY=VALUE", help="any argument of yolo train")
+    given = {}
+    for token in [t for t in argv if "=" in t and not t.startswith("-")]:  # wherever they stand
+        argv.remove(token)
+        key, value = parse_key_value_pair(token)
+        given[key] = value
+    args = parser.parse_args(argv)
+    if args.pairs:
+        parser.error(f"{args.pairs[0]}: expected KEY=VALUE, an argument of yolo train")
+    for key, value in vars(args).items():
+        if key.startswith("train ") and value is not None:
+            given[key.removeprefix("train ")] = smart_value(value)
+    args.arguments = given
+    return args
+
+
+def settings(args: argparse.Namespace) -> dict:
+    """Check what was asked for, and put it together.
+
+    Raises:
+        Refused: Where something is missing, unknown or wrong.
+    """
+    for key in args.arguments.keys() & set(OWN):
+        raise Refused(f"{key}=…: the study sets it; --models, --data, --seeds and --out say what and where")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise Refused(f"--seeds {' '.join(map(str, args.seeds))}: a seed is there twice")
+    recipe = args.arguments.get("cfg")
+    try:
+        get_cfg(DEFAULT_CFG, {**(YAML.load(check_yaml(recipe)) if recipe else {}), **args.arguments})
+    except FileNotFoundError:
+        raise Refused(f"cfg={recipe} does not exist; recipes are found by bare name or path") from None
+    except (SyntaxError, TypeError, ValueError) as e:
+        raise Refused(" ".join(str(e).split())) from None
+    found, data = taken.take(args.taken, args.data) if args.taken else ({}, args.data)
+    data = data or (YAML.load(check_yaml(recipe)).get("data") if recipe else None)
+    if not data:
+        raise Refused(f"--data is missing: the YAML of a data set, such as shapes.yaml or {TASK2DATA['detect']}")
+    try:
+        check_det_dataset(data)
+    except Exception as e:
+        raise Refused(f"--data {data}: {' '.join(str(e).split())}") from e
+    models = dict(zip(labels(args.models), args.models))
+    for label in models.keys() & found:
+        raise Refused(f"--models and --from both have a {label}; one of them is enough")
+    return {"models": models, "taken": found, "data": data, "seeds": args.seeds, "arguments": args.arguments}
+
+
+def finish(study: Study) -> list[dict]:
+    """Measure what the models cost, and write study.json and the tables."""
+    check_images(study)
+    ready = {label: study.done(label)[0] for label in study.labels if study.done(label)}
+    if not ready:
+        study.save()
+        return []
+    found = measured(study, ready)
+    rows = summarise(study, found)
+    study.save(costs=found, results=rows)
+    notes = tables.notes(study, rows)
+    for suffix, make in ((".md", tables.markdown), (".csv", tables.comma_separated), (".tex", tables.latex)):
+        write(study.folder / f"table{suffix}", make(rows, notes).encode())
+    return rows
+
+
+def measured(study: Study, ready: dict[str, Run]) -> dict[str, dict]:
+    """Measure what models cost, all of them in one run; what was measured of the same models stays."""
+    before = study.before.get("costs", {})
+    if list(before) == list(ready):
+        return before
+    local.say(f"timing {len(ready)} models")
+    first = next(iter(ready.values()))
+    device = select_device(first.trained_with.get("device") or "", verbose=False)
+    return costs({label: run.best for label, run in ready.items()}, first.outcome["imgsz"], device)
+
+
+def main() -> int:
+    """Do what is not done, and show the results; 1 where a run has failed."""
+    try:
+        args = parse(sys.argv[1:])
+        if not args.models and not args.taken:
+            raise Refused("nothing to compare: --models names YAML files or checkpoints, --from folders of runs")
+        asked = settings(args)
+        folder = args.out or Path("runs", "studies", Path(asked["data"]).stem)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            study = Study(folder, asked)
+            study.save()
+            local.run_all(study)
+            rows = finish(study)
+            failed = [run for run in study.runs if not run.is_done]
+            if rows:
+                print(tables.markdown(rows, tables.notes(study, rows)))
+                print(f"{folder / 'report.html'}, table.md, .csv, .tex and study.json are beside each other")
+            for run in failed:
+                print(f"{run.label} with seed {run.seed} failed: {run.outcome['error']}; the same command tries again")
+            return bool(failed)
+    except Timeout:
+        print(f"{folder} is being worked on by another compare.py; wait for it or stop it", file=sys.stderr)
+    except (Refused, OSError) as e:
+        print(f"compare.py: {e}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("study: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

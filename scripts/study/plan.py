@@ -1,0 +1,237 @@
+"""A study: models x seeds on one data set, in one folder, and what of it is done.
+
+FOLDER/study.json                what was asked for, with what, and what came out
+FOLDER/runs/MODEL/seed-N/        a run of upstream's trainer, as `yolo train` leaves it
+FOLDER/runs/MODEL/seed-N/run.json, validation.npz        its outcome, and what it found in each image
+FOLDER/table.md, .csv, .tex, report.html                 the results
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+import ultralytics
+from ultralytics.nn.AddModules.checkpoints import write
+from ultralytics.nn.AddModules.errors import Refused
+from ultralytics.utils import YAML
+from ultralytics.utils.checks import check_file
+from ultralytics.utils.torch_utils import get_cpu_info, get_gpu_info
+
+STUDY, OUTCOME, FOUND = "study.json", "run.json", "validation.npz"
+OWN = ("model", "data", "seed", "project", "name", "exist_ok", "resume", "mode", "task", "save_dir")  # of the study
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model with one seed.
+
+    Attributes:
+        label: The model's name in the study.
+        model: The file that it is built from.
+        seed: Of the training.
+        folder: What the study keeps of it; it is trained there, too, unless it was elsewhere before.
+        taken: Where a run that is taken in was trained.
+    """
+
+    label: str
+    model: str
+    seed: int
+    folder: Path
+    taken: Path | None = None
+
+    @property
+    def trained(self) -> Path:
+        """The folder that the trainer writes, or has written."""
+        return self.taken or self.folder
+
+    @property
+    def last(self) -> Path:
+        return self.trained / "weights" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.trained / "weights" / "best.pt"
+
+    @property
+    def trained_with(self) -> dict[str, Any]:
+        """The arguments that the trainer has written down."""
+        file = self.trained / "args.yaml"
+        return YAML.load(file) if file.is_file() else {}
+
+    @property
+    def outcome(self) -> dict | None:
+        """What the run came to, once it is over or has failed."""
+        file = self.folder / OUTCOME
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self.outcome and self.outcome["state"] == "done")
+
+    def conclude(self, outcome: dict) -> None:
+        """Write the outcome down."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write(self.folder / OUTCOME, json.dumps(outcome, indent=1).encode())
+
+    def arguments(self, settings: dict) -> dict[str, Any]:
+        """Give the arguments of `yolo train`."""
+        where = {"project": str(self.folder.parent.resolve()), "name": self.folder.name, "exist_ok": True}
+        return {**settings["arguments"], "data": settings["data"], "seed": self.seed, **where}
+
+    def command(self, settings: dict) -> str:
+        """Write the run as a command."""
+        return " ".join(
+            ["yolo train", f"model={self.model}", *(f"{k}={v}" for k, v in self.arguments(settings).items())]
+        )
+
+
+def labels(models: list[str]) -> list[str]:
+    """Name models by their files' stems, with as many folders before them as tell them apart.
+
+    Raises:
+        Refused: If a file is named twice.
+    """
+    paths = [Path(model).with_suffix("") for model in models]
+    for model, count in Counter(str(path.absolute()) for path in paths).items():
+        if count > 1:
+            raise Refused(f"--models names {model} {count} times, by itself or as .yaml and .pt; name it once")
+    depth = 1
+    while len(set(found := ["-".join(path.absolute().parts[-depth:]) for path in paths])) < len(paths):
+        depth += 1
+    return [label.replace("/", "").replace("\\", "") for label in found]
+
+
+def fingerprint(model: str) -> str:
+    """Give a digest of a model file: of what a YAML says, of a checkpoint's bytes.
+
+    Raises:
+        Refused: If there is no such file.
+    """
+    try:
+        file = Path(check_file(model))
+    except FileNotFoundError:
+        raise Refused(
+            f"--models: {model} does not exist; name a YAML (those of cfg_custom/models by bare name) or a checkpoint"
+        ) from None
+    if file.suffix in {".yaml", ".yml"}:
+        content = json.dumps(YAML.load(file), sort_keys=True, default=str).encode()
+    else:
+        content = file.read_bytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Say with what a study is made."""
+    return {
+        "ultralytics": ultralytics.__version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "machine": get_gpu_info(0) if torch.cuda.is_available() else get_cpu_info(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+class Study:
+    """A study's folder.
+
+    Args:
+        folder: Where it is, or will be.
+        settings: What was asked for: `models` (file by label), `data`, `seeds`, `arguments` of `yolo train`; `taken`,
+            by label the `file` and the `runs` (folder by seed) that were trained before.
+
+    Raises:
+        Refused: If another study is in the folder, or a model file has changed since.
+    """
+
+    def __init__(self, folder: Path, settings: dict):
+        self.folder, self.settings, self.before = folder, settings, read(folder) or {}
+        self.digests = {label: fingerprint(model) for label, model in settings["models"].items()}
+        if self.before:
+            self.compare(self.before["settings"], self.before["fingerprints"])
+
+    def compare(self, settings: dict, digests: dict[str, str]) -> None:
+        """Refuse what would mix two studies; models and seeds may be more or fewer than before."""
+        for key in ("data", "arguments"):
+            trains = key == "data" or (settings["models"] and self.settings["models"])
+            if trains and settings[key] != self.settings[key]:
+                raise Refused(
+                    f"{self.folder / STUDY}: {key} was {settings[key]} and is now {self.settings[key]}; figures of "
+                    "both are not to be compared. Another folder (--out) begins another study"
+                )
+        for label, digest in self.digests.items():
+            if digests.get(label, digest) != digest:
+                raise Refused(
+                    f"{self.folder / STUDY}: {self.settings['models'][label]} is another model than when {label} was "
+                    f"trained here; give the file another name, or delete {self.folder / 'runs' / label}"
+                )
+
+    @property
+    def labels(self) -> list[str]:
+        """List the models; the first is what the others are compared with."""
+        return [*self.settings["models"], *self.settings["taken"]]
+
+    @property
+    def runs(self) -> list[Run]:
+        """List the runs: all models with the first seed first, so that all are compared early."""
+        there = self.folder / "runs"
+        taken = [
+            Run(label, group["file"], int(seed), there / label / f"seed-{seed}", Path(folder))
+            for label, group in self.settings["taken"].items()
+            for seed, folder in group["runs"].items()
+        ]
+        return taken + [
+            Run(label, model, seed, there / label / f"seed-{seed}")
+            for seed in self.settings["seeds"]
+            for label, model in self.settings["models"].items()
+        ]
+
+    def done(self, label: str) -> list[Run]:
+        """List a model's runs that are over."""
+        return [run for run in self.runs if run.label == label and run.is_done]
+
+    def save(self, **results: Any) -> None:
+        """Write study.json: what was asked for, and what is known by now."""
+        runs = [
+            {
+                "model": run.label,
+                "seed": run.seed,
+                **({"taken": str(run.taken)} if run.taken else {"command": run.command(self.settings)}),
+                **(run.outcome or {"state": "open"}),
+            }
+            for run in self.runs
+        ]
+        self.before = {
+            **self.before,
+            "settings": self.settings,
+            "fingerprints": {**self.before.get("fingerprints", {}), **self.digests},
+            "versions": versions(),
+            "runs": runs,
+            **results,
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write(self.folder / STUDY, (json.dumps(self.before, indent=1) + "\n").encode())
+
+
+def read(folder: Path) -> dict | None:
+    """Read a study's file.
+
+    Raises:
+        Refused: If it cannot be read.
+    """
+    file = folder / STUDY
+    if not file.exists():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise Refused(f"{file} is not a study's file ({e}); delete it, the runs beside it stay") from None

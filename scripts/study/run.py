@@ -1,0 +1,111 @@
+"""One run of a study: trained or gone on with, validated, and its outcome written down."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gc
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from benchmark.measure import resident
+
+from study.plan import FOUND, Run, versions
+from study.validation import validate
+from ultralytics import YOLO
+from ultralytics.nn.AddModules.checkpoints import KEY, load
+
+
+def perform(run: Run, settings: dict, watch: Callable | None = None) -> dict:
+    """Train a run to its end, validate it and write its outcome.
+
+    What is done is not done again; what was interrupted goes on from its checkpoint. What fails is the outcome, too.
+
+    Args:
+        run: The run.
+        settings: Of the study.
+        watch: Is called with the trainer after each epoch.
+
+    Returns:
+        The outcome: `state` "done", with `figures`, `epochs`, `seconds` of training and `MiB` at its peak; or "failed"
+        with `error` and `traceback`.
+    """
+    if run.is_done:
+        return run.outcome
+    try:
+        with peak_memory() as peak:
+            has_trained = train(run, settings, watch)
+        outcome = {"state": "done", "MiB": peak() if has_trained else None, **conclude(run, settings)}
+    except Exception as e:
+        line = f"{type(e).__name__}: {str(e).strip()}".splitlines()[0]
+        outcome = {"state": "failed", "error": line, "traceback": traceback.format_exc()}
+    run.conclude({**outcome, "versions": versions()})
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return run.outcome
+
+
+def train(run: Run, settings: dict, watch: Callable | None) -> bool:
+    """Train, or go on with a training that was interrupted; whether there was anything left to do."""
+    if run.taken:
+        return False
+    if run.last.is_file():
+        if KEY not in load(run.last):
+            return False
+        model, arguments = YOLO(run.last), {"resume": True}
+    else:
+        model, arguments = YOLO(run.model), run.arguments(settings)
+    if watch:
+        model.add_callback("on_train_epoch_end", watch)
+    model.train(**arguments)
+    return True
+
+
+def conclude(run: Run, settings: dict) -> dict:
+    """Validate the best weights, and give what the run came to."""
+    arguments = run.trained_with
+    kept = ("imgsz", "batch", "device", "workers", "single_cls")
+    found, figures = validate(
+        run.best, run.folder / "val", data=settings["data"], **{k: arguments[k] for k in kept if k in arguments}
+    )
+    found.save(run.folder / FOUND)
+    curve = epochs(run.trained)
+    return {
+        "figures": figures,
+        "epochs": len(curve),
+        "seconds": curve[-1]["time"] if curve else None,
+        "imgsz": arguments["imgsz"],
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def epochs(folder: Path) -> list[dict[str, float]]:
+    """Read what upstream's trainer wrote of each epoch."""
+    file = folder / "results.csv"
+    if not file.is_file():
+        return []
+    with open(file, encoding="utf-8", newline="") as f:
+        return [{key.strip(): float(value) for key, value in row.items()} for row in csv.DictReader(f)]
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[Callable[[], float | None]]:
+    """Measure the MiB that training takes at its peak: of the first GPU's allocator, else of this process on Linux."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        yield lambda: torch.cuda.max_memory_allocated() / 2**20
+        return
+    try:
+        measure = resident()
+        measured = measure.__enter__()
+    except OSError:
+        yield lambda: None
+        return
+    try:
+        yield measured
+    finally:
+        measure.__exit__()

@@ -1,0 +1,197 @@
+"""Write a study's results as tables: Markdown, CSV and LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from study.cost import SCOPE
+from study.plan import FOUND, Study, versions
+from study.results import METRICS
+from study.taken import SEPARATE
+from study.validation import Validation
+
+Row = dict[str, Any]
+MINUS, NOTHING = "−", "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its title, its unit, what it shows of a row, and the figures behind it for CSV."""
+
+    title: str
+    show: Callable[[Row], str]
+    figures: Callable[[Row], dict[str, Any]]
+
+
+def spread(row: Row, key: str, scale: float, digits: int) -> str:
+    """Show a mean with its deviation over seeds."""
+    found = row.get(key)
+    if not found:
+        return NOTHING
+    mean = f"{found['mean'] * scale:.{digits}f}"
+    return mean if found["deviation"] is None else f"{mean} ± {found['deviation'] * scale:.{digits}f}"
+
+
+def metric(key: str, title: str | None = None, scale: float = 100, digits: int = 1) -> Column:
+    """Make a column of a figure over seeds."""
+
+    def figures(row: Row) -> dict[str, Any]:
+        found = row.get(key) or {}
+        return {f"{key} mean": found.get("mean"), f"{key} deviation": found.get("deviation")}
+
+    return Column(title or key, lambda row: spread(row, key, scale, digits), figures)
+
+
+def cost(key: str, title: str, scale: float = 1, digits: int = 1) -> Column:
+    """Make a column of a figure that does not depend on the seed."""
+
+    def show(row: Row) -> str:
+        value = row.get("cost", {}).get(key)
+        return NOTHING if value is None else f"{value * scale:.{digits}f}"
+
+    return Column(title, show, lambda row: {key: row.get("cost", {}).get(key)})
+
+
+def show_difference(row: Row) -> str:
+    """Show a difference with its interval; what may be noise is said to be."""
+    found = row.get("difference")
+    if not found:
+        return NOTHING
+    value, low, high = (f"{100 * found[key]:+.1f}".replace("-", MINUS) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]{'' if found['shown'] else ' n.s.'}"
+
+
+def show_latency(row: Row) -> str:
+    """Show the median latency with its spread."""
+    found = row.get("cost", {})
+    return f"{found['ms']:.1f} ± {found['ms'] * found['spread']:.1f}" if "ms" in found else NOTHING
+
+
+COLUMNS = [
+    Column("model", lambda row: row["model"], lambda row: {"model": row["model"]}),
+    Column(
+        "seeds",
+        lambda row: str(len(row["seeds"])),
+        lambda row: {"seeds": " ".join(map(str, row["seeds"]))},
+    ),
+    metric("mAP50-95"),
+    Column(
+        "difference [95 %]",
+        show_difference,
+        lambda row: {f"difference {key}": row.get("difference", {}).get(key) for key in ("value", "low", "high")},
+    ),
+    *(metric(key) for key in METRICS[1:]),
+    cost("parameters", "parameters, M", 1e-6, 2),
+    cost("GFLOPs published", "GFLOPs, published style"),
+    cost("GFLOPs honest", "GFLOPs, honest"),
+    Column(
+        "latency, ms",
+        show_latency,
+        lambda row: {
+            "latency ms": row.get("cost", {}).get("ms"),
+            "latency spread": row.get("cost", {}).get("spread"),
+            "latency over first": row.get("cost", {}).get("over_first"),
+        },
+    ),
+    cost("MiB", "memory, inference, MiB", 1, 0),
+    metric("MiB", "memory, training, MiB", 1, 0),
+    metric("seconds", "training, min", 1 / 60, 1),
+]
+
+
+def markdown(rows: list[Row], notes: list[str]) -> str:
+    """Lay the table out as Markdown, with its notes."""
+    cells = [[column.title for column in COLUMNS], ["---"] + ["---:"] * (len(COLUMNS) - 1)]
+    cells += [[column.show(row).replace("|", "\\|") for column in COLUMNS] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths)) + " |" for line in cells]
+    return "\n".join([*lines, "", *(f"{note}  " for note in notes), ""])
+
+
+def comma_separated(rows: list[Row], _: list[str]) -> str:
+    """Write all figures in full, a column each."""
+    found = [{key: value for column in COLUMNS for key, value in column.figures(row).items()} for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return text.getvalue()
+
+
+def latex(rows: list[Row], notes: list[str]) -> str:
+    """Lay the table out for LaTeX with booktabs."""
+    head = " & ".join(escaped(column.title) for column in COLUMNS)
+    body = [" & ".join(escaped(column.show(row)) for column in COLUMNS) + r" \\" for row in rows]
+    return "\n".join(
+        [
+            r"% \usepackage{booktabs}",
+            *(f"% {note}" for note in notes),
+            rf"\begin{{tabular}}{{l{'r' * (len(COLUMNS) - 1)}}}",
+            r"\toprule",
+            rf"{head} \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    MINUS: "$-$",
+    NOTHING: "--",
+    **{c: rf"\{c}" for c in "&%$#_{}"},
+}
+
+
+def escaped(text: str) -> str:
+    """Write text for LaTeX."""
+    return re.sub("|".join(map(re.escape, SPECIAL)), lambda found: SPECIAL[found[0]], text)
+
+
+def notes(study: Study, rows: list[Row]) -> list[str]:
+    """Say what the figures are, and what is missing."""
+    done = [run for run in study.runs if run.is_done]
+    failed = [run for run in study.runs if run.outcome and not run.is_done]
+    images = {len(Validation.load(run.folder / FOUND).images) for run in done[:1]}
+    sizes = sorted({run.outcome["imgsz"] for run in done})
+    found = [
+        f"Data: {study.settings['data']}, {', '.join(map(str, images))} validation images, "
+        f"{', '.join(map(str, sizes))} px. AP in %; mean ± standard deviation over seeds.",
+        f"Difference: of mAP50-95 to {rows[0]['model']}, with a 95 % interval of a paired bootstrap over the images "
+        "and of the scatter over seeds; n.s.: zero is in it, so that no difference is shown.",
+        f"Latency: {SCOPE}, in one run in which the models take turns; median ± half the distance of the quartiles. "
+        f"GFLOPs at the same size. Memory: at the peak, beyond the model. Machine: {versions()['machine']}, "
+        f"{versions()['threads']} threads.",
+    ]
+    single = [row["model"] for row in rows if len(row["seeds"]) == 1]
+    if single:
+        found.append(f"One seed only ({', '.join(single)}): the intervals know nothing of how training scatters.")
+    found += [f"Failed: {run.label}, seed {run.seed}: {run.outcome['error']}" for run in failed]
+    waiting = [run for run in study.runs if not run.outcome]
+    if waiting:
+        found.append(f"Not run yet: {', '.join(f'{run.label} seed {run.seed}' for run in waiting)}.")
+    found += unequal(study)
+    return found
+
+
+def unequal(study: Study) -> list[str]:
+    """Say in which arguments of the training the models differ, which is then a part of what is compared."""
+    first = {label: study.done(label)[0].trained_with for label in study.labels if study.done(label)}
+    keys = {key for arguments in first.values() for key in arguments} - {*SEPARATE, "model"}
+    differ = {key: {label: a.get(key) for label, a in first.items()} for key in sorted(keys)}
+    return [
+        f"Trained differently: {key} = {', '.join(f'{value} ({label})' for label, value in found.items())}."
+        for key, found in differ.items()
+        if len(set(map(repr, found.values()))) > 1
+    ]
