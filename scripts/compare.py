@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from filelock import FileLock, Timeout  # noqa: E402
 from study import local, tables, taken  # noqa: E402
 from study.cost import costs  # noqa: E402
 from study.plan import OWN, Run, Study, labels  # noqa: E402
+from study.report import report  # noqa: E402
 from study.results import check_images, summarise  # noqa: E402
 
 from ultralytics.cfg import TASK2DATA, get_cfg, parse_key_value_pair, smart_value  # noqa: E402
@@ -117,6 +119,7 @@ def finish(study: Study) -> list[dict]:
     notes = tables.notes(study, rows)
     for suffix, make in ((".md", tables.markdown), (".csv", tables.comma_separated), (".tex", tables.latex)):
         write(study.folder / f"table{suffix}", make(rows, notes).encode())
+    report(study, rows, shlex.join(["python", "scripts/compare.py", *sys.argv[1:]]))
     return rows
 
 

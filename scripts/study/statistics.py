@@ -38,8 +38,8 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether zero is outside the interval."""
-        return not self.low <= 0 <= self.high
+        """Whether zero is outside an interval that knows how training scatters."""
+        return self.seeds and not self.low <= 0 <= self.high
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:

@@ -63,7 +63,8 @@ def show_difference(row: Row) -> str:
     if not found:
         return NOTHING
     value, low, high = (f"{100 * found[key]:+.1f}".replace("-", MINUS) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]{'' if found['shown'] else ' n.s.'}"
+    mark = "" if found["shown"] else " n.s." if found["seeds"] else " †"
+    return f"{value} [{low}, {high}]{mark}"
 
 
 def show_latency(row: Row) -> str:
@@ -149,6 +150,7 @@ SPECIAL = {
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
     MINUS: "$-$",
+    "†": r"\dag{}",
     NOTHING: "--",
     **{c: rf"\{c}" for c in "&%$#_{}"},
 }
@@ -176,7 +178,10 @@ def notes(study: Study, rows: list[Row]) -> list[str]:
     ]
     single = [row["model"] for row in rows if len(row["seeds"]) == 1]
     if single:
-        found.append(f"One seed only ({', '.join(single)}): the intervals know nothing of how training scatters.")
+        found.append(
+            f"† One seed only ({', '.join(single)}): the interval is of the images alone and knows nothing of how "
+            "training scatters, which is often more. It shows no difference between the models."
+        )
     found += [f"Failed: {run.label}, seed {run.seed}: {run.outcome['error']}" for run in failed]
     waiting = [run for run in study.runs if not run.outcome]
     if waiting:
