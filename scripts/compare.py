@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and look-ups take time
 
 from filelock import FileLock, Timeout  # noqa: E402
-from study import local, tables, taken  # noqa: E402
+from study import cluster, local, tables, taken  # noqa: E402
 from study.cost import costs  # noqa: E402
 from study.plan import OWN, Run, Study, labels  # noqa: E402
 from study.report import report  # noqa: E402
@@ -56,6 +56,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="0 1 2 unless told")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="runs/studies/DATA unless told")
     parser.add_argument("--from", dest="taken", nargs="+", default=[], type=Path, metavar="RUN", help=taken.__doc__)
+    nodes = parser.add_argument_group("on a Ray cluster")
+    nodes.add_argument("--on", choices=["here", "ray"], default="here", help="where runs are done (here)")
+    nodes.add_argument("--address", default="auto", metavar="HOST:PORT", help="the cluster (this machine's)")
+    nodes.add_argument("--cpus", type=float, default=1, metavar="N", help="that a run takes (1)")
+    nodes.add_argument("--gpus", type=float, default=0, metavar="N", help="that a run takes (0)")
+    nodes.add_argument("--retries", type=int, default=3, metavar="N", help="of a run whose node was lost (3)")
     trainer = parser.add_argument_group("of yolo train")
     for key in sorted(DEFAULT_CFG_DICT.keys() - {*OWN, "models"}):
         trainer.add_argument(f"--{key}", dest=f"train {key}", metavar="VALUE", help=argparse.SUPPRESS)
@@ -106,14 +112,14 @@ def settings(args: argparse.Namespace) -> dict:
     return {"models": models, "taken": found, "data": data, "seeds": args.seeds, "arguments": args.arguments}
 
 
-def finish(study: Study) -> list[dict]:
+def finish(study: Study, args: argparse.Namespace) -> list[dict]:
     """Measure what the models cost, and write study.json and the tables."""
     check_images(study)
     ready = {label: study.done(label)[0] for label in study.labels if study.done(label)}
     if not ready:
         study.save()
         return []
-    found = measured(study, ready)
+    found = measured(study, ready, args)
     rows = summarise(study, found)
     study.save(costs=found, results=rows)
     notes = tables.notes(study, rows)
@@ -123,15 +129,23 @@ def finish(study: Study) -> list[dict]:
     return rows
 
 
-def measured(study: Study, ready: dict[str, Run]) -> dict[str, dict]:
+def measured(study: Study, ready: dict[str, Run], args: argparse.Namespace) -> dict[str, dict]:
     """Measure what models cost, all of them in one run; what was measured of the same models stays."""
     before = study.before.get("costs", {})
     if list(before) == list(ready):
         return before
     local.say(f"timing {len(ready)} models")
     first = next(iter(ready.values()))
+    files, imgsz = {label: run.best for label, run in ready.items()}, first.outcome["imgsz"]
+    if args.on == "ray":
+        return cluster.time_models(files, imgsz, args.address, resources(args))
     device = select_device(first.trained_with.get("device") or "", verbose=False)
-    return costs({label: run.best for label, run in ready.items()}, first.outcome["imgsz"], device)
+    return costs(files, imgsz, device)
+
+
+def resources(args: argparse.Namespace) -> dict[str, float]:
+    """Give what a run takes of a cluster's node."""
+    return {"num_cpus": args.cpus, "num_gpus": args.gpus}
 
 
 def main() -> int:
@@ -146,8 +160,11 @@ def main() -> int:
         with FileLock(folder / ".lock", timeout=0):
             study = Study(folder, asked)
             study.save()
-            local.run_all(study)
-            rows = finish(study)
+            if args.on == "ray":
+                cluster.run_all(study, args.address, resources(args), args.retries)
+            else:
+                local.run_all(study)
+            rows = finish(study, args)
             failed = [run for run in study.runs if not run.is_done]
             if rows:
                 print(tables.markdown(rows, tables.notes(study, rows)))

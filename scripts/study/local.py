@@ -26,15 +26,20 @@ def run_all(study: Study) -> None:
         where = f"run {number} of {len(runs)}, {run.label} with seed {run.seed}"
         goes_on = ", goes on from its checkpoint" if run.last.is_file() and not run.taken else ""
         say(f"{where}{goes_on}{left.text(run)}")
-        outcome = perform(run, study.settings, functools.partial(report, where, run, left))
-        if outcome["state"] == "failed":
-            say(f"{where} FAILED: {outcome['error']}")
+        perform(run, study.settings, functools.partial(report, where, run, left))
+        report_failure(where, run)
         study.save()
 
 
 def report(where: str, run: Run, left: Remaining, trainer: Any) -> None:
     """Say after an epoch how far the run and the study are."""
     say(f"{where}: {left.after(run, trainer)}")
+
+
+def report_failure(where: str, run: Run) -> None:
+    """Say that a run has failed, if it has."""
+    if not run.is_done:
+        say(f"{where} FAILED: {run.outcome['error']}")
 
 
 class Remaining:

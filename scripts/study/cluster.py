@@ -1,0 +1,215 @@
+"""Do a study's runs as tasks of a Ray cluster that is there, and gather what they leave in the study's folder.
+
+Every node needs this project installed in the same version, and the data set under the same path. The study's folder
+may be on a file system that the nodes share: then a run whose node was lost goes on from its checkpoint on another
+one. Else it begins anew there, and what it leaves comes back as an archive.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import tarfile
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+import ultralytics
+from study.cost import costs
+from study.local import duration, report_failure, say
+from study.plan import Run, Study
+from study.run import perform
+from ultralytics.nn.AddModules.errors import Refused
+
+SCRIPTS = Path(__file__).resolve().parents[1]
+TOKEN = ".token"  # tells a task whether the folder it sees is the driver's
+POLL = 5.0  # seconds between two looks at what the runs say
+
+
+def connect(address: str) -> Any:
+    """Join the cluster.
+
+    Raises:
+        Refused: If Ray is not installed, or no cluster is there.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise Refused("--on ray needs the package ray: uv run --extra cluster python scripts/compare.py …") from None
+    try:
+        variables = {name: os.environ[name] for name in ("YOLO_OFFLINE", "YOLO_CONFIG_DIR") if name in os.environ}
+        code = {"working_dir": str(SCRIPTS), "excludes": ["*.pyc"], "env_vars": variables}
+        ray.init(address=address, runtime_env=code, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError) as e:
+        raise Refused(
+            f"--on ray: no cluster at {address} ({str(e).splitlines()[0]}). `ray start --head` begins one, and "
+            "`ray start --address=HOST:PORT` on each other machine joins it"
+        ) from None
+    return ray
+
+
+def run_all(study: Study, address: str, resources: dict[str, float], retries: int) -> None:
+    """Do what is not done, as many runs at a time as the cluster has room for.
+
+    Args:
+        study: The study.
+        address: Of the cluster.
+        resources: What a run takes: `num_cpus`, `num_gpus`.
+        retries: How often a run is tried again whose node or process was lost.
+
+    Raises:
+        Refused: If there is no cluster, or none of its nodes has what a run takes.
+    """
+    ray = connect(address)
+    try:
+        open_runs = [run for run in study.runs if not run.is_done]
+        check_room(ray, resources)
+        token = secrets.token_hex(8)
+        (study.folder / TOKEN).write_text(token, encoding="utf-8")
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+        task = ray.remote(max_retries=retries, **resources)(work)
+        settings = {**study.settings, "arguments": {"device": device(resources), **study.settings["arguments"]}}
+        folder, release = study.folder.resolve(), ultralytics.__version__
+        waiting = {}
+        for run in open_runs:
+            there = replace(run, folder=run.folder.resolve())
+            waiting[task.remote(there, settings, folder, token, contents(run), board, release)] = run
+        say(f"{len(waiting)} of {len(study.runs)} runs are with the cluster at {address}")
+        gather(ray, study, waiting, board)
+    finally:
+        (study.folder / TOKEN).unlink(missing_ok=True)
+        ray.shutdown()
+
+
+def gather(ray: Any, study: Study, waiting: dict, board: Any) -> None:
+    """Wait for the runs, and put into the study's folder what comes back of each."""
+    total, said = len(waiting), {}
+    while waiting:
+        ready, _ = ray.wait(list(waiting), timeout=POLL)
+        for found in ready:
+            run = waiting.pop(found)
+            try:
+                archive = ray.get(found)
+            except ray.exceptions.RayError as e:
+                run.conclude({"state": "failed", "error": f"{type(e).__name__}: {str(e).strip().splitlines()[0]}",
+                              "traceback": str(e)})  # fmt: skip
+            else:
+                if archive is not None:
+                    unpack(archive, run.folder)
+            where = f"{run.label} with seed {run.seed}"
+            say(f"{where} is over, {total - len(waiting)} of {total}")
+            report_failure(where, run)
+            study.save()
+        for where, (epoch, epochs, seconds) in ray.get(board.lines.remote()).items():
+            if said.get(where) != epoch:
+                said[where] = epoch
+                left = duration(seconds / epoch * (epochs - epoch))
+                say(f"{where}: epoch {epoch} of {epochs}; {left} left of this run")
+
+
+def check_room(ray: Any, resources: dict[str, float]) -> None:
+    """Refuse runs that no node has room for, which would wait for ever."""
+    wanted = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in nodes):
+        have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise Refused(
+            f"--on ray: a run takes {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs, and no node has them ({have}); "
+            "--cpus and --gpus say what a run takes"
+        )
+
+
+def device(resources: dict[str, float]) -> str:
+    """Name the devices of a run as it sees them: Ray shows a task its own GPUs only."""
+    return ",".join(map(str, range(int(resources["num_gpus"])))) or "cpu"
+
+
+class Board:
+    """Where tasks write how far they are, and the driver reads it."""
+
+    def __init__(self):
+        self.said: dict[str, tuple[int, int, float]] = {}
+
+    def write(self, where: str, epoch: int, epochs: int, seconds: float) -> None:
+        self.said[where] = epoch, epochs, seconds
+
+    def lines(self) -> dict[str, tuple[int, int, float]]:
+        return self.said
+
+
+def work(
+    run: Run, settings: dict, folder: Path, token: str, model: bytes | None, board: Any, release: str
+) -> bytes | None:
+    """Do a run on a node: in the study's folder where that is there, else in one of its own, which is given back."""
+    if ultralytics.__version__ != release:
+        raise RuntimeError(f"ultralytics is {ultralytics.__version__} on this node, and {release} where the study is")
+
+    def watch(trainer: Any) -> None:
+        seconds = time.time() - trainer.train_time_start
+        board.write.remote(f"{run.label} with seed {run.seed}", trainer.epoch + 1, trainer.epochs, seconds)
+
+    mark = folder / TOKEN
+    if mark.is_file() and mark.read_text(encoding="utf-8") == token:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(run.folder / ".lock"):  # a run whose node was lost may be writing yet
+            perform(run, settings, watch)
+        return None
+    with tempfile.TemporaryDirectory() as temporary:
+        mine = replace(run, folder=Path(temporary) / run.label / run.folder.name)
+        if model is not None:
+            file = Path(temporary) / Path(run.model).name
+            file.write_bytes(model)
+            mine = replace(mine, model=str(file))
+        perform(mine, settings, watch)
+        return pack(mine.folder)
+
+
+def contents(run: Run) -> bytes | None:
+    """Give what is in a model file of the user's own, which other nodes may not have."""
+    return Path(run.model).read_bytes() if Path(run.model).is_file() else None
+
+
+def pack(folder: Path) -> bytes:
+    """Put a folder's files into an archive."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        archive.add(folder, arcname=".")
+    return data.getvalue()
+
+
+def unpack(data: bytes, folder: Path) -> None:
+    """Put an archive's files into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        archive.extractall(folder, filter="data")
+
+
+def time_models(models: dict[str, Path], imgsz: int, address: str, resources: dict[str, float]) -> dict[str, dict]:
+    """Measure what models cost, all of them in one task."""
+    ray = connect(address)
+    try:
+        task = ray.remote(**resources)(measure)
+        weights = {label: file.read_bytes() for label, file in models.items()}
+        return ray.get(task.remote(weights, imgsz, device(resources)))
+    finally:
+        ray.shutdown()
+
+
+def measure(weights: dict[str, bytes], imgsz: int, name: str) -> dict[str, dict]:
+    """Measure on a node what models cost."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as temporary:
+        files = {label: Path(temporary) / f"{i}.pt" for i, label in enumerate(weights)}
+        for label, file in files.items():
+            file.write_bytes(weights[label])
+        return costs(files, imgsz, torch.device("cpu" if name == "cpu" else "cuda:0"))
