@@ -169,7 +169,8 @@ class Study:
                     "both are not to be compared. Another folder (--out) begins another study"
                 )
         for label, digest in self.digests.items():
-            if digests.get(label, digest) != digest:
+            begun = any(run.is_done or run.last.is_file() for run in self.runs if run.label == label)
+            if begun and digests.get(label, digest) != digest:
                 raise Refused(
                     f"{self.folder / STUDY}: {self.settings['models'][label]} is another model than when {label} was "
                     f"trained here; give the file another name, or delete {self.folder / 'runs' / label}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from study.plan import labels
+from ultralytics.nn.AddModules.checkpoints import load
 from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.utils import YAML
 
@@ -67,4 +68,8 @@ def read(folder: Path) -> dict[str, Any]:
     for file in ("args.yaml", "weights/best.pt"):
         if not (folder / file).is_file():
             raise Refused(f"--from {folder}: {file} is missing there; a folder that `yolo train` has made holds it")
-    return YAML.load(folder / "args.yaml")
+    arguments = YAML.load(folder / "args.yaml")
+    if arguments.get("resume"):  # upstream then names the checkpoint that was gone on from
+        model = load(folder / "weights" / "best.pt")["model"]
+        arguments["model"] = (getattr(model, "yaml", None) or {}).get("yaml_file", arguments["model"])
+    return arguments

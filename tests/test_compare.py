@@ -1,0 +1,514 @@
+"""A study says which model is better, and no more than it knows; it loses nothing, and its page opens anywhere."""
+
+import base64
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import compare
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, load_file
+from flops import count_published_gflops
+from study import architecture, local, plan, results, statistics, tables, taken
+from study.validation import Validation
+
+from ultralytics import YOLO
+from ultralytics.nn.AddModules.errors import Refused
+from ultralytics.nn.tasks import RTDETRDetectionModel
+from ultralytics.utils.metrics import ap_per_class
+
+MODELS = ["rtdetr-tiny.yaml", "rtdetr-tiny-EMO.yaml"]
+PUBLISHED = json.loads((ROOT / "scripts" / "published.json").read_text())
+
+
+# The figures ----------------------------------------------------------------------------------------------------------
+def made_up(images=12, objects=40, detections=300, seed=0) -> Validation:
+    """Make a validation up: scores that tell something of what is right, three classes, some images empty."""
+    rng = np.random.default_rng(seed)
+    cls, conf = rng.integers(0, 3, detections), rng.random(detections).astype(np.float32)
+    tp = (rng.random((detections, 1)) * 1.2 < conf[:, None]) & (np.arange(10) < rng.integers(1, 11, (detections, 1)))
+    return Validation(
+        images=np.array([f"{i}.jpg" for i in range(images)]),
+        shapes=np.full((images, 2), 64),
+        names=np.array(["a", "b", "c"]),
+        image=rng.integers(0, images, detections),
+        tp=tp & (rng.random((detections, 1)) < 0.3),
+        conf=conf,
+        cls=cls,
+        box=np.zeros((detections, 4), np.float32),
+        target_image=rng.integers(0, images - 2, objects),
+        target_cls=rng.integers(0, 3, objects),
+        target_box=np.zeros((objects, 4), np.float32),
+    )
+
+
+def upstream_ap(found: Validation, sample: np.ndarray) -> float:
+    """Compute mAP50-95 with upstream's function, of images repeated as a sample says."""
+    detections = np.repeat(np.arange(len(found.conf)), sample[found.image])
+    objects = np.repeat(np.arange(len(found.target_cls)), sample[found.target_image])
+    values = found.tp[detections], found.conf[detections], found.cls[detections], found.target_cls[objects]
+    return ap_per_class(*values)[5].mean()
+
+
+def test_average_precision_of_a_sample_is_upstreams():
+    found = made_up()
+    once = np.ones((1, len(found.images)), int)
+    assert statistics.average_precision(found) == pytest.approx(upstream_ap(found, once[0]), abs=1e-9)
+    samples = statistics.resamples(len(found.images), 20)
+    assert samples.shape == (20, 12) and (samples.sum(1) == 12).all() and len(np.unique(samples, axis=0)) > 10
+    expected = [upstream_ap(found, sample) for sample in samples]
+    assert statistics.average_precision(found, samples) == pytest.approx(expected, abs=1e-9)
+
+
+def test_what_a_sample_may_lack():
+    """A class without objects in the sample does not count, nor does a sample without any."""
+    found = made_up(detections=30)
+    found.target_image[:] = 0
+    found.target_cls[:] = 1
+    empty, full = np.eye(12, dtype=int)[[5, 0]] * 12
+    value = statistics.average_precision(found, np.stack([empty, full]))
+    assert math.isnan(value[0]) and value[1] == pytest.approx(upstream_ap(found, full), abs=1e-9)
+    nothing = Validation(**{**vars(found), **{k: vars(found)[k][:0] for k in ("image", "tp", "conf", "cls", "box")}})
+    assert statistics.average_precision(nothing) == 0
+
+
+def test_difference_by_hand():
+    """Two seeds a model, images that say nothing: variance 0.005 / 2 with one degree of freedom, t = 12.706."""
+    still = np.zeros((2, 50))
+    found = statistics.difference([0.5, 0.6], [0.4, 0.4], still + 0.55, still + 0.4)
+    reach = 12.7062 * math.sqrt(0.005 / 2)
+    assert (found.value, found.low, found.high) == pytest.approx((0.15, 0.15 - reach, 0.15 + reach), abs=1e-4)
+    assert found.seeds and not found.shown
+    # One seed: the normal interval of the images alone, and no verdict
+    ours, theirs = np.array([[0.5, 0.7, 0.6, 0.6]]), np.array([[0.1, 0.1, 0.1, 0.1]])
+    found = statistics.difference([0.6], [0.1], ours, theirs)
+    reach = 1.95996 * math.sqrt(0.02 / 3)
+    assert (found.low, found.high) == pytest.approx((0.5 - reach, 0.5 + reach), abs=1e-4)
+    assert found.low > 0 and not found.seeds and not found.shown
+    # Images that are harder for both at once make no difference
+    found = statistics.difference([0.6, 0.6], [0.5, 0.5], np.tile(ours, (2, 1)), np.tile(ours - 0.1, (2, 1)))
+    assert (found.low, found.high) == pytest.approx((0.1, 0.1)) and found.shown
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """3 seeds, of which each scatters as much as the images do: 95 % of the intervals hold the true difference."""
+    rng = np.random.default_rng(1)
+    held = seen = 0
+    for _ in range(1500):
+        shift = rng.normal(0, 0.02)  # what the images at hand do to the difference
+        ours, theirs = 0.53 + shift + rng.normal(0, 0.02, 3), 0.5 + rng.normal(0, 0.02, 3)
+        noise = rng.normal(0, 0.02, 200)
+        found = statistics.difference(ours, theirs, np.tile(noise, (3, 1)), np.zeros((3, 200)))
+        held += found.low <= 0.03 <= found.high
+        seen += found.shown
+    assert 0.93 < held / 1500 < 0.985
+    assert 0.05 < seen / 1500 < 0.5  # of a difference as large as the noise, some
+
+
+def test_means_and_fronts_by_hand():
+    assert statistics.mean_and_deviation([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, math.sqrt(7 / 3)))
+    assert statistics.mean_and_deviation([0.5]) == (0.5, None)
+    assert statistics.pareto([(3, 9), (1, 5), (2, 4), (2, 7), (4, 9), (1, 4)]) == [1, 3, 0]
+    assert results.spread_of([None, 2.0, 4.0]) == {"mean": 3.0, "deviation": math.sqrt(2), "values": [None, 2.0, 4.0]}
+    assert results.spread_of([None]) is None
+
+
+@pytest.mark.parametrize("name", ["rtdetr-l-FLA", "rtdetr-l-Biformer"])
+def test_published_gflops(name):
+    """The figures of the tutorials' tables come out on this release; the model is as before."""
+    model = RTDETRDetectionModel(f"{name}.yaml", verbose=False)
+    keys = list(model.state_dict())
+    assert f"{count_published_gflops(model):.1f}" == str(PUBLISHED[name]["gflops"])
+    assert list(model.state_dict()) == keys and not any("total_ops" in vars(m) for m in model.modules())
+
+
+ROWS = [
+    {
+        "model": "base_line|100%",
+        "seeds": [0, 1],
+        "mAP50-95": {"mean": 0.512345, "deviation": 0.0123, "values": [0.5, 0.52]},
+        **{key: {"mean": 0.7, "deviation": 0.01, "values": []} for key in results.METRICS[1:-1]},
+        "AP large": None,
+        "MiB": {"mean": 100.4, "deviation": 1.0, "values": []},
+        "seconds": {"mean": 90.0, "deviation": 6.0, "values": []},
+        "cost": {"parameters": 1_466_396, "GFLOPs published": 6.04, "GFLOPs honest": 6.5, "ms": 10.0, "spread": 0.05,
+                 "over_first": 1.0, "MiB": 12.4},
+    },
+    {"model": "worse", "seeds": [], "difference": {"value": -0.01, "low": -0.04, "high": 0.02, "shown": False,
+                                                   "seeds": True}},
+]  # fmt: skip
+
+
+def test_tables_by_hand():
+    lines = tables.markdown(ROWS, ["A note."]).splitlines()
+    cells = [cell.strip() for cell in lines[2].replace("\\|", "/").split("|")[1:-1]]
+    assert cells == [
+        "base_line/100%", "2", "51.2 ± 1.2", "–", "70.0 ± 1.0", "70.0 ± 1.0", "70.0 ± 1.0", "–", "1.47", "6.0", "6.5",
+        "10.0 ± 0.5", "12", "100 ± 1", "1.5 ± 0.1",
+    ]  # fmt: skip
+    assert "−1.0 [−4.0, +2.0] n.s." in lines[3] and lines[5] == "A note.  "
+    text = tables.latex(ROWS, ["A note."])
+    assert r"base\_line|100\% & 2 & 51.2 $\pm$ 1.2 & -- &" in text and r"$-$1.0 [$-$4.0, +2.0] n.s." in text
+    assert all(word in text for word in (r"\toprule", r"\midrule", r"\bottomrule", "% A note."))
+    rows = list(csv.DictReader(tables.comma_separated(ROWS, []).splitlines()))
+    assert (
+        rows[0]["mAP50-95 mean"] == "0.512345" and rows[0]["AP large mean"] == "" and rows[0]["parameters"] == "1466396"
+    )
+    assert rows[1]["difference low"] == "-0.04" and rows[1]["model"] == "worse"
+
+
+def test_changed_rows():
+    first = [
+        {"module": m, "n": 1, "arguments": [], "index": i} for i, m in enumerate(["Stem", "Block", "AIFI", "Head"])
+    ]
+    other = [{"module": m, "n": 1, "arguments": [], "index": i} for i, m in enumerate(["Stem", "New", "Block", "Head"])]
+    assert [(row["mark"], row["module"]) for row in architecture.marked(first, other)] == [
+        ("", "Stem"), ("+", "New"), ("", "Block"), ("−", "AIFI"), ("", "Head"),
+    ]  # fmt: skip
+
+
+def test_names_and_times():
+    assert plan.labels(["a/x.yaml", "b/x.yaml"]) == ["a-x", "b-x"]
+    assert plan.labels(["x.yaml", "y.pt"]) == ["x", "y"]
+    with pytest.raises(Refused, match="x 2 times"):
+        plan.labels(["x.yaml", "x.pt"])
+    assert [local.duration(s) for s in (10, 100, 7300)] == ["less than a minute", "2 min", "2 h 02 min"]
+
+
+# A study --------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """32 images to learn from, 8 to validate on."""
+    root = tmp_path_factory.mktemp("shapes 32")  # with a space
+    load_file(ROOT / "cfg_custom" / "datasets" / "shapes.py").generate(root / "data", train=32, val=8, size=96)
+    file = root / "shapes32.yaml"
+    file.write_text(
+        f"path: {root / 'data'}\ntrain: images/train\nval: images/val\nnames: [circle, square, triangle]\n",
+        encoding="utf-8",
+    )
+    return file
+
+
+def arguments(data: Path, out: Path, *models: str, seeds: str = "0 1") -> list[str]:
+    chosen = ["--models", *(models or MODELS), "--data", str(data), "--seeds", *seeds.split(), "--out", str(out)]
+    return [*chosen, "--epochs", "1", "imgsz=64", "batch=8", "plots=False", "--workers=0"]
+
+
+def start(*argv: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "scripts" / "compare.py"), *argv]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ})
+
+
+def main(monkeypatch, *argv: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, argv)])
+    return compare.main()
+
+
+@pytest.fixture(scope="module")
+def folder(data, tmp_path_factory) -> Path:
+    """A study of two models and two seeds that was killed in its second run, and gone on with."""
+    out = tmp_path_factory.mktemp("study")
+    first, second = (out / "runs" / Path(model).stem / "seed-0" for model in MODELS)
+    with start(*arguments(data, out)) as process:
+        while not (second / "weights" / "last.pt").exists():
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL and not (second / "run.json").exists()
+    before = written(first)
+    with start(*arguments(data, out)) as process:
+        (out / "log").write_text(process.communicate(timeout=400)[0], encoding="utf-8")
+    assert process.returncode == 0, (out / "log").read_text()
+    assert written(first) == before
+    return out
+
+
+def written(folder: Path) -> dict[Path, int]:
+    """When each file of a run was written, but for what is worked out from it."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != "resamples.npy")
+    return {file: file.stat().st_mtime_ns for file in files}
+
+
+def test_a_study_goes_on_after_a_kill(folder, data):
+    log = (folder / "log").read_text()
+    assert "run 2 of 4, rtdetr-tiny-EMO with seed 0, goes on from its checkpoint" in log
+    assert "run 1 of 4" not in log and "run 4 of 4, rtdetr-tiny-EMO with seed 1: epoch 1 of 1" in log
+    study = json.loads((folder / "study.json").read_text())
+    assert [(run["model"], run["seed"], run["state"]) for run in study["runs"]] == [
+        (Path(model).stem, seed, "done") for seed in (0, 1) for model in MODELS
+    ]
+    assert (
+        study["versions"]["torch"] == torch.__version__
+        and "yolo train model=rtdetr-tiny.yaml" in study["runs"][0]["command"]
+    )
+    for run in study["runs"]:
+        file = folder / "runs" / run["model"] / f"seed-{run['seed']}"
+        found, again = Validation.load(file / "validation.npz"), YOLO(file / "weights" / "best.pt")
+        box = again.val(
+            data=str(data), imgsz=64, batch=8, plots=False, verbose=False, project=str(folder / "again")
+        ).box
+        assert run["figures"]["mAP50-95"] == pytest.approx(box.map, abs=1e-9)
+        assert statistics.average_precision(found)[0] == pytest.approx(box.map, abs=1e-6)
+        assert len(found.images) == 8 and len(found.target_cls) == sum(
+            len(label.read_text().splitlines()) for label in (data.parent / "data" / "labels" / "val").glob("*.txt")
+        )
+    first = study["results"][0]
+    values = [run["figures"]["mAP50"] for run in study["runs"] if run["model"] == "rtdetr-tiny"]
+    assert first["mAP50"]["mean"] == pytest.approx(np.mean(values))
+    assert first["mAP50"]["deviation"] == pytest.approx(np.std(values, ddof=1))
+    assert first["cost"]["parameters"] == 1_466_396 and first["cost"]["over_first"] == 1 and first["cost"]["ms"] > 0
+    assert "difference" not in first and study["results"][1]["difference"]["seeds"]
+
+
+def test_a_run_is_what_yolo_train_makes(folder, data, tmp_path):
+    """The same weights to the bit."""
+    YOLO(MODELS[0]).train(
+        data=str(data), seed=1, epochs=1, imgsz=64, batch=8, plots=False, workers=0, project=str(tmp_path), name="run"
+    )
+    ours = torch.load(folder / "runs" / "rtdetr-tiny" / "seed-1" / "weights" / "best.pt", weights_only=False)["model"]
+    theirs = torch.load(tmp_path / "run" / "weights" / "best.pt", weights_only=False)["model"]
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values()))
+
+
+def test_nothing_is_done_again(folder, data, monkeypatch, capsys):
+    before = written(folder / "runs")
+    costs = json.loads((folder / "study.json").read_text())["costs"]
+    assert main(monkeypatch, *arguments(data, folder)) == 0
+    assert written(folder / "runs") == before
+    assert json.loads((folder / "study.json").read_text())["costs"] == costs
+    assert (folder / "table.md").read_text() in capsys.readouterr().out
+
+
+def test_a_failing_model_is_reported_and_the_rest_goes_on(folder, data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "study"
+    shutil.copytree(folder, out)
+    broken = tmp_path / "broken.yaml"
+    text = (ROOT / "cfg_custom" / "models" / "rtdetr-tiny.yaml").read_text()
+    broken.write_text(text.replace("RepC3", "RepC4", 1), encoding="utf-8")
+    argv = arguments(data, out, MODELS[0], str(broken), MODELS[1], seeds="0 1")
+    assert main(monkeypatch, *argv) == 1
+    said = capsys.readouterr()
+    assert "broken with seed 0 failed" in said.out and "RepC4" in said.out and "FAILED" in said.err
+    study = json.loads((out / "study.json").read_text())
+    states = {(run["model"], run["seed"]): run["state"] for run in study["runs"]}
+    assert states == {
+        (m, s): "failed" if m == "broken" else "done"
+        for m in ("rtdetr-tiny", "broken", "rtdetr-tiny-EMO")
+        for s in (0, 1)
+    }
+    assert "| broken " in (out / "table.md").read_text() and "Failed: broken, seed 1" in (out / "table.md").read_text()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Failed: broken, seed 0" in page and "Traceback" in page
+    # Mended, it is tried again, and nothing else
+    broken.write_text(text, encoding="utf-8")
+    assert main(monkeypatch, *argv) == 0
+    err = capsys.readouterr().err
+    assert "run 2 of 6, broken with seed 0" in err and "run 1 of 6" not in err and "run 3 of 6" not in err
+    # What has been trained is another matter
+    broken.write_text(text.replace("RepC3", "C3", 1), encoding="utf-8")
+    assert main(monkeypatch, *argv) == 2
+    assert "is another model than when broken was trained here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (["--models", "rtdetr-nano.yaml"], "rtdetr-nano.yaml does not exist"),
+        (["--data", "nothing.yaml"], "--data nothing.yaml: "),
+        (["--seeds", "1", "1"], "a seed is there twice"),
+        (["epoch=3"], "epoch"),
+        (["lr0=fast"], "lr0"),
+        (["cfg=nothing.yaml"], "cfg=nothing.yaml does not exist"),
+        (["seed=3"], "the study sets it"),
+        (["--from", "nowhere"], "args.yaml is missing there"),
+        (["imgsz=32"], "arguments was"),
+    ],
+)
+def test_wrong_input_is_one_line(folder, data, monkeypatch, capsys, change, says):
+    argv = arguments(data, folder)
+    before = (folder / "study.json").read_bytes()
+    assert main(monkeypatch, *argv, *change) == 2
+    err = capsys.readouterr().err.strip()
+    assert err.startswith("compare.py: ") and says in err and "\n" not in err
+    assert (folder / "study.json").read_bytes() == before
+
+
+def test_data_that_cannot_be_read(data, tmp_path, monkeypatch, capsys):
+    for text in ("{", "train: images\n", f"path: {tmp_path}\ntrain: no\nval: no\nnames: [a]\n"):
+        file = tmp_path / "bad.yaml"
+        file.write_text(text, encoding="utf-8")
+        assert main(monkeypatch, *arguments(file, tmp_path / "out")) == 2
+        err = capsys.readouterr().err.strip().splitlines()[-1]
+        assert err.startswith(f"compare.py: --data {file}: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_study_file(folder, data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "study.json").write_text("{", encoding="utf-8")
+    assert main(monkeypatch, *arguments(data, out)) == 2
+    assert "study.json is not a study's file" in capsys.readouterr().err
+    assert (out / "study.json").read_text() == "{"
+
+
+def test_one_at_a_time(folder, data, monkeypatch, capsys):
+    with compare.FileLock(folder / ".lock"):
+        with start(*arguments(data, folder)) as process:
+            said = process.communicate(timeout=200)[0]
+    assert process.returncode == 2 and "is being worked on by another compare.py" in said
+
+
+def test_a_changed_data_set_is_no_comparison(folder, data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "study"
+    shutil.copytree(folder, out)
+    file = out / "runs" / "rtdetr-tiny" / "seed-1" / "validation.npz"
+    found = Validation.load(file)
+    found.target_cls[0] = (found.target_cls[0] + 1) % 3
+    found.save(file)
+    assert main(monkeypatch, *arguments(data, out)) == 2
+    assert "was validated on other images or labels" in capsys.readouterr().err
+
+
+def test_runs_of_others_are_taken_in(folder, data, tmp_path, monkeypatch, capsys):
+    """Grouped by what they differ in; figures are those of the study that made them."""
+    runs = [folder / "runs" / Path(model).stem / f"seed-{seed}" for model in MODELS for seed in (0, 1)]
+    ours = shutil.ignore_patterns("*.npz", "run.json", "*.npy")
+    there = [shutil.copytree(run, tmp_path / "theirs" / f"{i}", ignore=ours) for i, run in enumerate(runs)]
+    out = tmp_path / "taken"
+    assert main(monkeypatch, "--from", *there, "--out", out) == 0
+    ours, theirs = (json.loads((f / "study.json").read_text()) for f in (folder, out))
+    assert [row["model"] for row in theirs["results"]] == ["rtdetr-tiny", "rtdetr-tiny-EMO"]
+    for a, b in zip(ours["results"], theirs["results"]):
+        assert a["mAP50-95"] == b["mAP50-95"] and a["seeds"] == b["seeds"] and a["classes"] == b["classes"]
+    assert theirs["results"][1]["difference"] == pytest.approx(ours["results"][1]["difference"])
+    with pytest.raises(Refused, match="with seed 0 and the same arguments"):
+        taken.take([there[0], runs[0]], None)
+    changed = there[1] / "args.yaml"
+    changed.write_text(changed.read_text().replace("lr0: 0.01", "lr0: 0.02").replace("seed: 1", "seed: 0"))
+    found, _ = taken.take(there[:2], None)
+    assert list(found) == ["0", "1"] and [group["runs"].keys() for group in found.values()] == [{0}, {0}]
+    capsys.readouterr()
+    assert main(monkeypatch, "--from", *there[:2], "--out", tmp_path / "lr") == 0
+    assert "Trained differently: lr0 = 0.01 (0), 0.02 (1)." in capsys.readouterr().out
+
+
+# The page -------------------------------------------------------------------------------------------------------------
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A Chromium with an empty profile that notes what it asks for."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("there is no chromium and chromedriver here")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    flags = "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"
+    for flag in (*flags, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def column(driver, index: int) -> list[str]:
+    rows = driver.find_elements("css selector", ".results tbody tr")
+    return [row.find_elements("css selector", "th, td")[index].text for row in rows]
+
+
+def test_the_page_in_chromium(folder, browser, tmp_path):
+    page = tmp_path / "elsewhere" / "report.html"  # nothing beside it
+    page.parent.mkdir()
+    shutil.copy(folder / "report.html", page)
+    browser.get("about:blank")
+    browser.get_log("performance")  # what Chromium asks of itself as it starts
+    for width, height, mobile in ((1280, 900, False), (390, 844, True)):
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile},
+        )
+        browser.get(page.as_uri())
+        assert browser.get_log("browser") == []
+        wide, inner = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+        assert wide <= inner  # the page does not scroll sideways
+        pictures = browser.execute_script(
+            "return [...document.images].map(i => [i.complete && i.naturalWidth > 50, i.alt.length > 10])"
+        )
+        assert len(pictures) > 15 and all(loaded and described for loaded, described in pictures)
+        shot = base64.b64decode(
+            browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})["data"]
+        )
+        assert len(shot) > 50_000
+    asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = {m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"}
+    assert {url.partition(":")[0] for url in urls} <= {"file", "data"}
+    assert {url for url in urls if url.startswith("file:")} == {page.as_uri()}
+
+    heads = browser.find_elements("css selector", ".results th button")
+    assert [head.text for head in heads] == [c.title for c in tables.COLUMNS]
+    latency = [c.title for c in tables.COLUMNS].index("latency, ms")
+    before = column(browser, 0)
+    orders = []
+    for _ in range(2):
+        browser.execute_script("arguments[0].focus()", heads[latency])
+        browser.switch_to.active_element.send_keys("\ue007")  # the Enter key
+        values = [float(text.split()[0]) for text in column(browser, latency)]
+        state = heads[latency].find_element("xpath", "..").get_attribute("aria-sort")
+        assert values == sorted(values, reverse=state == "descending")
+        orders.append((state, column(browser, 0)))
+    assert [state for state, _ in orders] == ["descending", "ascending"] and sorted(orders[0][1]) == sorted(before)
+    assert "Sorted by latency, ms, ascending." in browser.find_element("id", "sorted").text
+    for position in range(len(heads)):
+        heads[position].click()  # also the columns in which nothing is known
+    assert sorted(column(browser, 0)) == sorted(before)
+
+
+def test_the_page_says_what_it_is_to_a_screen_reader(folder, browser):
+    browser.get((folder / "report.html").as_uri())
+    script = """
+        const names = [...document.querySelectorAll("section")].map(s => s.getAttribute("aria-labelledby"));
+        return {
+            lang: document.documentElement.lang,
+            labelled: names.every(n => document.getElementById(n)),
+            anchors: [...document.querySelectorAll("nav a")].every(a => document.querySelector(a.getAttribute("href"))),
+            headings: [...document.querySelectorAll("h1, h2, h3")].map(h => Number(h.tagName[1])),
+            scopes: [...document.querySelectorAll("th")].every(th => ["row", "col"].includes(th.scope)),
+            ids: [...document.querySelectorAll("[id]")].map(e => e.id),
+            scroll: [...document.querySelectorAll(".scroll")].every(s => s.tabIndex === 0 && s.ariaLabel),
+        }"""
+    found = browser.execute_script(script)
+    assert found["lang"] == "en" and found["labelled"] and found["anchors"] and found["scopes"] and found["scroll"]
+    levels = found["headings"]
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:]))
+    assert len(set(found["ids"])) == len(found["ids"])
+
+
+def test_hostile_names_stay_text(folder, tmp_path):
+    """A class or a model that is called like markup is shown, not run."""
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text
+    out = tmp_path / "study"
+    shutil.copytree(folder, out)
+    study = json.loads((out / "study.json").read_text())
+    label, evil = "rtdetr-tiny", "<img src=x onerror=alert(1)>"
+    study["results"][0]["classes"] = {evil: 0.5}
+    settings = {**study["settings"]}
+    from study.report import report
+
+    made = plan.Study(out, settings)
+    report(made, study["results"], f"compare.py {evil}")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert evil not in page and "&lt;img src=x onerror=alert(1)&gt;" in page and label in page
