@@ -119,7 +119,7 @@ def folder(out: Path | None, name: str) -> Path:
     return out
 
 
-def queries(args: argparse.Namespace, opened: Opened, what: list[str]) -> list[tuple[float, float]]:
+def queries(args: argparse.Namespace, opened: Opened) -> list[tuple[float, float]]:
     """Read each image, so that one that cannot be read is told at once, and give the point that its pictures are about.
 
     Raises:
@@ -131,10 +131,8 @@ def queries(args: argparse.Namespace, opened: Opened, what: list[str]) -> list[t
         view = look(image, opened)
         if args.click:
             points.append(click.ask(view))
-        elif args.query or set(MODULES) & set(what):
-            points.append(choose_query(opened, view, args.query, args.conf, args.classes))
         else:
-            points.append(view.centre)
+            points.append(choose_query(opened, view, args.query, args.conf, args.classes))
     return points
 
 
@@ -163,7 +161,7 @@ def explain(args: argparse.Namespace) -> None:
     allowed_classes(opened, args.classes)
     if not opened.trained:
         print(f"warning: {args.model} has no weights yet: the pictures show an untrained model", file=sys.stderr)
-    points, pictures = queries(args, opened, what), []
+    points, pictures = queries(args, opened), []
     out = folder(args.out, opened.name)
     for name, figure in figures(args, opened, what, points):
         pictures.append(sheet.save(figure, out / f"{name}.png"))

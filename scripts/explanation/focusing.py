@@ -161,7 +161,8 @@ def rows(call: Call, m: FocusedLinearAttention, position: int, factor: float) ->
         factor: The exponent: the module's own, or 1 for the attention before focusing.
 
     Returns:
-        (heads, M) shares of the positions; those of a head sum to 1.
+        (heads, M) shares of the positions. Those of a head sum to 1, but for the 1e-6: to less where queries and keys
+        hardly have anything in common.
     """
     inverse_scale = F.softplus(m.scale.float()).reciprocal().flatten()
     q, k = (
@@ -188,9 +189,13 @@ def on_map(values: np.ndarray, stride: int, size: tuple[int, int]) -> np.ndarray
 
 
 def effective(shares: torch.Tensor) -> float:
-    """Compute the effective number of positions of (heads, M) shares, mean of the heads."""
-    shares = shares / shares.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
-    return float(torch.special.entr(shares).sum(dim=-1).exp().mean())
+    """Compute the effective number of positions of (heads, M) shares, mean of the heads.
+
+    A head counts as much as its shares sum to: nothing where the ReLU leaves nothing of the query.
+    """
+    sums = shares.sum(dim=-1).clamp(min=torch.finfo(shares.dtype).tiny)
+    entropies = torch.special.entr(shares / sums.unsqueeze(-1)).sum(dim=-1)
+    return float((entropies.exp() * sums).sum() / sums.sum())
 
 
 def draw(found: list[Focusing], view: View, opened: Opened) -> Figure:

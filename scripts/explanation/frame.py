@@ -17,6 +17,8 @@ from ultralytics.models.rtdetr.predict import RTDETRPredictor
 from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.utils.patches import imread
 
+PILLOWS = ".bmp", ".jpeg", ".jpg", ".png", ".webp"  # of which Pillow tells whether they are whole
+
 
 class Frame:
     """Where an image lies in a network's input. All points are (x, y), with the origin in the upper left corner.
@@ -116,7 +118,8 @@ def look(image: str | Path | np.ndarray | View, opened: Opened) -> View:
     letterbox = LetterBox(opened.size, scale_fill=RTDETRPredictor.scale_fill)
     weight = next(opened.net.parameters())
     seen = np.ascontiguousarray(letterbox(image=pixels)[..., ::-1].transpose(2, 0, 1))  # (3, H, W), RGB
-    x = torch.from_numpy(seen)[None].to(weight.device, weight.dtype) / 255
+    with torch.inference_mode(False):  # else it could have no gradient, whoever calls
+        x = torch.from_numpy(seen)[None].to(weight.device, weight.dtype) / 255
     return View(name, pixels, x, Frame(pixels.shape[:2], letterbox))
 
 
@@ -135,17 +138,18 @@ def read(file: Path) -> np.ndarray:
         f.read(1)
     pixels = imread(file)
     if pixels is None or pixels.ndim != 3:
-        raise Refused(f"{file} is no image that OpenCV can read")
-    check_whole(file)
+        raise Refused(f"{file} is no image that OpenCV can read, or is damaged")
+    if file.suffix.lower() in PILLOWS:
+        check_whole(file)
     return pixels
 
 
 def check_whole(file: Path) -> None:
-    """Raise a `ValueError` for an image that is cut, of which OpenCV gives what is left."""
+    """Raise a `ValueError` for an image that is cut, of which some releases of OpenCV give what is left."""
     try:
         with Image.open(file) as image:
             image.load()
-    except (UnidentifiedImageError, Image.DecompressionBombError):  # not Pillow's to judge
+    except (UnidentifiedImageError, ImportError, Image.DecompressionBombError):  # not Pillow's to judge
         pass
     except (OSError, SyntaxError, ValueError) as e:
         raise Refused(f"{file} is damaged or cut: {e}") from e

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ultralytics import YOLO
 from ultralytics.engine.model import Model
@@ -157,12 +158,16 @@ def prepared(net: nn.Module) -> Iterator[None]:
     training = {m: m.training for m in net.modules()}
     needed = {p: p.requires_grad for p in net.parameters()}
     kept = {name: vars(head)[name] for name in CACHES if name in vars(head)}
+    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
+    handles = [m.register_forward_hook(lay_out_gradient) for m in norms]
     net.eval().requires_grad_(False)
     head.shapes = []
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
+        for handle in handles:
+            handle.remove()
         for m, was in training.items():
             m.training = was
         for p, was in needed.items():
@@ -170,6 +175,16 @@ def prepared(net: nn.Module) -> Iterator[None]:
         for name in CACHES:
             vars(head).pop(name, None)
         vars(head).update(kept)
+
+
+def lay_out_gradient(m: nn.Module, _: tuple, out: torch.Tensor) -> None:
+    """Give a batch norm a gradient that lies in memory as usual.
+
+    On a CPU, torch's (seen in 2.15) is wrong for one image whose gradient comes from tokens, transposed, as that of the
+    decoder's inputs does: it reads it in another order.
+    """
+    if out.requires_grad:
+        out.register_hook(torch.Tensor.contiguous)
 
 
 def sources(net: nn.Module) -> dict[int, Source]:

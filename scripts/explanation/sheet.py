@@ -20,6 +20,7 @@ from matplotlib import patheffects
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -36,6 +37,7 @@ WIDTH, LEFT, RIGHT, ABOVE, BELOW, TITLE = 4.0, 0.45, 0.15, 0.5, 0.85, 0.7  # inc
 BAR = 0.14  # inches of a colour bar's height
 LINE = 0.14  # inches of a line of small text
 TAG = 0.045  # of a panel's width that a detection's number takes
+STEPS = sorted(product(range(-9, 10), repeat=2), key=lambda step: (abs(step[0]) + abs(step[1]), step))  # from a corner
 SHOWN = 1280  # pixels of an image's longer side that are drawn
 HEAT, SCORES, ALPHA = "inferno", "viridis", 0.65
 GROUND = -96, 351  # what would be black and white where an image is the ground for colours: it has less contrast
@@ -141,6 +143,10 @@ def bar(panel: Panel, artist: Artist, meaning: str) -> None:
     axis = panel.figure.add_axes(panel.under, facecolor="0.5")  # as an image's middle grey is under the colours
     panel.figure.colorbar(artist, cax=axis, orientation="horizontal").set_label(meaning, fontsize=8, labelpad=1)
     axis.tick_params(labelsize=7)
+    if isinstance(artist.norm, LogNorm):
+        return
+    axis.locator_params(axis="x", nbins=6)
+    axis.ticklabel_format(useOffset=False)
 
 
 def mark(panel: Panel, point: Sequence[float]) -> Artist:
@@ -151,7 +157,7 @@ def mark(panel: Panel, point: Sequence[float]) -> Artist:
 
 def boxes(panel: Panel, found: Detections, names: dict[int, str], shape: tuple[int, int]) -> None:
     """Draw detections with their numbers, and under the panel what the numbers are."""
-    taken: set[tuple[int, int]] = set()
+    taken: list[tuple[float, float]] = []
     for i, (box, number) in enumerate(zip(found.boxes, found.classes)):
         outline(panel, box, COLOURS[number % len(COLOURS)])
         tag(panel, str(i + 1), free(box, shape, taken), COLOURS[number % len(COLOURS)])
@@ -164,15 +170,17 @@ def hints(panel: Panel, found: Detections) -> None:
         panel.axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", lw=0.8))
 
 
-def free(box: np.ndarray, shape: tuple[int, int], taken: set[tuple[int, int]]) -> tuple[float, float]:
-    """Give a point at a box's upper left corner where no other detection's number is."""
+def free(box: Sequence[float], shape: tuple[int, int], taken: list[tuple[float, float]]) -> tuple[float, float]:
+    """Give a point in an image, at a box's upper left corner or near, where no other detection's number is."""
     side = TAG * max(shape)
-    for down, along in product(range(20), repeat=2):
-        cell = round(box[0] / side) + along, round(box[1] / side) + down
-        if not any((cell[0] + i, cell[1] + j) in taken for i, j in product((-1, 0, 1), repeat=2)) or down == 19:
+    for along, down in STEPS:
+        x, y = (
+            min(max(0, t), most - side) for t, most in zip((box[0] + along * side, box[1] + down * side), shape[::-1])
+        )
+        if all(max(abs(x - other[0]), abs(y - other[1])) > 0.99 * side for other in taken):
             break
-    taken.add(cell)
-    return min(box[0] + along * side, shape[1] - side), min(box[1] + down * side, shape[0] - side)
+    taken.append((x, y))
+    return x, y
 
 
 def tag(panel: Panel, text: str, point: Sequence[float], colour: str) -> None:
