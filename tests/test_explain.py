@@ -298,23 +298,32 @@ def test_receptive_fields_grow_and_are_means(models):
 @pytest.mark.parametrize("name", TINY)
 def test_gradients_are_differences(name):
     """Of one image: torch's batch norm on a CPU has a wrong one where a gradient lies in memory as tokens do."""
-    net, x = lively(name).model.double(), torch.rand(1, 3, 64, 96).double()
-    head = net.model[-1]
+    net, x = lively(name).model.double(), torch.rand(1, 3, 64, 64).double()
+    wanted = network.chosen_sources(net)
     with network.prepared(net):
-        with network.recorded(net, network.chosen_sources(net)) as maps:
-            _, logits = network.run(net, x)
-        which = int(logits.argmax())
 
-        def score(inputs: list[torch.Tensor]) -> torch.Tensor:
-            return head(inputs)[1][1][-1, 0].flatten()[which]
+        def middles(x: torch.Tensor) -> torch.Tensor:
+            """The sums whose gradients are receptive fields."""
+            with network.recorded(net, wanted) as maps:
+                network.run(net, x)
+            inputs[:] = maps
+            return torch.stack([m[0, :, m.shape[2] // 2, m.shape[3] // 2].sum() for m in maps])
 
-        inputs = [m.detach().requires_grad_() for m in maps]
-        grads = torch.autograd.grad(score(inputs), inputs)
-        step = [1e-6 * torch.randn_like(m) for m in maps]
-        with torch.no_grad():
-            found = score([m + s for m, s in zip(inputs, step)]) - score([m - s for m, s in zip(inputs, step)])
-    expected = 2 * sum((g * s).sum() for g, s in zip(grads, step))
-    assert abs(float(expected)) > 1e-9 and float(found) == pytest.approx(float(expected), rel=1e-3)
+        def score(maps: list[torch.Tensor]) -> torch.Tensor:
+            """What the head scores a query of these maps with."""
+            return net.model[-1](maps)[1][1][-1, 0].flatten()[:1]
+
+        inputs: list[torch.Tensor] = []
+        middles(x)
+        maps = [m.detach() for m in inputs]
+        for function, points in ((score, maps), (lambda points: middles(*points), [x])):
+            values = function([p.requires_grad_() for p in points])
+            for i, value in enumerate(values):
+                grads = torch.autograd.grad(value, points, retain_graph=i + 1 < len(values))
+                steepness = sum((g**2).sum() for g in grads).sqrt()  # what a step along the gradient must change
+                ends = [[(p + t * g / steepness).detach() for p, g in zip(points, grads)] for t in (-1e-4, 1e-4)]
+                before, after = (float(function(end)[i].detach()) for end in ends)
+                assert steepness > 0 and (after - before) / 2e-4 == pytest.approx(float(steepness), rel=0.02, abs=5e-7)
 
 
 LETTERBOXES = {"stretched": True, "padded": False}

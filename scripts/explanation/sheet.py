@@ -191,7 +191,7 @@ def tag(panel: Panel, text: str, point: Sequence[float], colour: str) -> None:
 
 def listed(found: Detections, names: dict[int, str]) -> list[str]:
     """Write what detections are, a class after the other, in lines as wide as a panel."""
-    numbered = [(names[int(c)], f"{i + 1} ({s:.2f})") for i, (c, s) in enumerate(zip(found.classes, found.scores))]
+    numbered = [(names[int(c)], f"{i + 1}\u00a0({s:.2f})") for i, (c, s) in enumerate(zip(found.classes, found.scores))]
     order = sorted(numbered, key=lambda pair: pair[0])
     lines = [f"{name}: {', '.join(n for _, n in pairs)}" for name, pairs in groupby(order, key=lambda pair: pair[0])]
     return [part for line in lines for part in textwrap.wrap(line, 62)]
