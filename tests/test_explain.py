@@ -157,6 +157,11 @@ def test_rows_of_focused_attention_are_what_the_module_attends_with(sr_ratio, si
     attended = (shares @ call.v[0]).transpose(0, 1).flatten(1)[None]  # (1, N, C)
     torch.testing.assert_close(attended, call.attended, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(m.proj(attended), out.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5)
+    view = look_at(blobs(*(32 * side for side in size)))
+    found = focusing.at(call, m, "m", view, (32 * 1 + 5, 32 * 6 + 30))
+    assert (found.position, found.keys) == ((6, 1), (h, w))
+    expected = shares[:, 6 * size[1] + 1].mean(dim=0).view(h, w).numpy()
+    np.testing.assert_allclose(found.after[: sr_ratio * h : sr_ratio, : sr_ratio * w : sr_ratio], expected, atol=1e-6)
     plain = torch.stack([focusing.rows(call, m, i, 1.0) for i in positions], dim=1)
     # Before focusing it is attention with a ReLU for a kernel
     q, k = ((F.relu(t[0]) + 1e-6) / F.softplus(m.scale[0]) for t in (call.q, call.k))
@@ -188,7 +193,7 @@ def test_focusing_of_a_model(models):
     assert 1 <= found.effective_after < found.effective_before <= 60
 
 
-@pytest.mark.parametrize("size", [(12, 8), (13, 10)])
+@pytest.mark.parametrize("size", [(12, 10), (13, 8)])
 def test_routed_regions_are_those_that_the_module_attends_to(size):
     """What moves a region's pixels and keeps their mean changes no routing: it shows who attends to the region."""
     m = BiLevelRoutingAttention_nchw(32, num_heads=2, n_win=4, topk=3, side_dwconv=0).eval()

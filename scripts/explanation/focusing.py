@@ -164,7 +164,7 @@ def rows(call: Call, m: FocusedLinearAttention, position: int, factor: float) ->
         (heads, M) shares of the positions. Those of a head sum to 1, but for the 1e-6: to less where queries and keys
         hardly have anything in common.
     """
-    inverse_scale = F.softplus(m.scale.float()).reciprocal().flatten()
+    inverse_scale = F.softplus(m.scale.detach().float()).reciprocal().flatten()
     q, k = (
         split_heads(focus(t, inverse_scale, factor)[0], m.num_heads)[0]
         for t in (call.q[:, position : position + 1], call.k)
