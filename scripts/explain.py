@@ -45,7 +45,10 @@ OWNERS = {
 
 def point(text: str) -> tuple[float, float]:
     """Read X,Y."""
-    x, y = (float(part) for part in text.split(","))
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected X,Y in pixels, such as 320,240") from None
     return x, y
 
 

@@ -507,6 +507,15 @@ def text(folder: Path, name: str) -> Path:
     return file
 
 
+ROW = "nc: 3\nbackbone:\n  - [-1, 1, Nope, [3]]\nhead:\n  - [-1, 1, RTDETRDecoder, [3]]\n"
+
+
+def broken(folder: Path, content: str) -> Path:
+    file = folder / "broken.yaml"
+    file.write_text(content, encoding="utf-8")
+    return file
+
+
 def nan(folder: Path) -> Path:
     model = lively("rtdetr-tiny")
     model.model.model[3].m[0].conv.weight.data[0] = float("nan")
@@ -518,6 +527,8 @@ M = "rtdetr-tiny.yaml"
 ERRORS = {
     "missing model": (lambda d, i: ["none.pt", i], "none.pt does not exist"),
     "missing YAML": (lambda d, i: ["none.yaml", i], "none.yaml"),
+    "broken YAML": (lambda d, i: [broken(d, "nc: [3\nbackbone: {"), i], "broken.yaml"),
+    "wrong row": (lambda d, i: [broken(d, ROW), i], "no module is named 'Nope'"),
     "exported": (lambda d, i: [onnx(d), i], "mine.onnx: explanations look into layers and need gradients, which an"),
     "no suffix": (lambda d, i: ["rtdetr-tiny", i], "rtdetr-tiny: explanations look into layers"),
     "no checkpoint": (lambda d, i: [text(d, "bad.pt"), i], "bad.pt is damaged or truncated"),

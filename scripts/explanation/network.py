@@ -111,7 +111,7 @@ def from_file(model: str | Path) -> Model:
     """Open a checkpoint or a model file."""
     file = Path(model)
     if file.suffix in YAMLS:
-        return YOLO(str(model))
+        return from_yaml(str(model))
     if file.suffix != ".pt":
         raise needs_network(model)
     if not file.exists() and file.name == str(model):
@@ -126,6 +126,17 @@ def from_file(model: str | Path) -> Model:
         if getattr(e, "plain", False):
             raise
         raise told(file, e) from e
+
+
+def from_yaml(model: str) -> Model:
+    """Build the model of a model file."""
+    try:
+        return YOLO(model)
+    except OSError:
+        raise
+    except Exception as e:  # whatever a module's constructor makes of its row
+        line = " ".join(str(e).split())
+        raise Refused(line if model in line else f"{model} cannot be built ({type(e).__name__}: {line})") from e
 
 
 def needs_network(model: Any) -> ValueError:
