@@ -282,8 +282,12 @@ def test_squares_hold_their_shares():
     gradient[10:21, 15:26] = 1
     assert field.squares(gradient, (20.5, 15.5), (0.5, 0.95, 1)) == (9, 11, 11)
     assert field.squares(gradient, (20.0, 15.5), (1,)) == (12,)
+    assert (field.median(gradient.sum(axis=0)), field.median(gradient.sum(axis=1))) == (20.5, 15.5)
     gradient = np.zeros((8, 8))
+    assert field.median(gradient[0]) == 4
     gradient[4, 4] = 1
+    assert field.median(gradient[4]) == 4.5
+    assert field.median(np.array([1.0, 1, 0, 0, 1, 1])) in (2, 4)
     assert field.squares(gradient, (4, 4)) == (2, 2)
     assert np.isnan(field.squares(np.zeros((4, 4)), (2, 2))).all()
 
@@ -294,7 +298,8 @@ def test_receptive_fields_grow_and_are_means(models):
     found = field.receptive_fields(model, [image], layers=[0, 1, 3], imgsz=(64, 96))
     assert [one.inputs for one in found] == [4] * 3 and found[0].gradient.shape == (64, 96)
     assert found[0].sides[1] < found[1].sides[1] < found[2].sides[1] <= 96
-    assert [one.centre for one in found] == [(50.0, 34.0), (50.0, 34.0), (52.0, 36.0)]
+    assert [one.position for one in found] == [(50.0, 34.0), (50.0, 34.0), (52.0, 36.0)]
+    assert all(np.abs(np.subtract(one.position, one.centre)).max() <= one.stride for one in found)
     alone = [field.receptive_fields(model, [i] * 4, [3], (64, 96))[0] for i in (image, image[:, ::-1].copy())]
     both = field.receptive_fields(model, [image, image[:, ::-1].copy()] * 2, [3], (64, 96))[0]
     np.testing.assert_allclose(both.gradient, (alone[0].gradient + alone[1].gradient) / 2, rtol=1e-4)
@@ -321,14 +326,16 @@ def test_gradients_are_differences(name):
         inputs: list[torch.Tensor] = []
         middles(x)
         maps = [m.detach() for m in inputs]
-        for function, points in ((score, maps), (lambda points: middles(*points), [x])):
+        for function, points, step in ((score, maps, 1e-5), (lambda points: middles(*points), [x], 2e-3)):
             values = function([p.requires_grad_() for p in points])
             for i, value in enumerate(values):
                 grads = torch.autograd.grad(value, points, retain_graph=i + 1 < len(values))
                 steepness = sum((g**2).sum() for g in grads).sqrt()  # what a step along the gradient must change
-                ends = [[(p + t * g / steepness).detach() for p, g in zip(points, grads)] for t in (-1e-4, 1e-4)]
+                ends = [[(p + t * g / steepness).detach() for p, g in zip(points, grads)] for t in (-step, step)]
                 before, after = (float(function(end)[i].detach()) for end in ends)
-                assert steepness > 0 and (after - before) / 2e-4 == pytest.approx(float(steepness), rel=0.02, abs=5e-7)
+                assert steepness > 0 and (after - before) / (2 * step) == pytest.approx(
+                    float(steepness), rel=0.02, abs=5e-7
+                )
 
 
 LETTERBOXES = {"stretched": True, "padded": False}

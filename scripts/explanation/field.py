@@ -3,7 +3,8 @@
 Paper: "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", NeurIPS 2016,
 https://arxiv.org/abs/1701.04128. The sum over channels of a layer's output at its middle position has a gradient with
 respect to the input; its size, summed over colours and averaged over inputs, is the field. The measure is the side of
-the smallest square around the position that holds half, or 95 %, of it.
+the smallest square around the field's middle that holds half, or 95 %, of it. That middle is its median along x and
+along y: strided convolutions put it up to half a stride beside the position's.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Field:
     Attributes:
         source: The layer.
         stride: Pixels of the input for a position of its map.
-        centre: Middle of the position, (x, y) in pixels of the input.
+        position: Middle of the position, (x, y) in pixels of the input.
+        centre: Middle of the field.
         gradient: (H, W) of the input, mean over the inputs.
         sides: Sides in pixels of the squares that hold the shares of `SHARES`; NaN where there is no gradient.
         inputs: How many inputs were averaged.
@@ -45,6 +47,7 @@ class Field:
 
     source: Source
     stride: int
+    position: tuple[float, float]
     centre: tuple[float, float]
     gradient: np.ndarray
     sides: tuple[float, ...]
@@ -113,8 +116,18 @@ def gradient_of_middle(m: torch.Tensor, x: torch.Tensor, retain_graph: bool = Fa
 def field(source: Source, size: tuple[int, int], gradient: np.ndarray, count: int) -> Field:
     """Measure a gradient, (H, W), of the middle of a map of (h, w)."""
     (h, w), (H, W) = size, gradient.shape
-    centre = (w // 2 + 0.5) * W / w, (h // 2 + 0.5) * H / h
-    return Field(source, round(H / h), centre, gradient, squares(gradient, centre), count)
+    position = (w // 2 + 0.5) * W / w, (h // 2 + 0.5) * H / h
+    centre = median(gradient.sum(axis=0)), median(gradient.sum(axis=1))
+    return Field(source, round(H / h), position, centre, gradient, squares(gradient, centre), count)
+
+
+def median(values: np.ndarray) -> float:
+    """Give the place, in pixels, that has half of the (n,) values of pixels on each side; their middle if all are 0."""
+    held = np.concatenate([[0.0], np.cumsum(values)])
+    if not (np.isfinite(held[-1]) and held[-1] > 0):
+        return len(values) / 2
+    i = int(np.searchsorted(held, held[-1] / 2, side="right")) - 1
+    return i + (held[-1] / 2 - held[i]) / values[i]
 
 
 def squares(gradient: np.ndarray, centre: tuple[float, float], shares: Sequence[float] = SHARES) -> tuple[float, ...]:
@@ -154,13 +167,13 @@ def draw_layer(panel: Panel, found: Field) -> None:
     style = {"cmap": sheet.HEAT, "norm": LogNorm(LEAST, 1), "interpolation": "nearest"}
     artist = panel.axis.imshow(shown, extent=(0, W, H, 0), **style)
     sheet.bar(panel, artist, "gradient, of the largest")
-    handles = []
+    handles = [sheet.mark(panel, found.position, "position")]
     for side, share, colour, style in zip(found.sides, SHARES, (sheet.SKY, "white"), ("-", "--")):
         if np.isfinite(side):
             box = x - side / 2, y - side / 2, x + side / 2, y + side / 2
             label = f"{share:.0%} in {side:.0f} x {side:.0f} px"
             handles.append(sheet.outline(panel, box, colour, style=style, label=label))
+    panel.axis.set(xlim=(0, W), ylim=(H, 0))
     name = f"{found.source.label}, stride {found.stride}"
-    sheet.titled(panel, name if handles else f"{name}: no gradient")
-    if handles:
-        sheet.legend(panel, handles, drop=sheet.BELOW)
+    sheet.titled(panel, name if np.isfinite(found.sides).all() else f"{name}: no gradient")
+    sheet.legend(panel, handles, drop=sheet.BELOW)

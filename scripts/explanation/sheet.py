@@ -149,10 +149,10 @@ def bar(panel: Panel, artist: Artist, meaning: str) -> None:
     axis.ticklabel_format(useOffset=False)
 
 
-def mark(panel: Panel, point: Sequence[float]) -> Artist:
-    """Mark the query; give what a legend shows of it."""
+def mark(panel: Panel, point: Sequence[float], label: str = "query") -> Artist:
+    """Mark a point; give what a legend shows of it."""
     edge = [patheffects.withStroke(linewidth=3.5, foreground="black")]
-    return panel.axis.plot(*point, "+", ms=13, mew=1.8, color="white", path_effects=edge, label="query")[0]
+    return panel.axis.plot(*point, "+", ms=13, mew=1.8, color="white", path_effects=edge, label=label)[0]
 
 
 def boxes(panel: Panel, found: Detections, names: dict[int, str], shape: tuple[int, int]) -> None:
@@ -214,7 +214,8 @@ def legend(panel: Panel, handles: list[Artist], drop: float = 0.34) -> None:
         "bbox_to_anchor": (0.5, -drop / high),
         "ncols": 3,
         "fontsize": 8,
-        "handlelength": 2.6,
+        "handlelength": 2.4,
+        "columnspacing": 1.2,
     }
     panel.axis.legend(handles=handles, facecolor="0.45", labelcolor="white", edgecolor="none", framealpha=1, **place)
 
