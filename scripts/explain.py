@@ -1,0 +1,190 @@
+"""Show what an RT-DETR looks at: pictures of one model and some images.
+
+    python scripts/explain.py best.pt photo.jpg                       all that the model has
+    python scripts/explain.py rtdetr-l-FLA.yaml photo.jpg --what focusing --query 320,240
+    python scripts/explain.py best.pt a.jpg b.jpg --layers 5 19 --imgsz 320
+
+cam       LayerCAM: where the evidence for the detections is, in each of the decoder's inputs or of --layers
+routing   BiFormer: the regions that the query's region attends to, in each such module
+focusing  FLatten: the attention of the query before and after focusing, in each such module
+field     effective receptive field: what of the input counts for the middle of each such layer
+
+Each is a PNG file, IMAGE-cam.png and so on, MODEL-field.png for all images together; contact.png has all of them.
+Layers are rows, as the model's summary numbers them; a multi-output backbone's row has several maps. The query is in
+pixels of the image. Pictures of an earlier command in the same folder are overwritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and look-ups take time
+
+from explanation import cam, click, field, focusing, routing, sheet  # noqa: E402
+from explanation.detections import allowed_classes, choose_query  # noqa: E402
+from explanation.frame import look  # noqa: E402
+from explanation.network import Opened, chosen_sources, open_model  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from ultralytics.nn.AddModules.errors import Refused  # noqa: E402
+
+MODULES = {"routing": routing.MODULE, "focusing": focusing.MODULE}
+KINDS = "cam", "routing", "focusing", "field"
+OWNERS = {
+    "routing": "BiFormer's; rtdetr-l-Biformer, rtdetr-l-HGBlock_Biformer and rtdetr-tiny-Biformer have it",
+    "focusing": "FLatten's; rtdetr-l-FLA, rtdetr-l-HGBlock_FLA and rtdetr-tiny-FLA have it",
+}
+
+
+def point(text: str) -> tuple[float, float]:
+    """Read X,Y."""
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected X,Y in pixels, such as 320,240") from None
+    return x, y
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    summary, _, details = __doc__.partition("\n")
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=summary, epilog=details, formatter_class=style)
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint (.pt) or a model file (.yaml, untrained)")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="image files")
+    parser.add_argument("--what", nargs="+", choices=KINDS, help="which pictures (all that the model has)")
+    query = parser.add_mutually_exclusive_group()
+    query.add_argument(
+        "--query",
+        type=point,
+        metavar="X,Y",
+        help="a point in pixels (the middle of the best detection, else the image's)",
+    )
+    query.add_argument("--click", action="store_true", help="choose the query in a window, for each image")
+    parser.add_argument("--layers", nargs="+", type=int, metavar="N", help="rows to look at (the decoder's inputs)")
+    parser.add_argument(
+        "--imgsz", nargs="+", type=int, metavar="N", help="side of the input, or height and width (as it was trained)"
+    )
+    parser.add_argument("--conf", type=float, default=0.25, help="least score; if none has it, the best serves (0.25)")
+    parser.add_argument("--classes", nargs="+", type=int, metavar="N", help="only detections of these classes")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (runs/explain/MODEL)")
+    args = parser.parse_args()
+    if not 0 <= args.conf <= 1:
+        parser.error(f"--conf {args.conf:g}: expected a score from 0 to 1")
+    return args
+
+
+def kinds(asked: list[str] | None, opened: Opened) -> list[str]:
+    """Give the kinds of pictures to make, by default all that a model has.
+
+    Raises:
+        ValueError: If one is asked for that it has not.
+    """
+    missing = [kind for kind, cls in MODULES.items() if not routing.paths(opened.net, cls)]
+    for kind in asked or ():
+        if kind in missing:
+            raise Refused(f"{opened.name} has no {MODULES[kind].__name__} for --what {kind}: it is {OWNERS[kind]}")
+    return [kind for kind in KINDS if kind in (asked or KINDS) and kind not in missing]
+
+
+def stems(images: list[Path]) -> list[str]:
+    """Name the pictures of each image by its stem, with a number where another one has that."""
+    names: list[str] = []
+    taken = {image.stem.lower() for image in images}  # as file systems may compare
+    for image in images:
+        name, n = image.stem, 1
+        while name.lower() in {other.lower() for other in names} or n > 1 and name.lower() in taken:
+            n += 1
+            name = f"{image.stem}-{n}"
+        names.append(name)
+    return names
+
+
+def folder(out: Path | None, name: str) -> Path:
+    """Make the folder of the pictures.
+
+    Raises:
+        OSError: If nothing can be written there.
+    """
+    out = out or Path("runs", "explain", name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as e:
+        raise Refused(f"{out} cannot be written to: {e.strerror or e}") from None
+    return out
+
+
+def queries(args: argparse.Namespace, opened: Opened) -> list[tuple[float, float]]:
+    """Read each image, so that one that cannot be read is told at once, and give the point that its pictures are about.
+
+    Raises:
+        ValueError: If an image is none, or does not have the point.
+        OSError: If one cannot be read.
+    """
+    points = []
+    for image in args.images:
+        view = look(image, opened)
+        if args.click:
+            points.append(click.ask(view))
+        else:
+            points.append(choose_query(opened, view, args.query, args.conf, args.classes))
+    return points
+
+
+def figures(
+    args: argparse.Namespace, opened: Opened, what: list[str], points: list[tuple[float, float]]
+) -> Iterator[tuple[str, Figure]]:
+    """Draw, one picture after the other, with the name of each."""
+    for name, image, query in zip(stems(args.images), args.images, points):
+        view = look(image, opened)
+        if "cam" in what:
+            found = cam.layer_cam(opened, view, args.layers, args.conf, args.classes)
+            yield f"{name}-cam", cam.draw(found, view, opened)
+        if "routing" in what:
+            yield f"{name}-routing", routing.draw(routing.routing(opened, view, query), view, opened)
+        if "focusing" in what:
+            yield f"{name}-focusing", focusing.draw(focusing.focusing(opened, view, query), view, opened)
+    if "field" in what:
+        yield f"{opened.name}-field", field.draw(field.receptive_fields(opened, args.images, args.layers), opened)
+
+
+def explain(args: argparse.Namespace) -> None:
+    """Draw and write all pictures, and print the name of each file; what cannot be done is told before the first."""
+    opened = open_model(args.model, args.imgsz)
+    what = kinds(args.what, opened)
+    chosen_sources(opened.net, args.layers)
+    allowed_classes(opened, args.classes)
+    if not opened.trained:
+        print(f"warning: {args.model} has no weights yet: the pictures show an untrained model", file=sys.stderr)
+    points, pictures = queries(args, opened), []
+    out = folder(args.out, opened.name)
+    for name, figure in figures(args, opened, what, points):
+        pictures.append(sheet.save(figure, out / f"{name}.png"))
+        print(out / f"{name}.png", flush=True)
+    sheet.contact(pictures, out / "contact.png")
+    print(out / "contact.png")
+
+
+def main() -> int:
+    """Draw, or say in a line why not."""
+    args = parse()
+    try:
+        explain(args)
+    except (Refused, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""RT-DETRs opened to be looked into: their rows and the maps these give, with or without gradients, and detections."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ultralytics import YOLO
+from ultralytics.engine.model import Model
+from ultralytics.nn.AddModules.compatibility import bare
+from ultralytics.nn.AddModules.decoder import head_of
+from ultralytics.nn.AddModules.errors import Refused
+from ultralytics.nn.AddModules.opening import told
+from ultralytics.utils import SETTINGS
+from ultralytics.utils.checks import check_imgsz
+
+YAMLS = ".yaml", ".yml"
+SIZE = 640  # pixels, where nothing says what a model was trained with
+CACHES = "shapes", "anchors", "valid_mask"  # that RT-DETR's head keeps from one image to the next
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network to look into.
+
+    Attributes:
+        net: The network, an RT-DETR's.
+        name: The stem of its file.
+        size: Height and width of its input in pixels.
+        trained: Whether its weights come from a checkpoint.
+    """
+
+    net: nn.Module
+    name: str
+    size: tuple[int, int]
+    trained: bool
+
+    @property
+    def title(self) -> str:
+        """What a picture says of it: a checkpoint's name, such as best, says little."""
+        file = Path(getattr(self.net, "yaml", {}).get("yaml_file", "")).stem
+        return self.name if file in ("", self.name) else f"{self.name} ({file})"
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """The names of the classes."""
+        return self.net.names
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a map comes from.
+
+    Attributes:
+        layer: Its index, as later rows' `from` names it.
+        row: The row that gives it, as the model's summary numbers it: another number behind a multi-output backbone.
+        output: Which of the row's outputs it is; None where the row has one only.
+        module: The row's module.
+    """
+
+    layer: int
+    row: int
+    output: int | None
+    module: str
+
+    @property
+    def label(self) -> str:
+        """What a picture says of it."""
+        return f"row {self.row} {self.module}" + (f" (layer {self.layer})" if self.layer != self.row else "")
+
+
+def open_model(model: str | Path | Model | nn.Module | Opened, imgsz: int | Sequence[int] | None = None) -> Opened:
+    """Open a model, or take one that is open.
+
+    Args:
+        model: A checkpoint, a model file, or what was made of one.
+        imgsz: Side of the input, or its height and width, in pixels; None for what the model was trained with.
+
+    Raises:
+        ValueError: If it is no RT-DETR, or not a network of PyTorch's.
+        OSError: If the file cannot be read.
+    """
+    if isinstance(model, Opened):
+        return model if imgsz is None else Opened(model.net, model.name, input_size(model.net, imgsz), model.trained)
+    name, trained = "model", True
+    if isinstance(model, (str, Path)):
+        name, trained = Path(model).stem, Path(model).suffix not in YAMLS
+        model = from_file(model)
+    if isinstance(model, Model):
+        name, trained = Path(str(model.model_name or name)).stem, bool(model.ckpt) and trained
+        model = model.model
+    net = bare(model) if isinstance(model, nn.Module) else model
+    if not isinstance(net, nn.Module):
+        raise needs_network(model)
+    if head_of(net) is None:
+        head = type(getattr(net, "model", [net])[-1]).__name__
+        raise Refused(f"{name} is no RT-DETR: its head is {head}, and these pictures are of an RT-DETR")
+    if (channels := getattr(net, "yaml", {}).get("channels", 3)) != 3:
+        raise Refused(f"{name} takes images of {channels} channels; these pictures are of colour images, of 3")
+    return Opened(net, name, input_size(net, imgsz), trained)
+
+
+def from_file(model: str | Path) -> Model:
+    """Open a checkpoint or a model file."""
+    file = Path(model)
+    if file.suffix in YAMLS:
+        return from_yaml(str(model))
+    if file.suffix != ".pt":
+        raise needs_network(model)
+    if not file.exists() and file.name == str(model):
+        file = Path(SETTINGS["weights_dir"]) / file  # where upstream looks next
+    if not file.is_file():
+        raise Refused(f"{model} does not exist")
+    try:
+        return YOLO(str(file))
+    except OSError:
+        raise
+    except Exception as e:  # whatever a file that is no checkpoint of upstream's makes a pickle raise
+        if getattr(e, "plain", False):
+            raise
+        raise told(file, e) from e
+
+
+def from_yaml(model: str) -> Model:
+    """Build the model of a model file."""
+    try:
+        return YOLO(model)
+    except OSError:
+        raise
+    except Exception as e:  # whatever a module's constructor makes of its row
+        line = " ".join(str(e).split())
+        raise Refused(line if model in line else f"{model} cannot be built ({type(e).__name__}: {line})") from e
+
+
+def needs_network(model: Any) -> ValueError:
+    """Build the error for what has no layers to look into."""
+    return Refused(
+        f"{model}: explanations look into layers and need gradients, which an exported model has not; "
+        "give the checkpoint (.pt) or a model file (.yaml)"
+    )
+
+
+def input_size(net: nn.Module, imgsz: int | Sequence[int] | None) -> tuple[int, int]:
+    """Give height and width of the input in pixels, multiples of the largest stride as in `yolo predict`."""
+    args = getattr(net, "args", {})
+    imgsz = imgsz or (args if isinstance(args, dict) else vars(args)).get("imgsz") or SIZE
+    sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise Refused(f"imgsz={imgsz}: expected one side in pixels, or height and width")
+    height, width = check_imgsz(sides, stride=net.stride, min_dim=2)
+    return height, width
+
+
+@contextlib.contextmanager
+def prepared(net: nn.Module) -> Iterator[None]:
+    """Let gradients flow through a network as it predicts, and leave it as it was.
+
+    The weights need no gradients: a graph is made of what follows the rows that are looked at, and no more. The head
+    makes its anchors anew, since those that a prediction left there may be tensors without a graph.
+    """
+    head = head_of(net)[1]
+    training = {m: m.training for m in net.modules()}
+    needed = {p: p.requires_grad for p in net.parameters()}
+    kept = {name: vars(head)[name] for name in CACHES if name in vars(head)}
+    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
+    handles = [m.register_forward_hook(lay_out_gradient) for m in norms]
+    net.eval().requires_grad_(False)
+    head.shapes = []
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for m, was in training.items():
+            m.training = was
+        for p, was in needed.items():
+            p.requires_grad_(was)
+        for name in CACHES:
+            vars(head).pop(name, None)
+        vars(head).update(kept)
+
+
+def lay_out_gradient(m: nn.Module, _: tuple, out: torch.Tensor) -> None:
+    """Give a batch norm a gradient that lies in memory as usual.
+
+    On a CPU, torch's (seen in 2.15) is wrong for one image whose gradient comes from tokens, transposed, as that of the
+    decoder's inputs does: it reads it in another order.
+    """
+    if out.requires_grad:
+        out.register_hook(torch.Tensor.contiguous)
+
+
+def sources(net: nn.Module) -> dict[int, Source]:
+    """List the maps that rows before the head give, by layer index; a multi-output backbone's row gives several."""
+    found, last = {}, -1
+    for row, m in enumerate(net.model[:-1]):
+        indices = [m.i] if m.i == last + 1 else range(last + 2, m.i + 1)  # the first of several stays empty
+        for output, layer in enumerate(indices):
+            found[layer] = Source(layer, row, None if len(indices) == 1 else output, module_name(m))
+        last = m.i
+    return found
+
+
+def module_name(m: nn.Module) -> str:
+    """Name a row's module as its row in the model file does, also where the row is repeated."""
+    return str(getattr(m, "type", type(m).__name__)).rpartition(".")[2]
+
+
+def chosen_sources(net: nn.Module, rows: Sequence[int] | None = None) -> list[Source]:
+    """Give the maps of some rows, or by default the decoder's inputs.
+
+    Args:
+        net: The network.
+        rows: Rows as the model's summary numbers them; a multi-output backbone's gives all its maps.
+
+    Raises:
+        ValueError: For a number that no row before the head has.
+    """
+    found, head = sources(net), net.model[-1]
+    if rows is None:
+        return [found[layer % head.i] for layer in head.f]
+    count = len(net.model) - 1
+    for row in rows:
+        if not 0 <= row < count:
+            raise Refused(f"layer {row}: expected a row from 0 to {count - 1}, as the model's summary numbers them")
+    return [source for row in dict.fromkeys(rows) for source in found.values() if source.row == row]
+
+
+@contextlib.contextmanager
+def recorded(net: nn.Module, wanted: list[Source]) -> Iterator[list[torch.Tensor]]:
+    """Record maps while a network runs, with the graph of what follows from the first row that gives one.
+
+    If the image needs a gradient, the graph begins there.
+
+    Yields:
+        A list that holds a (B, C, H, W) map for each source after the run, the tensors that later rows get.
+
+    Raises:
+        ValueError: If what a row gives is no map.
+    """
+    maps: list[torch.Tensor | None] = [None] * len(wanted)
+
+    def begin(m: nn.Module, inputs: tuple) -> tuple:
+        several = isinstance(inputs[0], (list, tuple))
+        starts = [x if x.requires_grad else x.detach().requires_grad_() for x in (inputs[0] if several else inputs)]
+        return (starts,) if several else tuple(starts)
+
+    def keep(m: nn.Module, _: Any, outputs: Any) -> None:
+        for i, source in enumerate(wanted):
+            if net.model[source.row] is m:
+                maps[i] = outputs if source.output is None else outputs[source.output]
+                if not isinstance(maps[i], torch.Tensor) or maps[i].ndim != 4:
+                    raise Refused(f"layer {source.row}: {source.module} gives no single feature map")
+
+    rows = sorted({source.row for source in wanted})
+    handles = [net.model[rows[0]].register_forward_pre_hook(begin)]
+    handles += [net.model[row].register_forward_hook(keep) for row in rows]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run(net: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Detect in an image.
+
+    Args:
+        net: The network.
+        x: The image, (1, 3, H, W), from 0 to 1.
+
+    Returns:
+        Boxes (queries, 4), centre and size as shares of the input's sides, and logits (queries, classes), of the
+        decoder's last layer.
+
+    Raises:
+        ValueError: If a module does not take maps of this size, or scores are not finite.
+    """
+    try:
+        _, (boxes, logits, *_) = net(x)
+    except ValueError as e:
+        raise Refused(f"the model does not take an input of {x.shape[2]} x {x.shape[3]} px: {e}") from e
+    if not torch.isfinite(logits).all():
+        raise Refused("the model's scores are not finite: there is nothing to explain; are its weights whole?")
+    return boxes[-1, 0], logits[-1, 0]
