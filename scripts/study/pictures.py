@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from explanation.cam import layer_cam
 
 from study.plan import FOUND, Run
 from study.validation import Validation
@@ -50,11 +51,27 @@ def detections(run: Run, index: int, image: np.ndarray) -> tuple[bytes, str]:
     return drawn(image, found, found.box[mine], found.conf[mine], found.cls[mine]), said
 
 
+def heat(run: Run, image: np.ndarray) -> bytes:
+    """Lay LayerCAM of the decoder's inputs, all levels together, over an image, as JPEG.
+
+    Raises:
+        ValueError: For a model that is no RT-DETR.
+    """
+    found = layer_cam(run.best, image, imgsz=run.outcome["imgsz"], conf=CONFIDENCE).together
+    colours = cv2.applyColorMap((255 * found).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
+    return jpeg(cv2.resize(cv2.addWeighted(colours, 0.6, image, 0.4, 0), None, fx=(scale := scale_of(image)), fy=scale))
+
+
+def scale_of(image: np.ndarray) -> float:
+    """Give the factor that brings an image to `SIDE`."""
+    return SIDE / max(image.shape[:2])
+
+
 def drawn(
     image: np.ndarray, found: Validation, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, conf: bool = True
 ) -> bytes:
     """Draw boxes on an image, which is brought to `SIDE` first so that labels can be read."""
-    scale = SIDE / max(image.shape[:2])
+    scale = scale_of(image)
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     rows = np.concatenate([boxes * scale, scores[:, None], classes[:, None]], 1)
     names = dict(enumerate(map(str, found.names)))

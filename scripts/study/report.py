@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from study import architecture, figures, pictures, tables
 from study.plan import FOUND, Run, Study, versions
@@ -141,7 +143,7 @@ def class_plots(rows: list[dict]) -> list[dict[str, str]]:
 
 
 def shown(study: Study, ready: dict[str, Run]) -> dict[str, list[dict[str, Any]]]:
-    """Draw images with detections and heat maps, side by side."""
+    """Draw images with detections, and some with heat maps, side by side."""
     found = Validation.load(next(iter(ready.values())).folder / FOUND)
     root = Path(check_det_dataset(study.settings["data"])["path"])
     images, heat = [], []
@@ -152,18 +154,35 @@ def shown(study: Study, ready: dict[str, Run]) -> dict[str, list[dict[str, Any]]
         except OSError as e:
             LOGGER.warning(f"{e}; the report is without it")
             continue
-        there = source(pictures.truth(found, index, image), "image/jpeg")
-        objects = int((found.target_image == index).sum())
-        row = [
-            {"source": there, "caption": f"truth: {objects} objects", "alt": f"{name} with {objects} objects drawn in"}
-        ]
-        for label, run in ready.items():
-            jpeg, said = pictures.detections(run, index, image)
-            row.append(
-                {"source": source(jpeg, "image/jpeg"), "caption": f"{label}: {said}", "alt": f"{name}, {label}: {said}"}
-            )
-        images.append({"name": name, "pictures": row})
-    return {"images": images, "heat": heat}
+        images.append({"name": name, "pictures": list(side_by_side(found, index, image, ready))})
+        if len(heat) < HEATED:
+            heat.append({"name": name, "pictures": list(heat_maps(image, name, ready))})
+    return {"images": images, "heat": [row for row in heat if row["pictures"]]}
+
+
+def picture(jpeg: bytes, caption: str, alt: str) -> dict[str, str]:
+    """Give a photograph for the page, with its content in words."""
+    return {"source": source(jpeg, "image/jpeg"), "caption": caption, "alt": alt}
+
+
+def side_by_side(found: Validation, index: int, image: np.ndarray, ready: dict[str, Run]) -> Iterator[dict[str, str]]:
+    """Draw what is in an image, and what each model finds."""
+    name, objects = found.images[index], int((found.target_image == index).sum())
+    yield picture(
+        pictures.truth(found, index, image), f"truth: {objects} objects", f"{name} with {objects} objects drawn in"
+    )
+    for label, run in ready.items():
+        jpeg, said = pictures.detections(run, index, image)
+        yield picture(jpeg, f"{label}: {said}", f"{name}, {label}: {said}")
+
+
+def heat_maps(image: np.ndarray, name: str, ready: dict[str, Run]) -> Iterator[dict[str, str]]:
+    """Draw where each model that is an RT-DETR has its evidence."""
+    for label, run in ready.items():
+        try:
+            yield picture(pictures.heat(run, image), label, f"{name}, heat map of {label}")
+        except ValueError as e:
+            LOGGER.warning(f"No heat map of {label}: {e}")
 
 
 def architectures(ready: dict[str, Run]) -> list[dict[str, Any]]:
