@@ -10,6 +10,7 @@ from ultralytics.nn.AddModules.checkpoints import at_home, atomic, guarded, resu
 from ultralytics.nn.AddModules.decoder import whole_only
 from ultralytics.nn.AddModules.exports import remembered, verified
 from ultralytics.nn.AddModules.finite import calm, clipped, watched
+from ultralytics.nn.AddModules.gradients import laid_out
 from ultralytics.nn.AddModules.launcher import is_launched
 from ultralytics.nn.AddModules.opening import intact, opened, reading
 from ultralytics.nn.AddModules.recipe import advised, slow_backbone, sound
@@ -22,7 +23,7 @@ TRAINER = {
     "check_resume": (whole_only, at_home, sound),
     "setup_model": (reported,),
     "build_optimizer": (slow_backbone,),
-    "_setup_train": (advised, watched),
+    "_setup_train": (advised, watched, laid_out),
     "optimizer_step": (clipped,),
     "save_model": (whole,),
     "resume_training": (resumable,),
