@@ -33,7 +33,7 @@ os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network,
 from filelock import FileLock, Timeout  # noqa: E402
 from study import cluster, local, tables, taken  # noqa: E402
 from study.cost import costs  # noqa: E402
-from study.plan import OWN, Run, Study, labels  # noqa: E402
+from study.plan import OWN, Run, Study, labels, trained_with  # noqa: E402
 from study.report import report  # noqa: E402
 from study.results import check_images, summarise  # noqa: E402
 
@@ -139,7 +139,7 @@ def measured(study: Study, ready: dict[str, Run], args: argparse.Namespace) -> d
     files, imgsz = {label: run.best for label, run in ready.items()}, first.outcome["imgsz"]
     if args.on == "ray":
         return cluster.time_models(files, imgsz, args.address, resources(args))
-    device = select_device(first.trained_with.get("device") or "", verbose=False)
+    device = select_device(trained_with(first.best).get("device") or "", verbose=False)
     return costs(files, imgsz, device)
 
 

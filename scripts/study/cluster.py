@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import secrets
+import socket
 import tarfile
 import tempfile
 import time
@@ -38,15 +39,18 @@ def connect(address: str) -> Any:
         Refused: If Ray is not installed, or no cluster is there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    host, _, port = address.rpartition(":")
     try:
         import ray
     except ImportError:
         raise Refused("--on ray needs the package ray: uv run --extra cluster python scripts/compare.py …") from None
     try:
+        if host and "://" not in address:  # Ray itself waits for minutes, and ends the process then
+            socket.create_connection((host, int(port)), 5).close()
         variables = {name: os.environ[name] for name in ("YOLO_OFFLINE", "YOLO_CONFIG_DIR") if name in os.environ}
         code = {"working_dir": str(SCRIPTS), "excludes": ["*.pyc"], "env_vars": variables}
         ray.init(address=address, runtime_env=code, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError) as e:
+    except (OSError, ValueError, RuntimeError) as e:
         raise Refused(
             f"--on ray: no cluster at {address} ({str(e).splitlines()[0]}). `ray start --head` begins one, and "
             "`ray start --address=HOST:PORT` on each other machine joins it"

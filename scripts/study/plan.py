@@ -20,7 +20,7 @@ import numpy
 import torch
 
 import ultralytics
-from ultralytics.nn.AddModules.checkpoints import write
+from ultralytics.nn.AddModules.checkpoints import load, write
 from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_file
@@ -62,12 +62,6 @@ class Run:
         return self.trained / "weights" / "best.pt"
 
     @property
-    def trained_with(self) -> dict[str, Any]:
-        """The arguments that the trainer has written down."""
-        file = self.trained / "args.yaml"
-        return YAML.load(file) if file.is_file() else {}
-
-    @property
     def outcome(self) -> dict | None:
         """What the run came to, once it is over or has failed."""
         file = self.folder / OUTCOME
@@ -92,6 +86,14 @@ class Run:
         return " ".join(
             ["yolo train", f"model={self.model}", *(f"{k}={v}" for k, v in self.arguments(settings).items())]
         )
+
+
+def trained_with(file: Path) -> dict[str, Any]:
+    """Give the arguments with which a checkpoint was trained; `model` is what the run began with, if it was resumed."""
+    checkpoint = load(file)
+    written = (getattr(checkpoint["model"], "yaml", None) or {}).get("yaml_file")
+    arguments = checkpoint["train_args"]
+    return {**arguments, "model": written} if written and arguments.get("resume") else arguments
 
 
 def labels(models: list[str]) -> list[str]:

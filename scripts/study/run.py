@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from benchmark.measure import resident
 
-from study.plan import FOUND, Run, versions
+from study.plan import FOUND, Run, trained_with, versions
 from study.validation import validate
 from ultralytics import YOLO
 from ultralytics.nn.AddModules.checkpoints import KEY, load
@@ -67,7 +67,7 @@ def train(run: Run, settings: dict, watch: Callable | None) -> bool:
 
 def conclude(run: Run, settings: dict) -> dict:
     """Validate the best weights, and give what the run came to."""
-    arguments = run.trained_with
+    arguments = trained_with(run.best)
     kept = ("imgsz", "batch", "device", "workers", "single_cls")
     found, figures = validate(
         run.best, run.folder / "val", data=settings["data"], **{k: arguments[k] for k in kept if k in arguments}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from study.cost import SCOPE
-from study.plan import FOUND, Study, versions
+from study.plan import FOUND, Study, trained_with, versions
 from study.results import METRICS
 from study.taken import SEPARATE
 from study.validation import Validation
@@ -192,7 +192,7 @@ def notes(study: Study, rows: list[Row]) -> list[str]:
 
 def unequal(study: Study) -> list[str]:
     """Say in which arguments of the training the models differ, which is then a part of what is compared."""
-    first = {label: study.done(label)[0].trained_with for label in study.labels if study.done(label)}
+    first = {label: trained_with(study.done(label)[0].best) for label in study.labels if study.done(label)}
     keys = {key for arguments in first.values() for key in arguments} - {*SEPARATE, "model"}
     differ = {key: {label: a.get(key) for label, a in first.items()} for key in sorted(keys)}
     return [

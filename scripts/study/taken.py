@@ -1,14 +1,12 @@
-"""Take in runs that were made with plain `yolo train`: their folders, with args.yaml and weights/best.pt."""
+"""Take in runs that were made with plain `yolo train`: their folders, with weights/best.pt."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from study.plan import labels
-from ultralytics.nn.AddModules.checkpoints import load
+from study.plan import labels, trained_with
 from ultralytics.nn.AddModules.errors import Refused
-from ultralytics.utils import YAML
 
 SEPARATE = {
     "seed",
@@ -60,16 +58,14 @@ def take(folders: list[Path], data: str | None) -> tuple[dict[str, dict[str, Any
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Read a run's arguments.
+    """Read a run's arguments, from its checkpoint: those in args.yaml are others once a run was gone on with.
 
     Raises:
         Refused: If the folder is no run's, or its training never got to a checkpoint.
     """
-    for file in ("args.yaml", "weights/best.pt"):
-        if not (folder / file).is_file():
-            raise Refused(f"--from {folder}: {file} is missing there; a folder that `yolo train` has made holds it")
-    arguments = YAML.load(folder / "args.yaml")
-    if arguments.get("resume"):  # upstream then names the checkpoint that was gone on from
-        model = load(folder / "weights" / "best.pt")["model"]
-        arguments["model"] = (getattr(model, "yaml", None) or {}).get("yaml_file", arguments["model"])
-    return arguments
+    file = folder / "weights" / "best.pt"
+    if not file.is_file():
+        raise Refused(
+            f"--from {folder}: weights/best.pt is missing there; a folder that `yolo train` has made holds it"
+        )
+    return trained_with(file)

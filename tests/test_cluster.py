@@ -1,0 +1,137 @@
+"""A study's runs on a Ray cluster: two nodes on this machine, of which one is lost in the middle."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+from study import cluster, plan, run
+
+from ultralytics.nn.AddModules.errors import Refused
+from ultralytics.utils import YAML
+
+MODELS = ["rtdetr-tiny.yaml", "rtdetr-tiny-EMO.yaml"]
+ENVIRONMENT = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kill a node: what `ray start` has started, and all that came of it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+        for member in [*family, psutil.Process(process.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+    process.wait()
+
+
+@contextlib.contextmanager
+def node(*arguments: str):
+    """Start a node of one CPU, in the foreground of a process of its own."""
+    ray = Path(sys.executable).with_name("ray")
+    command = [str(ray), "start", "--block", "--num-cpus=1", "--disable-usage-stats", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+@pytest.fixture
+def nodes(tmp_path_factory):
+    """A cluster of two nodes: its address, and the second node's process."""
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    with node("--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"):
+        end_of_wait = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert time.monotonic() < end_of_wait
+            time.sleep(0.5)
+        with node(f"--address={address}", "--node-ip-address=127.0.0.1") as second:
+            yield address, second
+
+
+def test_a_node_is_lost(nodes, shapes, tmp_path):
+    """What it ran goes on from its checkpoint on the other."""
+    address, second = nodes
+    out = tmp_path / "study"
+    chosen = ["--models", *MODELS, "--data", str(shapes), "--seeds", "0", "--epochs", "60", "--out", str(out)]
+    where = ["--on", "ray", "--address", address]
+    command = [sys.executable, str(ROOT / "scripts" / "compare.py"), *chosen, *where]
+    settings = ["imgsz=64", "batch=4", "plots=False", "val=False", "--workers=0"]
+    with open(tmp_path / "log", "w") as log:
+        study = subprocess.Popen([*command, *settings], stdout=log, stderr=subprocess.STDOUT, env=ENVIRONMENT)
+    try:
+        runs = [out / "runs" / Path(model).stem / "seed-0" for model in MODELS]
+        end_of_wait = time.monotonic() + 300
+        while not all((folder / "results.csv").is_file() for folder in runs):  # both are some epochs ahead
+            assert study.poll() is None and time.monotonic() < end_of_wait, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        end(second)
+        assert study.wait(timeout=500) == 0, (tmp_path / "log").read_text()
+    finally:
+        study.kill()
+    found = json.loads((out / "study.json").read_text())
+    assert [(r["state"], r["epochs"]) for r in found["runs"]] == [("done", 60)] * 2
+    resumed = [bool(YAML.load(folder / "args.yaml").get("resume")) for folder in runs]
+    assert sorted(resumed) == [False, True]
+    said = (tmp_path / "log").read_text()
+    assert "2 of 2 runs are with the cluster" in said and "is over, 2 of 2" in said
+    assert (out / "report.html").is_file() and not (out / cluster.TOKEN).exists()
+    assert all(row["cost"]["ms"] > 0 for row in found["results"])
+
+
+class Silent:
+    """A board that nobody reads."""
+
+    class write:
+        remote = staticmethod(lambda *_: None)
+
+
+def test_a_node_that_does_not_see_the_folder(shapes, tmp_path):
+    """It works in a folder of its own, and the run comes back as an archive; a model of the user's own goes with it."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((ROOT / "cfg_custom" / "models" / "rtdetr-tiny.yaml").read_text(), encoding="utf-8")
+    there = plan.Run("mine", str(mine), 0, tmp_path / "study" / "runs" / "mine" / "seed-0")
+    arguments = {"epochs": 1, "imgsz": 64, "batch": 4, "plots": False, "workers": 0, "device": "cpu"}
+    settings = {"data": str(shapes), "arguments": arguments}
+    content, elsewhere = cluster.contents(there), replace(there, model="only/there/mine.yaml")
+    release = cluster.ultralytics.__version__
+    archive = cluster.work(elsewhere, settings, tmp_path / "study", "token", content, Silent, release)
+    assert not (tmp_path / "study").exists()
+    cluster.unpack(archive, there.folder)
+    assert there.is_done and there.best.is_file() and len(run.epochs(there.folder)) == 1
+    with pytest.raises(RuntimeError, match="ultralytics is .* on this node, and 1.0 where the study is"):
+        cluster.work(there, settings, tmp_path / "study", "token", None, Silent, "1.0")
+
+
+def test_no_cluster_is_one_line():
+    with pytest.raises(Refused, match="no cluster at 127.0.0.1:9 .*`ray start --head` begins one"):
+        cluster.connect("127.0.0.1:9")
+
+
+def test_what_no_node_has_is_refused():
+    class Ray:
+        @staticmethod
+        def nodes():
+            return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 1.0}}]
+
+    cluster.check_room(Ray, {"num_cpus": 2, "num_gpus": 0})
+    with pytest.raises(Refused, match="takes 1 CPUs and 1 GPUs, and no node has them .2 CPUs, 0 GPUs"):
+        cluster.check_room(Ray, {"num_cpus": 1, "num_gpus": 1})
+    assert cluster.device({"num_gpus": 2}) == "0,1" and cluster.device({"num_gpus": 0}) == "cpu"
