@@ -53,8 +53,12 @@ def shapes(tmp_path_factory) -> Path:
     return file
 
 
-def lively(name: str):
-    """Build a model each of whose parts counts, as in a trained one: in a fresh one most maps are nearly zero."""
+def lively(name: str, settled: bool = False):
+    """Build a model whose decoder layers differ and whose scores are spread: those of a fresh one do nothing.
+
+    Settled, the norms have the statistics of photographs, so that each part counts as in a trained model; in a large
+    one, with random weights, then also what rounding does.
+    """
     from ultralytics import RTDETR
     from ultralytics.nn.AddModules.parity import inputs
 
@@ -62,13 +66,14 @@ def lively(name: str):
     model = RTDETR(f"{name}.yaml")
     for p in model.model.parameters():
         p.data.add_(torch.randn_like(p) * (0.05 if p.ndim < 2 else 0.2 * p.std()))
-    norms = [m for m in model.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    norms = [m for m in model.model.modules() if settled and isinstance(m, torch.nn.BatchNorm2d)]
     for m in norms:
-        m.momentum = None  # the statistics become those of the photographs
+        m.momentum = None  # the mean of what it sees
         m.reset_running_stats()
         m.train()
-    with torch.no_grad():
-        model.model(torch.cat(list(inputs(1, (96, 96)).values())))
+    if norms:
+        with torch.no_grad():
+            model.model(torch.cat(list(inputs(1, (96, 96)).values())))
     for m in norms:
         m.momentum = 0.03
         m.eval()

@@ -47,7 +47,8 @@ def files(tmp_path_factory):
     found = {name: folder / name.removeprefix("rtdetr-") / "mine.pt" for name in TINY}
     for name, file in found.items():
         file.parent.mkdir()
-        lively(name).save(file)
+        lively(name, settled=True).save(file)
+        lively(name).save(file.with_name("calm.pt"))
     return found
 
 
@@ -74,7 +75,9 @@ def test_every_tiny_model_in_every_format(files, shapes, name, form):
     calibrated = bits == 8 and "mnn" not in form
     # So small that each position is a query: among the many equal scores of untrained weights others choose otherwise
     size = {"imgsz": SIZE if bits == 32 else (32, 64), **({"data": shapes} if calibrated else {})}
-    file = YOLO(files[name]).export(**size, **FORMATS[form])
+    # INT8 has not the precision for random weights that all count
+    model = files[name] if bits > 8 else files[name].with_name("calm.pt")
+    file = YOLO(model).export(**size, **FORMATS[form])
     found = metadata(file)
     assert len(found["inputs"]) == (4 if "dynamic" in form else 2)
     for row in found["inputs"]:
