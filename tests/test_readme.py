@@ -88,7 +88,7 @@ def test_script_commands_exist():
     scripts = [words(command) for command in COMMANDS if "scripts/" in command]
     scripts = [argv[argv.index("python") :] for argv in scripts]
     assert {argv[1] for argv in scripts} == {
-        f"scripts/{name}.py" for name in ("bench", "learn", "reproduce", "upstream")
+        f"scripts/{name}.py" for name in ("bench", "compare", "explain", "learn", "reproduce", "upstream")
     }
     for argv in scripts:
         run([sys.executable, *argv[1:], "--help"], ROOT)
