@@ -21,15 +21,20 @@ Student's t. Where it holds zero ("n.s.", not significant), the study does not s
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and look-ups take time
 
+from benchmark.report import machine  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
 from study import cluster, local, tables, taken  # noqa: E402
 from study.cost import costs  # noqa: E402
@@ -37,13 +42,15 @@ from study.plan import OWN, Run, Study, labels, trained_with  # noqa: E402
 from study.report import report  # noqa: E402
 from study.results import check_images, summarise  # noqa: E402
 
-from ultralytics.cfg import TASK2DATA, get_cfg, parse_key_value_pair, smart_value  # noqa: E402
+from ultralytics.cfg import TASK2DATA, get_cfg, smart_value  # noqa: E402
 from ultralytics.data.utils import check_det_dataset  # noqa: E402
 from ultralytics.nn.AddModules.checkpoints import write  # noqa: E402
 from ultralytics.nn.AddModules.errors import Refused  # noqa: E402
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, YAML  # noqa: E402
 from ultralytics.utils.checks import check_yaml  # noqa: E402
 from ultralytics.utils.torch_utils import select_device  # noqa: E402
+
+PAIR = re.compile(r"[a-z]\w*=")  # no path has it at its begin, unless its first folder is called so
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -67,17 +74,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
         trainer.add_argument(f"--{key}", dest=f"train {key}", metavar="VALUE", help=argparse.SUPPRESS)
     parser.add_argument("pairs", nargs="*", metavar="KEY=VALUE", help="any argument of yolo train")
     given = {}
-    for token in [t for t in argv if "=" in t and not t.startswith("-")]:  # wherever they stand
+    for token in [t for t in argv if PAIR.match(t)]:  # wherever they stand
         argv.remove(token)
-        key, value = parse_key_value_pair(token)
-        given[key] = value
+        key, value = token.split("=", 1)
+        if not value:
+            raise Refused(f"{token}: expected KEY=VALUE, an argument of yolo train")
+        given[key] = smart_value(value)
     args = parser.parse_args(argv)
     if args.pairs:
         parser.error(f"{args.pairs[0]}: expected KEY=VALUE, an argument of yolo train")
     for key, value in vars(args).items():
         if key.startswith("train ") and value is not None:
             given[key.removeprefix("train ")] = smart_value(value)
-    args.arguments = given
+    args.arguments = json.loads(json.dumps(given))  # as study.json has them
     return args
 
 
@@ -120,7 +129,7 @@ def finish(study: Study, args: argparse.Namespace) -> list[dict]:
         study.save()
         return []
     found = measured(study, ready, args)
-    rows = summarise(study, found)
+    rows = summarise(study, found.get("models", {}))
     study.save(costs=found, results=rows)
     notes = tables.notes(study, rows)
     for suffix, make in ((".md", tables.markdown), (".csv", tables.comma_separated), (".tex", tables.latex)):
@@ -129,18 +138,29 @@ def finish(study: Study, args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def measured(study: Study, ready: dict[str, Run], args: argparse.Namespace) -> dict[str, dict]:
-    """Measure what models cost, all of them in one run; what was measured of the same models stays."""
+def measured(study: Study, ready: dict[str, Run], args: argparse.Namespace) -> dict[str, Any]:
+    """Measure what models cost, all of them in one run; what was measured of the same weights here stays."""
+    first = next(iter(ready.values()))
+    arguments, imgsz = trained_with(first.best), first.outcome["imgsz"]
+    files = {label: run.best for label, run in ready.items()}
+    device = select_device(arguments.get("device") or "", verbose=False) if args.on == "here" else args.address
+    of = {
+        "weights": {label: hashlib.sha256(file.read_bytes()).hexdigest() for label, file in files.items()},
+        "imgsz": imgsz,
+        "where": machine(device) if args.on == "here" else device,
+    }
     before = study.before.get("costs", {})
-    if list(before) == list(ready):
+    if before.get("of") == of:
         return before
     local.say(f"timing {len(ready)} models")
-    first = next(iter(ready.values()))
-    files, imgsz = {label: run.best for label, run in ready.items()}, first.outcome["imgsz"]
-    if args.on == "ray":
-        return cluster.time_models(files, imgsz, args.address, resources(args))
-    device = select_device(trained_with(first.best).get("device") or "", verbose=False)
-    return costs(files, imgsz, device)
+    batch = max(1, int(arguments.get("batch", 16)))
+    try:
+        if args.on == "ray":
+            return {"of": of, **cluster.time_models(files, imgsz, batch, args.address, resources(args))}
+        return {"of": of, **costs(files, imgsz, device, batch)}
+    except Exception as e:  # what was trained is shown all the same
+        local.say(f"the costs could not be measured ({type(e).__name__}: {str(e).splitlines()[0]})")
+        return {}
 
 
 def resources(args: argparse.Namespace) -> dict[str, float]:

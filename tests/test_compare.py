@@ -139,7 +139,7 @@ ROWS = [
         "mAP50-95": {"mean": 0.512345, "deviation": 0.0123, "values": [0.5, 0.52]},
         **{key: {"mean": 0.7, "deviation": 0.01, "values": []} for key in results.METRICS[1:-1]},
         "AP large": None,
-        "MiB": {"mean": 100.4, "deviation": 1.0, "values": []},
+        "MiB": {"mean": 100.4, "deviation": 1.0, "values": [99.8, 101.0]},
         "seconds": {"mean": 90.0, "deviation": 6.0, "values": []},
         "cost": {"parameters": 1_466_396, "GFLOPs published": 6.04, "GFLOPs honest": 6.5, "ms": 10.0, "spread": 0.05,
                  "over_first": 1.0, "MiB": 12.4},
@@ -154,7 +154,7 @@ def test_tables_by_hand():
     cells = [cell.strip() for cell in lines[2].replace("\\|", "/").split("|")[1:-1]]
     assert cells == [
         "base_line/100%", "2", "51.2 ± 1.2", "–", "70.0 ± 1.0", "70.0 ± 1.0", "70.0 ± 1.0", "–", "1.47", "6.0", "6.5",
-        "10.0 ± 0.5", "12", "100 ± 1", "1.5 ± 0.1",
+        "10.0 ± 0.5", "12", "101", "1.5 ± 0.1",
     ]  # fmt: skip
     assert "−1.0 [−4.0, +2.0] n.s." in lines[3] and lines[5] == "A note.  "
     text = tables.latex(ROWS, ["A note."])

@@ -23,7 +23,7 @@ from filelock import FileLock
 import ultralytics
 from study.cost import costs
 from study.local import duration, report_failure, say
-from study.plan import Run, Study
+from study.plan import OUTCOME, Run, Study
 from study.run import perform
 from ultralytics.nn.AddModules.errors import Refused
 
@@ -194,21 +194,24 @@ def unpack(data: bytes, folder: Path) -> None:
     """Put an archive's files into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        archive.extractall(folder, filter="data")
+        members = sorted(archive.getmembers(), key=lambda member: Path(member.name).name == OUTCOME)
+        archive.extractall(folder, members, filter="data")  # the outcome last, which says that all is there
 
 
-def time_models(models: dict[str, Path], imgsz: int, address: str, resources: dict[str, float]) -> dict[str, dict]:
+def time_models(
+    models: dict[str, Path], imgsz: int, batch: int, address: str, resources: dict[str, float]
+) -> dict[str, Any]:
     """Measure what models cost, all of them in one task."""
     ray = connect(address)
     try:
         task = ray.remote(**resources)(measure)
         weights = {label: file.read_bytes() for label, file in models.items()}
-        return ray.get(task.remote(weights, imgsz, device(resources)))
+        return ray.get(task.remote(weights, imgsz, batch, device(resources)))
     finally:
         ray.shutdown()
 
 
-def measure(weights: dict[str, bytes], imgsz: int, name: str) -> dict[str, dict]:
+def measure(weights: dict[str, bytes], imgsz: int, batch: int, name: str) -> dict[str, Any]:
     """Measure on a node what models cost."""
     import torch
 
@@ -216,4 +219,4 @@ def measure(weights: dict[str, bytes], imgsz: int, name: str) -> dict[str, dict]
         files = {label: Path(temporary) / f"{i}.pt" for i, label in enumerate(weights)}
         for label, file in files.items():
             file.write_bytes(weights[label])
-        return costs(files, imgsz, torch.device("cpu" if name == "cpu" else "cuda:0"))
+        return costs(files, imgsz, torch.device("cpu" if name == "cpu" else "cuda:0"), batch)

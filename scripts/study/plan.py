@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,16 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        return bool(self.outcome and self.outcome["state"] == "done")
+        """Whether its outcome is known, and of the weights that are there now."""
+        found = self.outcome
+        return bool(found and found["state"] == "done" and found.get("taken") == self.source())
+
+    def source(self) -> list | None:
+        """Tell a checkpoint that was trained elsewhere from others: its path, size and time."""
+        if not self.taken:
+            return None
+        stat = self.best.stat()
+        return [str(self.taken), stat.st_size, stat.st_mtime_ns]
 
     def conclude(self, outcome: dict) -> None:
         """Write the outcome down."""
@@ -83,8 +93,8 @@ class Run:
 
     def command(self, settings: dict) -> str:
         """Write the run as a command."""
-        return " ".join(
-            ["yolo train", f"model={self.model}", *(f"{k}={v}" for k, v in self.arguments(settings).items())]
+        return shlex.join(
+            ["yolo", "train", f"model={self.model}", *(f"{k}={v}" for k, v in self.arguments(settings).items())]
         )
 
 
@@ -165,18 +175,23 @@ class Study:
         """Refuse what would mix two studies; models and seeds may be more or fewer than before."""
         for key in ("data", "arguments"):
             trains = key == "data" or (settings["models"] and self.settings["models"])
-            if trains and settings[key] != self.settings[key]:
+            if trains and settings[key] != self.settings[key] and any(map(self.begun, settings["models"])):
                 raise Refused(
                     f"{self.folder / STUDY}: {key} was {settings[key]} and is now {self.settings[key]}; figures of "
                     "both are not to be compared. Another folder (--out) begins another study"
                 )
         for label, digest in self.digests.items():
-            begun = any(run.is_done or run.last.is_file() for run in self.runs if run.label == label)
-            if begun and digests.get(label, digest) != digest:
+            if self.begun(label) and digests.get(label, digest) != digest:
                 raise Refused(
                     f"{self.folder / STUDY}: {self.settings['models'][label]} is another model than when {label} was "
                     f"trained here; give the file another name, or delete {self.folder / 'runs' / label}"
                 )
+
+    def begun(self, label: str) -> bool:
+        """Whether anything of a model has been trained here, with whatever seed."""
+        folders = (self.folder / "runs" / label).glob("seed-*")
+        runs = [Run(label, "", 0, folder) for folder in folders]
+        return any(run.is_done or run.last.is_file() for run in runs)
 
     @property
     def labels(self) -> list[str]:

@@ -192,7 +192,8 @@ def architectures(ready: dict[str, Run]) -> list[dict[str, Any]]:
     listed = []
     for label, rows in found.items():
         marked = architecture.marked(first, rows)
-        changes = sum(row["mark"] == "+" for row in marked)
+        marks = [row["mark"] for row in marked]
+        changes = max(marks.count("+"), marks.count("−"))
         parameters = sum(row["parameters"] for row in rows)
         listed.append(
             {"label": label, "rows": marked, "rows_count": len(rows), "parameters": parameters, "changes": changes}

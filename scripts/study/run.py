@@ -7,16 +7,15 @@ import csv
 import gc
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from benchmark.measure import resident
 
 from study.plan import FOUND, Run, trained_with, versions
 from study.validation import validate
 from ultralytics import YOLO
-from ultralytics.nn.AddModules.checkpoints import KEY, load
+from ultralytics.nn.AddModules.checkpoints import load
 
 
 def perform(run: Run, settings: dict, watch: Callable | None = None) -> dict:
@@ -30,19 +29,22 @@ def perform(run: Run, settings: dict, watch: Callable | None = None) -> dict:
         watch: Is called with the trainer after each epoch.
 
     Returns:
-        The outcome: `state` "done", with `figures`, `epochs`, `seconds` of training and `MiB` at its peak; or "failed"
-        with `error` and `traceback`.
+        The outcome: `state` "done", with `figures`, `epochs`, `seconds` of training and `MiB` that torch allocated
+        on a GPU at its peak; or "failed" with `error` and `traceback`.
     """
     if run.is_done:
         return run.outcome
     try:
-        with peak_memory() as peak:
-            has_trained = train(run, settings, watch)
-        outcome = {"state": "done", "MiB": peak() if has_trained else None, **conclude(run, settings)}
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        has_trained = train(run, settings, watch)
+        # Of a process on a CPU, nobody can tell what earlier runs have left: there it is measured apart
+        peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() and has_trained else None
+        outcome = {"state": "done", "MiB": peak or None, **conclude(run, settings)}
     except Exception as e:
         line = f"{type(e).__name__}: {str(e).strip()}".splitlines()[0]
         outcome = {"state": "failed", "error": line, "traceback": traceback.format_exc()}
-    run.conclude({**outcome, "versions": versions()})
+    run.conclude({**outcome, "taken": run.source(), "versions": versions()})
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -54,7 +56,7 @@ def train(run: Run, settings: dict, watch: Callable | None) -> bool:
     if run.taken:
         return False
     if run.last.is_file():
-        if KEY not in load(run.last):
+        if load(run.last).get("optimizer") is None:  # final checkpoints are without it
             return False
         model, arguments = YOLO(run.last), {"resume": True}
     else:
@@ -89,23 +91,9 @@ def epochs(folder: Path) -> list[dict[str, float]]:
     if not file.is_file():
         return []
     with open(file, encoding="utf-8", newline="") as f:
-        return [{key.strip(): float(value) for key, value in row.items()} for row in csv.DictReader(f)]
-
-
-@contextlib.contextmanager
-def peak_memory() -> Iterator[Callable[[], float | None]]:
-    """Measure the MiB that training takes at its peak: of the first GPU's allocator, else of this process on Linux."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        yield lambda: torch.cuda.max_memory_allocated() / 2**20
-        return
-    try:
-        measure = resident()
-        measured = measure.__enter__()
-    except OSError:
-        yield lambda: None
-        return
-    try:
-        yield measured
-    finally:
-        measure.__exit__()
+        rows = [{(key or "").strip(): value for key, value in row.items()} for row in csv.DictReader(f)]
+    found = []
+    for row in rows:
+        with contextlib.suppress(TypeError, ValueError):  # a line that a kill has cut; the resumed run mends it
+            found.append({key: float(value) for key, value in row.items()})
+    return found

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from study.cost import SCOPE
-from study.plan import FOUND, Study, trained_with, versions
+from study.plan import FOUND, Study, trained_with
 from study.results import METRICS
 from study.taken import SEPARATE
 from study.validation import Validation
@@ -73,6 +73,22 @@ def show_latency(row: Row) -> str:
     return f"{found['ms']:.1f} ± {found['ms'] * found['spread']:.1f}" if "ms" in found else NOTHING
 
 
+def training_memory(row: Row) -> float | None:
+    """Give the MiB of training: the largest of the runs on a GPU, or of a step on a CPU."""
+    known = [value for value in (row.get("MiB") or {}).get("values", []) if value is not None]
+    return max(known) if known else row.get("cost", {}).get("MiB training")
+
+
+def rounded(value: float | None) -> str:
+    """Show MiB."""
+    return NOTHING if value is None else f"{value:.0f}"
+
+
+def show_training(row: Row) -> str:
+    """Show the memory of training."""
+    return rounded(training_memory(row))
+
+
 COLUMNS = [
     Column("model", lambda row: row["model"], lambda row: {"model": row["model"]}),
     Column(
@@ -95,12 +111,16 @@ COLUMNS = [
         show_latency,
         lambda row: {
             "latency ms": row.get("cost", {}).get("ms"),
-            "latency spread": row.get("cost", {}).get("spread"),
+            "latency relative spread": row.get("cost", {}).get("spread"),
             "latency over first": row.get("cost", {}).get("over_first"),
         },
     ),
-    cost("MiB", "memory, inference, MiB", 1, 0),
-    metric("MiB", "memory, training, MiB", 1, 0),
+    Column(
+        "memory, inference, MiB",
+        lambda row: rounded(row.get("cost", {}).get("MiB")),
+        lambda row: {"MiB inference": row.get("cost", {}).get("MiB")},
+    ),
+    Column("memory, training, MiB", show_training, lambda row: {"MiB training": training_memory(row)}),
     metric("seconds", "training, min", 1 / 60, 1),
 ]
 
@@ -173,8 +193,9 @@ def notes(study: Study, rows: list[Row]) -> list[str]:
         f"Difference: of mAP50-95 to {rows[0]['model']}, with a 95 % interval of a paired bootstrap over the images "
         "and of the scatter over seeds; n.s.: zero is in it, so that no difference is shown.",
         f"Latency: {SCOPE}, in one run in which the models take turns; median ± half the distance of the quartiles. "
-        f"GFLOPs at the same size. Memory: at the peak, beyond the model. Machine: {versions()['machine']}, "
-        f"{versions()['threads']} threads.",
+        "GFLOPs at the same size. Memory: of a forward at its peak, beyond the model; of training, all that torch "
+        "allocated on a GPU, on a CPU what a step takes beyond the model. "
+        f"Machine: {study.before.get('costs', {}).get('machine', 'not measured')}.",
     ]
     single = [row["model"] for row in rows if len(row["seeds"]) == 1]
     if single:

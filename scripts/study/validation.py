@@ -12,9 +12,11 @@ import numpy as np
 
 from ultralytics import YOLO
 from ultralytics.nn.AddModules.checkpoints import write
+from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.utils import ops
 
-SIZES = ("small", "medium", "large")
+SIZES = {"small": 0, "medium": 32**2, "large": 96**2}  # least area in pixels of the original image, as COCO's
+BOX = 0.05  # pixels by which a label's sides may seem to differ after scaling
 
 
 @dataclass
@@ -49,9 +51,13 @@ class Validation:
             return cls(**{field.name: data[field.name] for field in fields(cls)})
 
     def same_objects(self, other: Validation) -> bool:
-        """Whether both are of the same images with the same objects in them."""
-        keys = ("images", "shapes", "names", "target_image", "target_cls", "target_box")
-        return all(np.array_equal(getattr(self, key), getattr(other, key)) for key in keys)
+        """Whether both are of the same images with the same objects in them.
+
+        Boxes were scaled to the input's size and back, which is another one for another model.
+        """
+        keys = ("images", "shapes", "names", "target_image", "target_cls")
+        exact = all(np.array_equal(getattr(self, key), getattr(other, key)) for key in keys)
+        return exact and np.allclose(self.target_box, other.target_box, rtol=0, atol=BOX)
 
 
 def recording(base: type) -> type:
@@ -143,7 +149,9 @@ def validate(weights: Path, folder: Path, **arguments: Any) -> tuple[Validation,
     class Keeper(validator):
         def finalize_metrics(self) -> None:
             super().finalize_metrics()
-            kept.append(gather(self.recorded, self.names, Path(self.data["path"])))
+            if dict(self.names) != dict(self.data["names"]):
+                raise Refused(f"{weights} has the classes {self.names}, and the data set {self.data['names']}")
+            kept.append(gather(self.recorded, self.data["names"], Path(self.data["path"])))
 
     where = dict(project=str(folder.parent.resolve()), name=folder.name, exist_ok=True)
     box = model.val(validator=Keeper, plots=False, **where, **arguments).box
@@ -153,7 +161,10 @@ def validate(weights: Path, folder: Path, **arguments: Any) -> tuple[Validation,
 
 
 def sizes(found: Validation) -> dict[str, float | None]:
-    """Compute COCO's AP of small, medium and large objects."""
+    """Compute COCO's AP of small, medium and large objects, of 100 detections an image at most.
+
+    Upstream's validator does so with `save_json=True`, and only warns where it fails; what it then reports is 0.
+    """
     from faster_coco_eval import COCO, COCOeval_faster
 
     def box(corners: np.ndarray) -> list[float]:
@@ -169,7 +180,10 @@ def sizes(found: Validation) -> dict[str, float | None]:
         for image, c, b, score in zip(found.image, found.cls, found.box, found.conf)
     ]
     if not truth or not detections:
-        return {f"AP {size}": None if not truth else 0.0 for size in SIZES}
+        areas = np.array([row["area"] for row in truth])
+        ends = [*list(SIZES.values())[1:], np.inf]
+        there = [((areas >= least) & (areas < end)).any() for least, end in zip(SIZES.values(), ends)]
+        return {f"AP {size}": 0.0 if found else None for size, found in zip(SIZES, there)}
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(
             {
