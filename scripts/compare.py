@@ -38,9 +38,10 @@ from benchmark.report import machine  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
 from study import cluster, local, tables, taken  # noqa: E402
 from study.cost import costs  # noqa: E402
-from study.plan import OWN, Run, Study, labels, trained_with  # noqa: E402
+from study.plan import OWN, Run, Study, absolute, labels, read, trained_with  # noqa: E402
 from study.report import report  # noqa: E402
 from study.results import check_images, summarise  # noqa: E402
+from study.run import device_of  # noqa: E402
 
 from ultralytics.cfg import TASK2DATA, get_cfg, smart_value  # noqa: E402
 from ultralytics.data.utils import check_det_dataset  # noqa: E402
@@ -115,10 +116,14 @@ def settings(args: argparse.Namespace) -> dict:
         check_det_dataset(data)
     except Exception as e:
         raise Refused(f"--data {data}: {' '.join(str(e).split())}") from e
-    models = dict(zip(labels(args.models), args.models))
+    args.out = args.out or Path("runs", "studies", Path(data).stem)
+    files = [absolute(model) for model in args.models]
+    known = (read(args.out) or {}).get("settings", {}).get("models")
+    models = dict(zip(labels(files, known), files))
     for label in models.keys() & found:
         raise Refused(f"--models and --from both have a {label}; one of them is enough")
-    return {"models": models, "taken": found, "data": data, "seeds": args.seeds, "arguments": args.arguments}
+    arguments = {key: absolute(value) for key, value in args.arguments.items()}
+    return {"models": models, "taken": found, "data": absolute(data), "seeds": args.seeds, "arguments": arguments}
 
 
 def finish(study: Study, args: argparse.Namespace) -> list[dict]:
@@ -141,9 +146,13 @@ def finish(study: Study, args: argparse.Namespace) -> list[dict]:
 def measured(study: Study, ready: dict[str, Run], args: argparse.Namespace) -> dict[str, Any]:
     """Measure what models cost, all of them in one run; what was measured of the same weights here stays."""
     first = next(iter(ready.values()))
-    arguments, imgsz = trained_with(first.best), first.outcome["imgsz"]
+    imgsz = first.outcome["imgsz"]
     files = {label: run.best for label, run in ready.items()}
-    device = select_device(arguments.get("device") or "", verbose=False) if args.on == "here" else args.address
+    arguments = trained_with(first.best)
+    if args.on == "here":
+        device = select_device(device_of(arguments, study.settings), verbose=False)
+    else:
+        device = args.address
     of = {
         "weights": {label: hashlib.sha256(file.read_bytes()).hexdigest() for label, file in files.items()},
         "imgsz": imgsz,
@@ -153,7 +162,7 @@ def measured(study: Study, ready: dict[str, Run], args: argparse.Namespace) -> d
     if before.get("of") == of:
         return before
     local.say(f"timing {len(ready)} models")
-    batch = max(1, int(arguments.get("batch", 16)))
+    batch = max(1, int(arguments["batch"]))
     try:
         if args.on == "ray":
             return {"of": of, **cluster.time_models(files, imgsz, batch, args.address, resources(args))}
@@ -175,7 +184,7 @@ def main() -> int:
         if not args.models and not args.taken:
             raise Refused("nothing to compare: --models names YAML files or checkpoints, --from folders of runs")
         asked = settings(args)
-        folder = args.out or Path("runs", "studies", Path(asked["data"]).stem)
+        folder = args.out
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=0):
             study = Study(folder, asked)

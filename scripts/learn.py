@@ -6,7 +6,6 @@ A run that was stopped goes on where it was, and one that is finished is not run
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from pathlib import Path
@@ -17,52 +16,36 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from study.plan import Run  # noqa: E402
+from study.run import epochs, train  # noqa: E402
+
 from ultralytics import RTDETR, __version__  # noqa: E402
-from ultralytics.nn.AddModules.checkpoints import KEY  # noqa: E402
 from ultralytics.utils.torch_utils import get_cpu_info  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
 MODELS = sorted(file.stem for file in (ROOT / "cfg_custom" / "models").glob("rtdetr-tiny*.yaml"))
+SETTINGS = {"data": "shapes.yaml", "arguments": {"cfg": "scratch.yaml", "plots": False}}
 TARGET = 0.55  # mAP50-95 that each model must reach
 MAP, MAP50 = "metrics/mAP50-95(B)", "metrics/mAP50(B)"
 
 
-def train(name: str, folder: Path, seed: int, **kwargs) -> None:
-    """Train a model, or go on with its training; do nothing if it is done."""
-    last = folder / name / "weights" / "last.pt"
-    if last.exists():
-        checkpoint = torch.load(last, map_location="cpu", weights_only=False, mmap=True)
-        unfinished = KEY in checkpoint
-        del checkpoint  # it is read from the file, which the run writes anew
-        if unfinished:
-            RTDETR(last).train(resume=True)
-        return
-    RTDETR(f"{name}.yaml").train(
-        cfg="scratch.yaml", data="shapes.yaml", seed=seed, project=str(folder), name=name, exist_ok=True, **kwargs
-    )
-
-
-def read(name: str, folder: Path) -> list[dict[str, float]]:
-    """Read the epochs of a run."""
-    with open(folder / name / "results.csv", encoding="utf-8", newline="") as f:
-        return [{key.strip(): float(value) for key, value in row.items()} for row in csv.DictReader(f)]
-
-
-def summarise(name: str, epochs: list[dict[str, float]], seed: int) -> dict:
+def summarise(name: str, curve: list[dict[str, float]], seed: int) -> dict:
     """Sum a run up: its best epoch, its last, when it reached the target."""
-    best = max(epochs, key=lambda epoch: epoch[MAP])
+    best = max(curve, key=lambda epoch: epoch[MAP])
     model = RTDETR(f"{name}.yaml").model
     return {
         "model": name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "seed": seed,
-        "epochs": len(epochs),
+        "epochs": len(curve),
         "mAP50": best[MAP50],
         "mAP50-95": best[MAP],
-        "last mAP50-95": epochs[-1][MAP],
-        "reached": next((int(epoch["epoch"]) for epoch in epochs if epoch[MAP] >= TARGET), None),
-        "minutes": epochs[-1]["time"] / 60,
-        "curve": [epoch[MAP] for epoch in epochs],
+        "last mAP50-95": curve[-1][MAP],
+        "reached": next((int(epoch["epoch"]) for epoch in curve if epoch[MAP] >= TARGET), None),
+        "minutes": curve[-1]["time"] / 60,
+        "curve": [epoch[MAP] for epoch in curve],
     }
 
 
@@ -130,8 +113,9 @@ def main() -> int:
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
     rows = {row["model"]: row for row in map(json.loads, lines)}
     for name in models:
-        train(name, args.runs.resolve(), args.seed, plots=False)
-        rows[name] = summarise(name, read(name, args.runs), args.seed)
+        run = Run(name, f"{name}.yaml", args.seed, args.runs.resolve() / name)
+        train(run, SETTINGS)
+        rows[name] = summarise(name, epochs(run.trained), args.seed)
         if args.save:  # after each, as all take hours
             save(sorted(rows.values(), key=lambda row: row["model"]))
     print(page([rows[name] for name in models]))

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import compare
@@ -19,13 +20,14 @@ import pytest
 import torch
 from conftest import ROOT, load_file
 from flops import count_published_gflops
-from study import architecture, local, plan, results, statistics, tables, taken
+from study import architecture, figures, local, plan, results, statistics, tables, taken, validation
+from study.run import device_of
 from study.validation import Validation
 
 from ultralytics import YOLO
 from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.nn.tasks import RTDETRDetectionModel
-from ultralytics.utils.metrics import ap_per_class
+from ultralytics.utils.metrics import ap_per_class, box_iou
 
 MODELS = ["rtdetr-tiny.yaml", "rtdetr-tiny-EMO.yaml"]
 PUBLISHED = json.loads((ROOT / "scripts" / "published.json").read_text())
@@ -177,8 +179,51 @@ def test_changed_rows():
     ]  # fmt: skip
 
 
-def test_names_and_times():
+def test_sizes_by_hand():
+    """COCO's sizes, in pixels of the original image; of 101 points of recall."""
+    found = made_up(images=3)
+    objects = np.array([[0, 0, 20, 20], [40, 40, 90, 90], [10, 10, 50, 50]], np.float32)  # one small, two medium
+    found = replace(
+        found,
+        **{"target_image": np.array([0, 0, 1]), "target_cls": np.array([0, 0, 0]), "target_box": objects},
+        **{"image": np.array([0, 1, 2]), "conf": np.array([0.9, 0.8, 0.7], np.float32), "cls": np.array([0, 0, 1])},
+        box=np.array([[0, 0, 20, 20], [10, 10, 50, 50], [0, 0, 9, 9]], np.float32),
+    )
+    sizes = validation.sizes(found)
+    assert sizes == {"AP small": 1.0, "AP medium": pytest.approx(51 / 101), "AP large": None}
+    nothing = replace(found, **{k: vars(found)[k][:0] for k in ("image", "tp", "conf", "cls", "box")})
+    assert validation.sizes(nothing) == {"AP small": 0.0, "AP medium": 0.0, "AP large": None}
+
+
+def test_boxes_that_were_scaled_are_the_same_objects():
+    found = made_up()
+    moved = replace(found, target_box=found.target_box + np.float32(0.01))
+    assert found.same_objects(moved) and not found.same_objects(replace(found, target_box=found.target_box + 1))
+    assert not found.same_objects(replace(found, target_cls=found.target_cls + 1))
+
+
+def test_names_that_matplotlib_reads_otherwise():
+    rows = [
+        {
+            "model": name,
+            "mAP50-95": {"mean": 0.5, "deviation": None},
+            "cost": {"ms": 2.0 + i},
+            "classes": {"a$b$c": 0.4},
+        }
+        for i, name in enumerate(["_hidden", "x$y$z", "模型"])
+    ]
+    for svg in (figures.trade_off(rows, "ms"), figures.classes(rows)):
+        assert all(name in svg for name in ("_hidden", "x$y$z", "模型"))
+    assert "a$b" in svg
+
+
+def test_names_and_times(tmp_path):
     assert plan.labels(["a/x.yaml", "b/x.yaml"]) == ["a-x", "b-x"]
+    assert plan.labels(["a/x.yaml", "b/x.yaml", "y.yaml"], {"x": "a/x.yaml"}) == ["x", "b-x", "y"]  # it keeps its name
+    mine = tmp_path / "mine.yaml"
+    mine.touch()
+    assert plan.absolute(os.path.relpath(mine)) == str(mine) and plan.absolute("rtdetr-l.yaml") == "rtdetr-l.yaml"
+    assert plan.absolute(0.5) == 0.5
     assert plan.labels(["x.yaml", "y.pt"]) == ["x", "y"]
     with pytest.raises(Refused, match="x 2 times"):
         plan.labels(["x.yaml", "x.pt"])
@@ -259,6 +304,10 @@ def test_a_study_goes_on_after_a_kill(folder, data):
         ).box
         assert run["figures"]["mAP50-95"] == pytest.approx(box.map, abs=1e-9)
         assert statistics.average_precision(found)[0] == pytest.approx(box.map, abs=1e-6)
+        reached = box_iou(torch.from_numpy(found.box), torch.from_numpy(found.target_box)).numpy()
+        reached[found.image[:, None] != found.target_image] = 0
+        reached[found.cls[:, None] != found.target_cls] = 0
+        assert (reached.max(1, initial=0)[:, None] > np.linspace(0.5, 0.95, 10) - 1e-3)[found.tp].all()
         assert len(found.images) == 8 and len(found.target_cls) == sum(
             len(label.read_text().splitlines()) for label in (data.parent / "data" / "labels" / "val").glob("*.txt")
         )
@@ -309,6 +358,10 @@ def test_a_failing_model_is_reported_and_the_rest_goes_on(folder, data, tmp_path
     assert "| broken " in (out / "table.md").read_text() and "Failed: broken, seed 1" in (out / "table.md").read_text()
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Failed: broken, seed 0" in page and "Traceback" in page
+    # As the first, it leaves nothing to compare with
+    first_failed = plan.Study(out, {**study["settings"], "models": {"broken": str(broken), "rtdetr-tiny": MODELS[0]}})
+    rows = results.summarise(first_failed, study["costs"]["models"])
+    assert "ms" in rows[1]["cost"] and "over_first" not in rows[1]["cost"] and "difference" not in rows[1]
     # Mended, it is tried again, and nothing else
     broken.write_text(text, encoding="utf-8")
     assert main(monkeypatch, *argv) == 0
@@ -317,7 +370,7 @@ def test_a_failing_model_is_reported_and_the_rest_goes_on(folder, data, tmp_path
     # What has been trained is another matter
     broken.write_text(text.replace("RepC3", "C3", 1), encoding="utf-8")
     assert main(monkeypatch, *argv) == 2
-    assert "is another model than when broken was trained here" in capsys.readouterr().err
+    assert f"broken was made with other settings: the content of {broken} has changed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -331,7 +384,7 @@ def test_a_failing_model_is_reported_and_the_rest_goes_on(folder, data, tmp_path
         (["cfg=nothing.yaml"], "cfg=nothing.yaml does not exist"),
         (["seed=3"], "the study sets it"),
         (["--from", "nowhere"], "weights/best.pt is missing there"),
-        (["imgsz=32"], "arguments was"),
+        (["imgsz=32"], "rtdetr-tiny was made with other settings: arguments was "),
     ],
 )
 def test_wrong_input_is_one_line(folder, data, monkeypatch, capsys, change, says):
@@ -351,6 +404,14 @@ def test_data_that_cannot_be_read(data, tmp_path, monkeypatch, capsys):
         err = capsys.readouterr().err.strip().splitlines()[-1]
         assert err.startswith(f"compare.py: --data {file}: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_devices(monkeypatch):
+    """What a run was trained on may not be here."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of({"device": "0"}, {"arguments": {}}) == ""
+    assert device_of({"device": "cpu"}, {"arguments": {}}) == "cpu"
+    assert device_of({"device": "cpu"}, {"arguments": {"device": "0"}}) == "0"
 
 
 def test_a_damaged_study_file(folder, data, tmp_path, monkeypatch, capsys):
@@ -397,12 +458,20 @@ def test_runs_of_others_are_taken_in(folder, data, tmp_path, monkeypatch, capsys
     changed = there[1] / "weights" / "best.pt"
     checkpoint = torch.load(changed, weights_only=False)
     checkpoint["train_args"] |= {"lr0": 0.02, "seed": 0}
+    checkpoint["optimizer"] = {}  # as before the training is over
     torch.save(checkpoint, changed)
     found, _ = taken.take(there[:2], None)
     assert list(found) == ["0", "1"] and [group["runs"].keys() for group in found.values()] == [{0}, {0}]
     capsys.readouterr()
     assert main(monkeypatch, "--from", *there[:2], "--out", tmp_path / "lr") == 0
-    assert re.search(r"Trained differently: lr0 = 0\.00\d+ \(0\), 0\.02 \(1\)\.", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.search(r"Trained differently: lr0 = 0\.00\d+ \(0\), 0\.02 \(1\)\.", said)
+    assert "Not over: 1, seed 0, 1 of 1 epochs." in said and "Not over: 0" not in said
+    # The same runs on other data are another study
+    other = tmp_path / "other.yaml"
+    other.write_text(data.read_text().replace("images/val", "images/train"), encoding="utf-8")
+    assert main(monkeypatch, "--from", *there[:2], "--data", other, "--out", tmp_path / "lr") == 2
+    assert "0 was made with other settings: data was " in capsys.readouterr().err
 
 
 # The page -------------------------------------------------------------------------------------------------------------
@@ -474,8 +543,18 @@ def test_the_page_in_chromium(folder, browser, tmp_path):
         orders.append((state, column(browser, 0)))
     assert [state for state, _ in orders] == ["descending", "ascending"] and sorted(orders[0][1]) == sorted(before)
     assert "Sorted by latency, ms, ascending." in browser.find_element("id", "sorted").text
-    for position in range(len(heads)):
-        heads[position].click()  # also the columns in which nothing is known
+    # What has the focus is not under the column that stays, wherever the table was scrolled to
+    left = browser.execute_script(
+        """const [head] = arguments;
+        document.querySelector(".scroll").scrollLeft = head.parentElement.offsetLeft;
+        head.focus();
+        return head.getBoundingClientRect().left""",
+        heads[1],
+    )
+    assert left >= browser.execute_script("return arguments[0].parentElement.getBoundingClientRect().right", heads[0])
+    for head in heads:
+        browser.execute_script("arguments[0].scrollIntoView({inline: 'center'})", head)
+        head.click()  # also the columns in which nothing is known
     assert sorted(column(browser, 0)) == sorted(before)
 
 

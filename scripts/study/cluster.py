@@ -53,7 +53,8 @@ def connect(address: str) -> Any:
     except (OSError, ValueError, RuntimeError) as e:
         raise Refused(
             f"--on ray: no cluster at {address} ({str(e).splitlines()[0]}). `ray start --head` begins one, and "
-            "`ray start --address=HOST:PORT` on each other machine joins it"
+            "`ray start --address=HOST:PORT` on each other machine joins it; one that was started with a token takes "
+            "RAY_AUTH_MODE=token here, too"
         ) from None
     return ray
 
@@ -73,7 +74,12 @@ def run_all(study: Study, address: str, resources: dict[str, float], retries: in
     ray = connect(address)
     try:
         open_runs = [run for run in study.runs if not run.is_done]
-        check_room(ray, resources)
+        for run in open_runs:
+            if run.taken:  # it is on this machine
+                perform(run, study.settings)
+        open_runs = [run for run in open_runs if not run.taken]
+        if not has_room(ray, resources):
+            raise Refused(f"--on ray: {no_room(ray, resources)}; --cpus and --gpus say what a run takes")
         token = secrets.token_hex(8)
         (study.folder / TOKEN).write_text(token, encoding="utf-8")
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
@@ -88,48 +94,58 @@ def run_all(study: Study, address: str, resources: dict[str, float], retries: in
             there = replace(run, folder=run.folder.resolve())
             waiting[task.remote(there, settings, folder, token, contents(run), board, release)] = run
         say(f"{len(waiting)} of {len(study.runs)} runs are with the cluster at {address}")
-        gather(ray, study, waiting, board)
+        gather(ray, study, waiting, board, resources)
     finally:
         (study.folder / TOKEN).unlink(missing_ok=True)
         ray.shutdown()
 
 
-def gather(ray: Any, study: Study, waiting: dict, board: Any) -> None:
+def gather(ray: Any, study: Study, waiting: dict, board: Any, resources: dict[str, float]) -> None:
     """Wait for the runs, and put into the study's folder what comes back of each."""
-    total, said = len(waiting), {}
+    total, said, had_room = len(waiting), {}, True
     while waiting:
         ready, _ = ray.wait(list(waiting), timeout=POLL)
         for found in ready:
             run = waiting.pop(found)
             try:
-                archive = ray.get(found)
+                outcome, archive = ray.get(found)
             except ray.exceptions.RayError as e:
-                run.conclude({"state": "failed", "error": f"{type(e).__name__}: {str(e).strip().splitlines()[0]}",
-                              "traceback": str(e)})  # fmt: skip
-            else:
-                if archive is not None:
-                    unpack(archive, run.folder)
+                error = f"{type(e).__name__}: {str(e).strip().splitlines()[0]}"
+                outcome, archive = {"state": "failed", "error": error, "traceback": str(e)}, None
+            if archive is not None:
+                unpack(archive, run.folder)
+            if not run.is_done:  # else it was over when its node was lost
+                run.conclude(outcome)
             where = f"{run.label} with seed {run.seed}"
             say(f"{where} is over, {total - len(waiting)} of {total}")
             report_failure(where, run)
             study.save()
+        room = has_room(ray, resources)
+        if waiting and had_room and not room:
+            say(f"{no_room(ray, resources)}: waiting for one that joins")
+        had_room = room
+        at_work = {f"{run.label} with seed {run.seed}" for run in waiting.values()}
         for where, (epoch, epochs, seconds) in ray.get(board.lines.remote()).items():
-            if said.get(where) != epoch:
+            if where in at_work and said.get(where) != epoch:
                 said[where] = epoch
                 left = duration(seconds / epoch * (epochs - epoch))
                 say(f"{where}: epoch {epoch} of {epochs}; {left} left of this run")
 
 
-def check_room(ray: Any, resources: dict[str, float]) -> None:
-    """Refuse runs that no node has room for, which would wait for ever."""
+def has_room(ray: Any, resources: dict[str, float]) -> bool:
+    """Whether any node has what a run takes, now or when it is free."""
     wanted = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in nodes):
-        have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
-        raise Refused(
-            f"--on ray: a run takes {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs, and no node has them ({have}); "
-            "--cpus and --gpus say what a run takes"
-        )
+    return any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in nodes)
+
+
+def no_room(ray: Any, resources: dict[str, float]) -> str:
+    """Say what a run takes and what nodes have."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+    return (
+        f"a run takes {resources['num_cpus']:g} CPUs and {resources['num_gpus']:g} GPUs, and no node has them ({have})"
+    )
 
 
 def device(resources: dict[str, float]) -> str:
@@ -152,7 +168,7 @@ class Board:
 
 def work(
     run: Run, settings: dict, folder: Path, token: str, model: bytes | None, board: Any, release: str
-) -> bytes | None:
+) -> tuple[dict, bytes | None]:
     """Do a run on a node: in the study's folder where that is there, else in one of its own, which is given back."""
     if ultralytics.__version__ != release:
         raise RuntimeError(f"ultralytics is {ultralytics.__version__} on this node, and {release} where the study is")
@@ -165,16 +181,14 @@ def work(
     if mark.is_file() and mark.read_text(encoding="utf-8") == token:
         run.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(run.folder / ".lock"):  # a run whose node was lost may be writing yet
-            perform(run, settings, watch)
-        return None
+            return perform(run, settings, watch), None
     with tempfile.TemporaryDirectory() as temporary:
         mine = replace(run, folder=Path(temporary) / run.label / run.folder.name)
         if model is not None:
             file = Path(temporary) / Path(run.model).name
             file.write_bytes(model)
             mine = replace(mine, model=str(file))
-        perform(mine, settings, watch)
-        return pack(mine.folder)
+        return perform(mine, settings, watch), pack(mine.folder)
 
 
 def contents(run: Run) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,11 @@ def style(index: int) -> dict[str, Any]:
     }
 
 
+def named(text: str) -> str:
+    """Give a name as matplotlib shows it: no formula in dollars, and no legend leaves it out for its first letter."""
+    return ("\u200b" if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
 def trade_off(rows: list[dict], key: str) -> str:
     """Draw mAP50-95 with its deviation over seeds against a cost; a line joins the models of the Pareto front."""
     plt = pyplot()
@@ -48,7 +54,7 @@ def trade_off(rows: list[dict], key: str) -> str:
         deviation = row["mAP50-95"]["deviation"]
         error = 100 * deviation if deviation else None
         axis.errorbar(
-            x, y, error, color=look["color"], marker=look["marker"], ms=8, capsize=3, ls="", label=row["model"]
+            x, y, error, color=look["color"], marker=look["marker"], ms=8, capsize=3, ls="", label=named(row["model"])
         )
     axis.set(xlabel=COSTS[key], ylabel="mAP50-95, %")
     axis.grid(True, alpha=0.25)
@@ -71,7 +77,7 @@ def curves(study: Study, labels: Sequence[str], key: str) -> str | None:
         for line, found in zip(grid, values):
             line[: len(found)] = found
         x = np.arange(1, length + 1)
-        axis.plot(x, np.nanmean(grid, 0), color=look["color"], ls=look["ls"], lw=1.8, label=label)
+        axis.plot(x, np.nanmean(grid, 0), color=look["color"], ls=look["ls"], lw=1.8, label=named(label))
         axis.fill_between(x, np.nanmin(grid, 0), np.nanmax(grid, 0), color=look["color"], alpha=0.15, lw=0)
     axis.set(xlabel="epoch", ylabel=CURVES[key])
     axis.grid(True, alpha=0.25)
@@ -93,8 +99,8 @@ def classes(rows: list[dict]) -> str | None:
         y = np.arange(len(names)) + (place - (len(known) - 1) / 2) * bar
         widths = [100 * row["classes"].get(name, 0) for name in names]
         hatch = ["", "//", "..", "xx"][i // len(COLOURS) % 4]
-        axis.barh(y, widths, bar * 0.92, color=style(i)["color"], hatch=hatch, label=row["model"])
-    axis.set(xlabel="AP50-95, %", yticks=range(len(names)), yticklabels=names)
+        axis.barh(y, widths, bar * 0.92, color=style(i)["color"], hatch=hatch, label=named(row["model"]))
+    axis.set(xlabel="AP50-95, %", yticks=range(len(names)), yticklabels=[*map(named, names)])
     axis.invert_yaxis()
     axis.grid(True, axis="x", alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
@@ -102,10 +108,12 @@ def classes(rows: list[dict]) -> str | None:
 
 
 def svg(figure: Any) -> str:
-    """Give a figure as SVG text that needs no font."""
+    """Give a figure as SVG, its text as text: the reader's fonts know more letters than the one here."""
     plt = pyplot()
     text = io.StringIO()
-    with plt.rc_context({"svg.fonttype": "path", "svg.hashsalt": "study"}):
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "study", "font.family": "sans-serif"}
+    with plt.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(text, format="svg", metadata={"Date": None})
     plt.close(figure)
     return text.getvalue()

@@ -106,24 +106,37 @@ def trained_with(file: Path) -> dict[str, Any]:
     return {**arguments, "model": written} if written and arguments.get("resume") else arguments
 
 
-def labels(models: list[str]) -> list[str]:
+def labels(models: list[str], known: dict[str, str] | None = None) -> list[str]:
     """Name models by their files' stems, with as many folders before them as tell them apart.
+
+    Args:
+        models: Their files.
+        known: Files by names that they have already, and keep.
 
     Raises:
         Refused: If a file is named twice.
     """
-    paths = [Path(model).with_suffix("") for model in models]
-    for model, count in Counter(str(path.absolute()) for path in paths).items():
+    for model, count in Counter(str(Path(model).with_suffix("").absolute()) for model in models).items():
         if count > 1:
             raise Refused(f"--models names {model} {count} times, by itself or as .yaml and .pt; name it once")
-    depth = 1
-    while len(set(found := ["-".join(path.absolute().parts[-depth:]) for path in paths])) < len(paths):
-        depth += 1
-    return [label.replace("/", "").replace("\\", "") for label in found]
+    named = {file: label for label, file in (known or {}).items()}
+    paths = {model: Path(model).with_suffix("").absolute().parts for model in models if model not in named}
+    for model, parts in paths.items():
+        others = [other for other in paths.values() if other != parts]
+        depth = 1
+        while (name := "-".join(parts[-depth:])) in {*named.values(), *("-".join(p[-depth:]) for p in others)}:
+            depth += 1
+        named[model] = name
+    return [named[model] for model in models]
+
+
+def absolute(given: Any) -> Any:
+    """Name a file that is there so that it is found from everywhere; what is found by bare name stays."""
+    return str(Path(given).resolve()) if isinstance(given, str) and Path(given).is_file() else given
 
 
 def fingerprint(model: str) -> str:
-    """Give a digest of a model file: of what a YAML says, of a checkpoint's bytes.
+    """Give a digest of a file: of what a YAML says, else of its bytes.
 
     Raises:
         Refused: If there is no such file.
@@ -167,31 +180,35 @@ class Study:
 
     def __init__(self, folder: Path, settings: dict):
         self.folder, self.settings, self.before = folder, settings, read(folder) or {}
-        self.digests = {label: fingerprint(model) for label, model in settings["models"].items()}
-        if self.before:
-            self.compare(self.before["settings"], self.before["fingerprints"])
+        common = {"data": settings["data"], "arguments": settings["arguments"]}
+        files = [settings["data"], settings["arguments"].get("cfg")]
+        digests = {f"the content of {file}": fingerprint(file) for file in files if file}
+        self.made_of = {label: {**common, **digests} for label in self.labels}
+        for label, model in settings["models"].items():
+            self.made_of[label][f"the content of {model}"] = fingerprint(model)
+        for label in self.labels:
+            self.compare(label, self.before.get("made of", {}).get(label, {}))
 
-    def compare(self, settings: dict, digests: dict[str, str]) -> None:
+    def compare(self, label: str, before: dict[str, Any]) -> None:
         """Refuse what would mix two studies; models and seeds may be more or fewer than before."""
-        for key in ("data", "arguments"):
-            trains = key == "data" or (settings["models"] and self.settings["models"])
-            if trains and settings[key] != self.settings[key] and any(map(self.begun, settings["models"])):
-                raise Refused(
-                    f"{self.folder / STUDY}: {key} was {settings[key]} and is now {self.settings[key]}; figures of "
-                    "both are not to be compared. Another folder (--out) begins another study"
-                )
-        for label, digest in self.digests.items():
-            if self.begun(label) and digests.get(label, digest) != digest:
-                raise Refused(
-                    f"{self.folder / STUDY}: {self.settings['models'][label]} is another model than when {label} was "
-                    f"trained here; give the file another name, or delete {self.folder / 'runs' / label}"
-                )
+        now = self.made_of[label]
+        if not self.begun(label) or not before or before == now:
+            return
+        changes = [
+            f"{key} has changed" if key.startswith("the content") else f"{key} was {before[key]}, is now {now[key]}"
+            for key in now
+            if before.get(key) != now[key]
+        ]
+        raise Refused(
+            f"{self.folder / STUDY}: {label} was made with other settings: {', '.join(changes)}. Figures of both are "
+            "not to be compared; begin another study (--out), or delete "
+            f"{self.folder / 'runs' / label} to do it again"
+        )
 
     def begun(self, label: str) -> bool:
-        """Whether anything of a model has been trained here, with whatever seed."""
-        folders = (self.folder / "runs" / label).glob("seed-*")
-        runs = [Run(label, "", 0, folder) for folder in folders]
-        return any(run.is_done or run.last.is_file() for run in runs)
+        """Whether anything of a model has been trained or validated here, with whatever seed."""
+        runs = [Run(label, "", 0, folder) for folder in (self.folder / "runs" / label).glob("seed-*")]
+        return any(run.last.is_file() or (run.outcome or {}).get("state") == "done" for run in runs)
 
     @property
     def labels(self) -> list[str]:
@@ -231,7 +248,7 @@ class Study:
         self.before = {
             **self.before,
             "settings": self.settings,
-            "fingerprints": {**self.before.get("fingerprints", {}), **self.digests},
+            "made of": {**self.before.get("made of", {}), **self.made_of},
             "versions": versions(),
             "runs": runs,
             **results,

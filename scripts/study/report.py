@@ -12,6 +12,7 @@ import numpy as np
 
 from study import architecture, figures, pictures, tables
 from study.plan import FOUND, Run, Study, versions
+from study.run import epochs
 from study.validation import Validation
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.AddModules.checkpoints import write
@@ -132,8 +133,19 @@ def training(study: Study, labels: list[str]) -> list[dict[str, str]]:
     for key, name in figures.CURVES.items():
         svg = figures.curves(study, labels, key)
         if svg:
-            found.append(plot(svg, name, f"Lines over the epochs, one for each of {', '.join(labels)}."))
+            found.append(plot(svg, name, ends(study, labels, key)))
     return found
+
+
+def ends(study: Study, labels: list[str], key: str) -> str:
+    """Say where training curves begin and end, the mean over seeds."""
+    said = []
+    for label in labels:
+        curves = [curve for run in study.done(label) if (curve := epochs(run.trained)) and key in curve[0]]
+        if curves:
+            first, last = (np.mean([curve[i][key] for curve in curves]) for i in (0, -1))
+            said.append(f"{label}: from {first:.3g} to {last:.3g} in {len(curves[0])} epochs")
+    return "; ".join(said)
 
 
 def class_plots(rows: list[dict]) -> list[dict[str, str]]:

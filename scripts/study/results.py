@@ -41,7 +41,9 @@ def summarise(study: Study, costs: dict[str, dict]) -> list[dict[str, Any]]:
             for key in ("seconds", "MiB", "epochs"):
                 row[key] = spread_of([outcome[key] for outcome in outcomes])
             row["classes"] = classes_of(outcomes)
-            row["cost"] = costs.get(label, {})
+            row["cost"] = dict(costs.get(label, {}))
+            if study.labels[0] not in costs:  # the ratio is to another model, while the first has failed
+                row["cost"].pop("over_first", None)
             samples[label] = resampled(study, label)
         rows.append(row)
     add_differences(rows, samples)

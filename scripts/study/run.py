@@ -16,6 +16,10 @@ from study.plan import FOUND, Run, trained_with, versions
 from study.validation import validate
 from ultralytics import YOLO
 from ultralytics.nn.AddModules.checkpoints import load
+from ultralytics.utils.torch_utils import select_device
+
+# Of the training's arguments, those that say how a model is validated
+KEPT = ("imgsz", "batch", "workers", "single_cls", "classes", "max_det", "iou", "conf", "agnostic_nms", "split")
 
 
 def perform(run: Run, settings: dict, watch: Callable | None = None) -> dict:
@@ -51,7 +55,7 @@ def perform(run: Run, settings: dict, watch: Callable | None = None) -> dict:
     return run.outcome
 
 
-def train(run: Run, settings: dict, watch: Callable | None) -> bool:
+def train(run: Run, settings: dict, watch: Callable | None = None) -> bool:
     """Train, or go on with a training that was interrupted; whether there was anything left to do."""
     if run.taken:
         return False
@@ -70,19 +74,34 @@ def train(run: Run, settings: dict, watch: Callable | None) -> bool:
 def conclude(run: Run, settings: dict) -> dict:
     """Validate the best weights, and give what the run came to."""
     arguments = trained_with(run.best)
-    kept = ("imgsz", "batch", "device", "workers", "single_cls")
-    found, figures = validate(
-        run.best, run.folder / "val", data=settings["data"], **{k: arguments[k] for k in kept if k in arguments}
-    )
+    device = device_of(arguments, settings)
+    said = {**arguments, **settings["arguments"]}
+    kept = {key: said[key] for key in KEPT if key in said}
+    found, figures = validate(run.best, run.folder / "val", data=settings["data"], device=device, **kept)
     found.save(run.folder / FOUND)
     curve = epochs(run.trained)
     return {
         "figures": figures,
         "epochs": len(curve),
+        "of": arguments["epochs"],
+        "is over": load(run.best).get("optimizer") is None,
         "seconds": curve[-1]["time"] if curve else None,
-        "imgsz": arguments["imgsz"],
+        "imgsz": said["imgsz"],
+        "split": kept.get("split", "val"),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def device_of(arguments: dict, settings: dict) -> str:
+    """Give the device that the study was told; else that of a run's training, which may have been elsewhere."""
+    given = settings["arguments"].get("device")
+    if given is not None:
+        return given
+    try:
+        select_device(arguments.get("device"), verbose=False)
+    except ValueError:
+        return ""
+    return arguments.get("device") or ""
 
 
 def epochs(folder: Path) -> list[dict[str, float]]:

@@ -7,11 +7,13 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from study.cost import SCOPE
 from study.plan import FOUND, Study, trained_with
 from study.results import METRICS
+from study.statistics import LEVEL
 from study.taken import SEPARATE
 from study.validation import Validation
 
@@ -187,9 +189,11 @@ def notes(study: Study, rows: list[Row]) -> list[str]:
     failed = [run for run in study.runs if run.outcome and not run.is_done]
     images = {len(Validation.load(run.folder / FOUND).images) for run in done[:1]}
     sizes = sorted({run.outcome["imgsz"] for run in done})
+    splits = ", ".join(sorted({run.outcome["split"] for run in done}))
     found = [
-        f"Data: {study.settings['data']}, {', '.join(map(str, images))} validation images, "
-        f"{', '.join(map(str, sizes))} px. AP in %; mean ± standard deviation over seeds.",
+        f"Data: {Path(study.settings['data']).name}, {', '.join(map(str, images))} images of its {splits} split, "
+        f"{', '.join(map(str, sizes))} px. AP in %, of best.pt, which the trainer chooses on the validation images; "
+        "mean ± standard deviation over seeds. AP of sizes: COCO's rules, 100 detections an image.",
         f"Difference: of mAP50-95 to {rows[0]['model']}, with a 95 % interval of a paired bootstrap over the images "
         "and of the scatter over seeds; n.s.: zero is in it, so that no difference is shown.",
         f"Latency: {SCOPE}, in one run in which the models take turns; median ± half the distance of the quartiles. "
@@ -197,6 +201,12 @@ def notes(study: Study, rows: list[Row]) -> list[str]:
         "allocated on a GPU, on a CPU what a step takes beyond the model. "
         f"Machine: {study.before.get('costs', {}).get('machine', 'not measured')}.",
     ]
+    compared = sum("difference" in row for row in rows)
+    if compared > 1:
+        found.append(
+            f"Each of the {compared} intervals is at 95 % by itself: that chance alone takes zero out of one of them "
+            f"has a probability of up to {1 - LEVEL**compared:.0%}."
+        )
     single = [row["model"] for row in rows if len(row["seeds"]) == 1]
     if single:
         found.append(
@@ -207,6 +217,11 @@ def notes(study: Study, rows: list[Row]) -> list[str]:
     waiting = [run for run in study.runs if not run.outcome]
     if waiting:
         found.append(f"Not run yet: {', '.join(f'{run.label} seed {run.seed}' for run in waiting)}.")
+    found += [
+        f"Not over: {run.label}, seed {run.seed}, {run.outcome['epochs']} of {run.outcome['of']} epochs."
+        for run in done
+        if not run.outcome["is over"]
+    ]
     found += unequal(study)
     return found
 
