@@ -75,6 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--conf", type=float, default=0.25, help="least score; if none has it, the best serves (0.25)")
     parser.add_argument("--classes", nargs="+", type=int, metavar="N", help="only detections of these classes")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (runs/explain/MODEL)")
+    parser.add_argument("--small", action="store_true", help="PNG files of 256 colours, a third as large")
     args = parser.parse_args()
     if not 0 <= args.conf <= 1:
         parser.error(f"--conf {args.conf:g}: expected a score from 0 to 1")
@@ -167,9 +168,9 @@ def explain(args: argparse.Namespace) -> None:
     points, pictures = queries(args, opened), []
     out = folder(args.out, opened.name)
     for name, figure in figures(args, opened, what, points):
-        pictures.append(sheet.save(figure, out / f"{name}.png"))
+        pictures.append(sheet.save(figure, out / f"{name}.png", args.small))
         print(out / f"{name}.png", flush=True)
-    sheet.contact(pictures, out / "contact.png")
+    sheet.contact(pictures, out / "contact.png", args.small)
     print(out / "contact.png")
 
 

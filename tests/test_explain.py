@@ -485,6 +485,18 @@ def test_a_checkpoint_two_images_of_a_stem_and_the_default_folder(monkeypatch, c
     assert network.open_model("mine.pt").size == (96, 96) and network.open_model("mine.pt").title.startswith("mine (")
 
 
+def test_small_files(monkeypatch, tmp_path, picture):
+    """They have fewer colours, and hardly another look."""
+    for name, argv in (("whole", []), ("small", ["--small"])):
+        torch.manual_seed(0)  # for the same weights
+        assert run(monkeypatch, "rtdetr-tiny.yaml", picture, "--imgsz=64", f"--out={tmp_path / name}", *argv) == 0
+    whole, small = (tmp_path / name / "spots-cam.png" for name in ("whole", "small"))
+    with Image.open(whole) as a, Image.open(small) as b:
+        assert b.mode == "P" and a.size == b.size
+        assert np.abs(np.asarray(a.convert("RGB"), float) - np.asarray(b.convert("RGB"), float)).mean() < 3
+    assert 2 * small.stat().st_size < whole.stat().st_size
+
+
 def test_stems():
     assert explain.stems([Path("a/x.jpg"), Path("b/X.png"), Path("x-2.jpg"), Path("y.png"), Path("x.bmp")]) == [
         "x",

@@ -220,19 +220,19 @@ def legend(panel: Panel, handles: list[Artist], drop: float = 0.34) -> None:
     panel.axis.legend(handles=handles, facecolor="0.45", labelcolor="white", edgecolor="none", framealpha=1, **place)
 
 
-def save(figure: Figure, file: Path) -> Image.Image:
-    """Write a figure as a PNG file, which is there whole or as it was before; give the picture.
+def save(figure: Figure, file: Path, small: bool = False) -> Image.Image:
+    """Write a figure as a PNG file; give the picture.
 
     Raises:
         OSError: If the file cannot be written.
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write(file, buffer.getbuffer())
-    return Image.open(buffer).convert("RGB")
+    figure.savefig(buffer := io.BytesIO(), format="png")
+    drawn = Image.open(buffer).convert("RGB")
+    store(drawn, file, small)
+    return drawn
 
 
-def contact(pictures: list[Image.Image], file: Path) -> None:
+def contact(pictures: list[Image.Image], file: Path, small: bool = False) -> None:
     """Write a sheet with all pictures on it, about as a screen is wide and high.
 
     Raises:
@@ -249,6 +249,12 @@ def contact(pictures: list[Image.Image], file: Path) -> None:
     sheet = Image.new("RGB", (GAP + columns * (CELL + GAP), max(heights)), "white")
     for thumb, place in zip(thumbs, places):
         sheet.paste(thumb, place)
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="png")
+    store(sheet, file, small)
+
+
+def store(drawn: Image.Image, file: Path, small: bool) -> None:
+    """Write a PNG file, which is there whole or as it was before; a small one has 256 colours."""
+    if small:
+        drawn = drawn.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    drawn.save(buffer := io.BytesIO(), format="png", optimize=small)
     write(file, buffer.getbuffer())

@@ -49,12 +49,12 @@ def metric(key: str, title: str | None = None, scale: float = 100, digits: int =
     return Column(title or key, lambda row: spread(row, key, scale, digits), figures)
 
 
-def cost(key: str, title: str, scale: float = 1, digits: int = 1) -> Column:
+def cost(key: str, title: str, scale: float = 1) -> Column:
     """Make a column of a figure that does not depend on the seed."""
 
     def show(row: Row) -> str:
         value = row.get("cost", {}).get(key)
-        return NOTHING if value is None else f"{value * scale:.{digits}f}"
+        return NOTHING if value is None else f"{value * scale:.{1 if value * scale >= 10 else 2}f}"
 
     return Column(title, show, lambda row: {key: row.get("cost", {}).get(key)})
 
@@ -105,7 +105,7 @@ COLUMNS = [
         lambda row: {f"difference {key}": row.get("difference", {}).get(key) for key in ("value", "low", "high")},
     ),
     *(metric(key) for key in METRICS[1:]),
-    cost("parameters", "parameters, M", 1e-6, 2),
+    cost("parameters", "parameters, M", 1e-6),
     cost("GFLOPs published", "GFLOPs, published style"),
     cost("GFLOPs honest", "GFLOPs, honest"),
     Column(
@@ -204,8 +204,8 @@ def notes(study: Study, rows: list[Row]) -> list[str]:
     compared = sum("difference" in row for row in rows)
     if compared > 1:
         found.append(
-            f"Each of the {compared} intervals is at 95 % by itself: that chance alone takes zero out of one of them "
-            f"has a probability of up to {1 - LEVEL**compared:.0%}."
+            f"Each of the {compared} intervals is at 95 % by itself; if no model differed, at least one of them would "
+            f"still exclude zero with a probability of up to {100 * (1 - LEVEL**compared):.0f} %."
         )
     single = [row["model"] for row in rows if len(row["seeds"]) == 1]
     if single:
