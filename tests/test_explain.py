@@ -15,7 +15,7 @@ from conftest import ROOT, TINY, lively
 from explanation import cam, click, field, focusing, network, routing, sheet
 from explanation.detections import allowed_classes, strongest
 from explanation.frame import Frame, look
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import nn
 
 from ultralytics import YOLO
@@ -495,6 +495,13 @@ def test_small_files(monkeypatch, tmp_path, picture):
         assert b.mode == "P" and a.size == b.size
         assert np.abs(np.asarray(a.convert("RGB"), float) - np.asarray(b.convert("RGB"), float)).mean() < 3
     assert 2 * small.stat().st_size < whole.stat().st_size
+    rng = np.random.default_rng(0)
+    drawn = Image.fromarray(rng.integers(0, 256, (200, 200, 3), np.uint8))
+    for x, colour in enumerate(sheet.COLOURS):  # one pixel of each kind of mark
+        drawn.putpixel((x, 0), ImageColor.getrgb(colour))
+    few = sheet.fewer_colours(drawn).convert("RGB")
+    assert [few.getpixel((x, 0)) for x in range(len(sheet.COLOURS))] == [*map(ImageColor.getrgb, sheet.COLOURS)]
+    assert len(few.getcolors()) <= 256
 
 
 def test_stems():

@@ -24,7 +24,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from PIL import Image
+from PIL import Image, ImageColor
 
 from explanation.detections import Detections
 from explanation.frame import View
@@ -255,6 +255,20 @@ def contact(pictures: list[Image.Image], file: Path, small: bool = False) -> Non
 def store(drawn: Image.Image, file: Path, small: bool) -> None:
     """Write a PNG file, which is there whole or as it was before; a small one has 256 colours."""
     if small:
-        drawn = drawn.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        drawn = fewer_colours(drawn)
     drawn.save(buffer := io.BytesIO(), format="png", optimize=small)
     write(file, buffer.getbuffer())
+
+
+def fewer_colours(drawn: Image.Image) -> Image.Image:
+    """Bring a picture to 256 colours: what is seen most, and those of thin marks, which mean something."""
+    marks = [ImageColor.getrgb(colour) for colour in (*COLOURS, "white", "black")]
+    few = drawn.quantize(256 - len(marks), Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    palette = np.array([*np.reshape(few.getpalette(), (-1, 3)), *marks], np.int16)
+    pixels, index = np.asarray(drawn, np.int16), np.array(few)
+    for i in range(len(palette) - len(marks), len(palette)):
+        away = np.abs(pixels - palette[i]).sum(2)
+        index[(away < 48) & (away < np.abs(pixels - palette[index]).sum(2))] = i
+    found = Image.fromarray(index, "P")
+    found.putpalette(palette.astype(np.uint8).tobytes())
+    return found
