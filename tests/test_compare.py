@@ -254,6 +254,18 @@ def start(*argv: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ})
 
 
+@pytest.fixture
+def priced(monkeypatch):
+    """Costs are made up, which takes no time; that they are measured, the study below shows."""
+
+    def costs(models, *_):
+        one = {"parameters": 1e6, "GFLOPs published": 1.0, "GFLOPs honest": 2.0, "spread": 0.0, "MiB": 3.0}
+        found = {model: {**one, "ms": 4.0 + i, "over_first": 1 + i / 4} for i, model in enumerate(models)}
+        return {"machine": "none", "models": found}
+
+    monkeypatch.setattr(compare, "costs", costs)
+
+
 def main(monkeypatch, *argv: str) -> int:
     monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, argv)])
     return compare.main()
@@ -338,7 +350,7 @@ def test_nothing_is_done_again(folder, data, monkeypatch, capsys):
     assert (folder / "table.md").read_text() in capsys.readouterr().out
 
 
-def test_a_failing_model_is_reported_and_the_rest_goes_on(folder, data, tmp_path, monkeypatch, capsys):
+def test_a_failing_model_is_reported_and_the_rest_goes_on(folder, data, tmp_path, monkeypatch, capsys, priced):
     out = tmp_path / "study"
     shutil.copytree(folder, out)
     broken = tmp_path / "broken.yaml"
@@ -441,7 +453,7 @@ def test_a_changed_data_set_is_no_comparison(folder, data, tmp_path, monkeypatch
     assert "was validated on other images or labels" in capsys.readouterr().err
 
 
-def test_runs_of_others_are_taken_in(folder, data, tmp_path, monkeypatch, capsys):
+def test_runs_of_others_are_taken_in(folder, data, tmp_path, monkeypatch, capsys, priced):
     """Grouped by what they differ in; figures are those of the study that made them."""
     runs = [folder / "runs" / Path(model).stem / f"seed-{seed}" for model in MODELS for seed in (0, 1)]
     ours = shutil.ignore_patterns("*.npz", "run.json", "*.npy")

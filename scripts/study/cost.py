@@ -1,6 +1,6 @@
 """What a trained model costs: parameters, operations, latency and memory, for the table of a study.
 
-    python -m study.cost FILE PIXELS [BATCH]    print the MiB that a forward, or a training step, takes on the CPU
+    python -m study.cost FILE PIXELS BATCH    print the MiB that a forward and a training step take on the CPU
 
 Only a process of its own tells the last.
 """
@@ -26,6 +26,7 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG
 
 ROUNDS, SECONDS = 30, 20.0  # samples of each model; seconds for each model, at the most
+PEAKS = "MiB", "MiB training"
 SCOPE = "forward of the fused model in fp32, batch 1, warm, without pre- and post-processing"
 
 
@@ -62,8 +63,7 @@ def costs(models: dict[str, Path], imgsz: int, device: torch.device, batch: int)
         if device.type == "cuda":
             found[label]["MiB"] = peak_of(calls[label], device)
         else:
-            found[label]["MiB"] = peak_alone(file, imgsz)
-            found[label]["MiB training"] = peak_alone(file, imgsz, batch)
+            found[label] |= peaks_alone(file, imgsz, batch)
     return {"machine": machine(device), "models": found}
 
 
@@ -72,27 +72,31 @@ def fused(file: Path, device: torch.device) -> nn.Module:
     return load_checkpoint(file)[0].float().eval().fuse(verbose=False).to(device)
 
 
-def peak_alone(file: Path, *sizes: int) -> float | None:
-    """Measure memory on the CPU in a process of its own, by this file's command; None where it cannot be told."""
+def peaks_alone(file: Path, imgsz: int, batch: int) -> dict[str, float]:
+    """Measure memory on the CPU in a process of its own, by this file's command; what it cannot tell is not there."""
     scripts = str(Path(__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([scripts, os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "study.cost", str(file), *map(str, sizes)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    return None if done.returncode else float(done.stdout.split()[-1])
+    command = [sys.executable, "-m", "study.cost", str(file), str(imgsz), str(batch)]
+    lines = subprocess.run(command, capture_output=True, text=True, env=env).stdout.splitlines()
+    found = (line.partition(": ") for line in lines)
+    return {name: float(value) for name, _, value in found if name in PEAKS}
 
 
 def main() -> None:
-    """Print one figure; a small image goes first, which sets up what is no activation."""
-    file, imgsz, *batch = Path(sys.argv[1]), *map(int, sys.argv[2:])
+    """Print the figures, the smaller first, as a machine may be too small for the other."""
+    file, imgsz, batch = Path(sys.argv[1]), *map(int, sys.argv[2:])
     device = torch.device("cpu")
-    if batch:
-        step = training_step(load_checkpoint(file)[0].float().train(), device)
-        step(1, 64)
-        print(peak_of(lambda: step(batch[0], imgsz), device))
-    else:
-        model = fused(file, device)
-        caller(model, torch.zeros(1, 3, 64, 64), "inference", None)()
-        print(peak_of(caller(model, torch.zeros(1, 3, imgsz, imgsz), "inference", None), device))
+    model = fused(file, device)
+    forward, step = PEAKS
+
+    def run(side: int) -> Callable[[], object]:
+        return caller(model, torch.zeros(1, 3, side, side), "inference", None)
+
+    run(64)()  # sets up what is no activation
+    print(f"{forward}: {peak_of(run(imgsz), device)}", flush=True)
+    train = training_step(load_checkpoint(file)[0].float().train(), device)
+    train(1, 64)
+    print(f"{step}: {peak_of(lambda: train(batch, imgsz), device)}")
 
 
 def training_step(model: nn.Module, device: torch.device) -> Callable[[int, int], None]:
