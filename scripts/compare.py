@@ -38,10 +38,10 @@ from benchmark.report import machine  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
 from study import cluster, local, tables, taken  # noqa: E402
 from study.cost import costs  # noqa: E402
-from study.plan import OWN, Run, Study, absolute, labels, read, trained_with  # noqa: E402
+from study.plan import OWN, Run, Study, absolute, known, labels, trained_with  # noqa: E402
 from study.report import report  # noqa: E402
 from study.results import check_images, summarise  # noqa: E402
-from study.run import device_of  # noqa: E402
+from study.run import device_of, summary  # noqa: E402
 
 from ultralytics.cfg import TASK2DATA, get_cfg, smart_value  # noqa: E402
 from ultralytics.data.utils import check_det_dataset  # noqa: E402
@@ -118,8 +118,7 @@ def settings(args: argparse.Namespace) -> dict:
         raise Refused(f"--data {data}: {' '.join(str(e).split())}") from e
     args.out = args.out or Path("runs", "studies", Path(data).stem)
     files = [absolute(model) for model in args.models]
-    known = (read(args.out) or {}).get("settings", {}).get("models")
-    models = dict(zip(labels(files, known), files))
+    models = dict(zip(labels(files, known(args.out)), files))
     for label in models.keys() & found:
         raise Refused(f"--models and --from both have a {label}; one of them is enough")
     arguments = {key: absolute(value) for key, value in args.arguments.items()}
@@ -146,30 +145,32 @@ def finish(study: Study, args: argparse.Namespace) -> list[dict]:
 def measured(study: Study, ready: dict[str, Run], args: argparse.Namespace) -> dict[str, Any]:
     """Measure what models cost, all of them in one run; what was measured of the same weights here stays."""
     first = next(iter(ready.values()))
-    imgsz = first.outcome["imgsz"]
-    files = {label: run.best for label, run in ready.items()}
     arguments = trained_with(first.best)
+    files = {label: run.best for label, run in ready.items()}
+    sizes = {label: run.outcome["imgsz"] for label, run in ready.items()}
+    batch = max(1, int(arguments["batch"]))
     if args.on == "here":
         device = select_device(device_of(arguments, study.settings), verbose=False)
+        where = machine(device)
     else:
-        device = args.address
+        where = [args.address, resources(args)]
     of = {
-        "weights": {label: hashlib.sha256(file.read_bytes()).hexdigest() for label, file in files.items()},
-        "imgsz": imgsz,
-        "where": machine(device) if args.on == "here" else device,
+        "weights": [[label, hashlib.sha256(file.read_bytes()).hexdigest()] for label, file in files.items()],
+        "sizes": sizes,
+        "batch": batch,
+        "where": where,
     }
     before = study.before.get("costs", {})
     if before.get("of") == of:
         return before
     local.say(f"timing {len(ready)} models")
-    batch = max(1, int(arguments["batch"]))
     try:
         if args.on == "ray":
-            return {"of": of, **cluster.time_models(files, imgsz, batch, args.address, resources(args))}
-        return {"of": of, **costs(files, imgsz, device, batch)}
+            return {"of": of, **cluster.time_models(files, sizes, batch, args.address, resources(args))}
+        return {"of": of, **costs(files, sizes, device, batch)}
     except Exception as e:  # what was trained is shown all the same
-        local.say(f"the costs could not be measured ({type(e).__name__}: {str(e).splitlines()[0]})")
-        return {}
+        local.say(f"the costs could not be measured ({summary(e)})")
+        return {"failed": summary(e)}
 
 
 def resources(args: argparse.Namespace) -> dict[str, float]:
@@ -188,7 +189,7 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=0):
             study = Study(folder, asked)
-            study.save()
+            study.save(results=[])  # those of other models or seeds, until there are new ones
             if args.on == "ray":
                 cluster.run_all(study, args.address, resources(args), args.retries)
             else:

@@ -7,6 +7,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +129,25 @@ def test_a_node_that_does_not_see_the_folder(shapes, tmp_path):
         cluster.work(there, settings, tmp_path / "study", "token", None, Silent, "1.0")
 
 
+def test_what_comes_back_replaces_what_was_there(tmp_path):
+    """All of it, or nothing where it cannot be read."""
+    there, come = tmp_path / "runs" / "seed-0", tmp_path / "come"
+    for folder, name in ((there, "old"), (come, "new")):
+        folder.mkdir(parents=True)
+        (folder / name).write_text(name)
+    with pytest.raises(tarfile.ReadError):
+        cluster.unpack(cluster.pack(come)[:700], there)
+    assert [file.name for file in there.iterdir()] == ["old"]
+    cluster.unpack(cluster.pack(come), there)
+    assert [file.name for file in there.iterdir()] == ["new"] and list(there.parent.iterdir()) == [there]
+
+
+def test_time_left():
+    """Two runs at work have 50 s and 5 s to go; a third takes 60 s, the mean of what those take; two at a time."""
+    at_work = {"a": (5, 10, 50.0), "b": (3, 4, 15.0)}
+    assert cluster.remaining(at_work, 3) == pytest.approx((50 + 5 + (100 + 20) / 2) / 2)
+
+
 def test_no_cluster_is_one_line():
     with pytest.raises(Refused, match="no cluster at 127.0.0.1:9 .*`ray start --head` begins one"):
         cluster.connect("127.0.0.1:9")
@@ -143,4 +163,8 @@ def test_what_no_node_has():
     none = {"num_cpus": 1, "num_gpus": 1}
     assert not cluster.has_room(Ray, none)
     assert cluster.no_room(Ray, none) == "a run takes 1 CPUs and 1 GPUs, and no node has them (2 CPUs, 0 GPUs)"
-    assert cluster.device({"num_gpus": 2}) == "0,1" and cluster.device({"num_gpus": 0}) == "cpu"
+    assert (
+        cluster.device({"num_gpus": 0.5}) == "0"
+        and cluster.device({"num_gpus": 2}) == "0,1"
+        and cluster.device({"num_gpus": 0}) == "cpu"
+    )

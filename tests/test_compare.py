@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,8 @@ import pytest
 import torch
 from conftest import ROOT, load_file
 from flops import count_published_gflops
-from study import architecture, figures, local, plan, results, statistics, tables, taken, validation
-from study.run import device_of
+from study import architecture, cost, figures, local, plan, report, results, statistics, tables, taken, validation
+from study.run import device_of, perform
 from study.validation import Validation
 
 from ultralytics import YOLO
@@ -169,14 +170,36 @@ def test_tables_by_hand():
     assert rows[1]["difference low"] == "-0.04" and rows[1]["model"] == "worse"
 
 
+def test_findings_by_hand():
+    """No model is called better where chance may have made it so."""
+    base = {"model": "base", "seeds": [0, 1]}
+
+    def finding(low: float, high: float, seeds: bool = True) -> str:
+        value, shown = (low + high) / 2, seeds and not low <= 0 <= high
+        difference = {"value": value, "low": low, "high": high, "seeds": seeds, "shown": shown}
+        return report.findings([base, {"model": "new", "difference": difference, "cost": {"over_first": 1.2}}])[0]
+
+    assert finding(0.01, 0.03) == "new: better than base by +2.0 mAP50-95 (+1.0 to +3.0) at 1.20 times its latency."
+    assert finding(-0.03, -0.01).startswith("new: worse than base by -2.0 mAP50-95")
+    assert finding(-0.01, 0.03).startswith("new: no difference shown to base: +1.0 mAP50-95")
+    assert finding(0.01, 0.03, seeds=False).startswith("new: one seed, which does not tell")
+    assert report.findings([base, {"model": "new"}]) == ["new: nothing to compare yet."]
+    assert report.findings([base]) == ["base alone: nothing to compare it with."]
+
+
 def test_changed_rows():
-    first = [
-        {"module": m, "n": 1, "arguments": [], "index": i} for i, m in enumerate(["Stem", "Block", "AIFI", "Head"])
-    ]
-    other = [{"module": m, "n": 1, "arguments": [], "index": i} for i, m in enumerate(["Stem", "New", "Block", "Head"])]
+    def rows(*modules: str, head: list[int]) -> list[dict]:
+        common = {"n": 1, "arguments": []}
+        return [{"module": m, "index": i, "from": head if m == "Head" else -1, **common} for i, m in enumerate(modules)]
+
+    first = rows("Stem", "Block", "AIFI", "Head", head=[-1, 1])
+    other = rows("Stem", "New", "Block", "Head", head=[-1, 2])  # the same row, which is now the third
     assert [(row["mark"], row["module"]) for row in architecture.marked(first, other)] == [
         ("", "Stem"), ("+", "New"), ("", "Block"), ("−", "AIFI"), ("", "Head"),
     ]  # fmt: skip
+    rewired = rows("Stem", "Block", "AIFI", "Head", head=[-1, 0])
+    marks = [(row["mark"], row["module"]) for row in architecture.marked(first, rewired)]
+    assert marks == [("", "Stem"), ("", "Block"), ("", "AIFI"), ("−", "Head"), ("+", "Head")]
 
 
 def test_sizes_by_hand():
@@ -219,7 +242,7 @@ def test_names_that_matplotlib_reads_otherwise():
 
 def test_names_and_times(tmp_path):
     assert plan.labels(["a/x.yaml", "b/x.yaml"]) == ["a-x", "b-x"]
-    assert plan.labels(["a/x.yaml", "b/x.yaml", "y.yaml"], {"x": "a/x.yaml"}) == ["x", "b-x", "y"]  # it keeps its name
+    assert plan.labels(["a/x.yaml", "b/x.yaml", "y.yaml"], {"a/x.yaml": "x"}) == ["x", "b-x", "y"]  # it keeps its name
     mine = tmp_path / "mine.yaml"
     mine.touch()
     assert plan.absolute(os.path.relpath(mine)) == str(mine) and plan.absolute("rtdetr-l.yaml") == "rtdetr-l.yaml"
@@ -259,7 +282,14 @@ def priced(monkeypatch):
     """Costs are made up, which takes no time; that they are measured, the study below shows."""
 
     def costs(models, *_):
-        one = {"parameters": 1e6, "GFLOPs published": 1.0, "GFLOPs honest": 2.0, "spread": 0.0, "MiB": 3.0}
+        one = {
+            "parameters": 1e6,
+            "GFLOPs published": 1.0,
+            "GFLOPs honest": 2.0,
+            "spread": 0.0,
+            "MiB": 3.0,
+            "failures": [],
+        }
         found = {model: {**one, "ms": 4.0 + i, "over_first": 1 + i / 4} for i, model in enumerate(models)}
         return {"machine": "none", "models": found}
 
@@ -344,7 +374,7 @@ def test_a_run_is_what_yolo_train_makes(folder, data, tmp_path):
 def test_nothing_is_done_again(folder, data, monkeypatch, capsys):
     before = written(folder / "runs")
     costs = json.loads((folder / "study.json").read_text())["costs"]
-    assert main(monkeypatch, *arguments(data, folder)) == 0
+    assert main(monkeypatch, *arguments(data, folder), "plots=True") == 0  # which trains nothing else
     assert written(folder / "runs") == before
     assert json.loads((folder / "study.json").read_text())["costs"] == costs
     assert (folder / "table.md").read_text() in capsys.readouterr().out
@@ -382,7 +412,7 @@ def test_a_failing_model_is_reported_and_the_rest_goes_on(folder, data, tmp_path
     # What has been trained is another matter
     broken.write_text(text.replace("RepC3", "C3", 1), encoding="utf-8")
     assert main(monkeypatch, *argv) == 2
-    assert f"broken was made with other settings: the content of {broken} has changed" in capsys.readouterr().err
+    assert f"was made with other settings: model was {broken}, is now {broken}, with other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -396,7 +426,7 @@ def test_a_failing_model_is_reported_and_the_rest_goes_on(folder, data, tmp_path
         (["cfg=nothing.yaml"], "cfg=nothing.yaml does not exist"),
         (["seed=3"], "the study sets it"),
         (["--from", "nowhere"], "weights/best.pt is missing there"),
-        (["imgsz=32"], "rtdetr-tiny was made with other settings: arguments was "),
+        (["imgsz=32"], "rtdetr-tiny was made with other settings: imgsz was 64, is now 32"),
     ],
 )
 def test_wrong_input_is_one_line(folder, data, monkeypatch, capsys, change, says):
@@ -442,15 +472,86 @@ def test_one_at_a_time(folder, data, monkeypatch, capsys):
     assert process.returncode == 2 and "is being worked on by another compare.py" in said
 
 
-def test_a_changed_data_set_is_no_comparison(folder, data, tmp_path, monkeypatch, capsys):
+def test_a_changed_data_set_is_no_comparison(folder, data, tmp_path, monkeypatch, capsys, priced):
+    """What was validated before is so again, and till then it counts as failed."""
     out = tmp_path / "study"
     shutil.copytree(folder, out)
     file = out / "runs" / "rtdetr-tiny" / "seed-1" / "validation.npz"
     found = Validation.load(file)
     found.target_cls[0] = (found.target_cls[0] + 1) % 3
     found.save(file)
+    assert main(monkeypatch, *arguments(data, out)) == 1
+    assert "rtdetr-tiny with seed 1 failed: validated on other images or labels than" in capsys.readouterr().out
+    assert json.loads((out / "study.json").read_text())["results"][0]["seeds"] == [0]
+    weights = file.with_name("weights") / "best.pt"
+    before = weights.stat().st_mtime_ns
+    assert main(monkeypatch, *arguments(data, out)) == 0 and weights.stat().st_mtime_ns == before
+    assert json.loads((out / "study.json").read_text())["results"][0]["seeds"] == [0, 1]
+
+
+def test_what_the_models_were_made_with_is_known_without_the_study(folder, data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "study"
+    shutil.copytree(folder, out)
+    (out / "study.json").unlink()
+    assert main(monkeypatch, *arguments(data, out), "imgsz=96") == 2
+    assert "rtdetr-tiny was made with other settings: imgsz was 64, is now 96." in capsys.readouterr().err
+    assert plan.known(out) == {model: Path(model).stem for model in MODELS}
+    (out / "runs" / "rtdetr-tiny" / "made.json").unlink()
     assert main(monkeypatch, *arguments(data, out)) == 2
-    assert "was validated on other images or labels" in capsys.readouterr().err
+    assert "made with other settings: made.json is missing" in capsys.readouterr().err
+
+
+def test_costs_that_cannot_be_measured(folder, data, tmp_path, monkeypatch, capsys):
+    """The rest is shown, and why they lack."""
+    out = tmp_path / "study"
+    shutil.copytree(folder, out)
+    monkeypatch.setattr(compare, "costs", lambda *_: 1 / 0)
+    (out / "runs" / "rtdetr-tiny" / "seed-0" / "weights" / "best.pt").touch()
+    assert main(monkeypatch, *arguments(data, out)) == 0  # they are known
+    assert main(monkeypatch, *arguments(data, out, *reversed(MODELS))) == 0
+    assert "Not measured: ZeroDivisionError: division by zero." in capsys.readouterr().out
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Not measured: ZeroDivisionError" in page and "Accuracy against cost" not in page and "Training" in page
+
+
+def test_a_figure_that_cannot_be_measured(folder, monkeypatch):
+    """The others are."""
+    files = {Path(m).stem: folder / "runs" / Path(m).stem / "seed-0" / "weights" / "best.pt" for m in MODELS}
+
+    def counts(model, imgsz):
+        assert imgsz == 64 or model.yaml["yaml_file"] == MODELS[1], "no profiler\nknows it"
+        return 1.5
+
+    monkeypatch.setattr(cost, "count_published_gflops", counts)
+    monkeypatch.setattr(cost, "alone", lambda *_: "noise\n7\n30\n")
+    sizes = {"rtdetr-tiny": 96, "rtdetr-tiny-EMO": 64}
+    found = cost.costs(files, sizes, torch.device("cpu"), 2)["models"]
+    tiny, emo = found.values()
+    assert tiny["failures"] == ["GFLOPs in the published style of rtdetr-tiny: AssertionError: no profiler"]
+    assert "GFLOPs published" not in tiny and emo["GFLOPs published"] == 1.5 and not emo["failures"]
+    assert tiny["over_first"] == 1 and (tiny["MiB"], tiny["MiB training"]) == (7, 30)
+    alike = cost.costs(files, {**sizes, "rtdetr-tiny": 64}, torch.device("cpu"), 2)["models"]
+    assert tiny["GFLOPs honest"] > 1.5 * alike["rtdetr-tiny"]["GFLOPs honest"]  # each at a size of its own
+
+
+def test_another_baseline_is_measured_anew(folder, data, tmp_path, monkeypatch, priced):
+    out = tmp_path / "study"
+    shutil.copytree(folder, out)
+    assert main(monkeypatch, *arguments(data, out, *reversed(MODELS))) == 0
+    rows = json.loads((out / "study.json").read_text())["results"]
+    assert [(row["model"], row["cost"]["over_first"]) for row in rows] == [
+        ("rtdetr-tiny-EMO", 1), ("rtdetr-tiny", 1.25)
+    ]  # fmt: skip
+
+
+def test_what_the_trainer_rounds_and_renames(data, tmp_path):
+    """A side that is no multiple of the stride, a batch that is chosen, one class."""
+    trained = plan.Run("one", MODELS[0], 0, tmp_path / "one" / "seed-0")
+    arguments = {"epochs": 1, "imgsz": 50, "batch": -1, "single_cls": True, "plots": False, "workers": 0}
+    outcome = perform(trained, {"data": str(data), "arguments": arguments})
+    assert outcome["state"] == "done", outcome["traceback"]
+    assert outcome["imgsz"] == 64 and list(outcome["figures"]["classes"]) == ["item"]
+    assert list(Validation.load(trained.folder / plan.FOUND).names) == ["item"]
 
 
 def test_runs_of_others_are_taken_in(folder, data, tmp_path, monkeypatch, capsys, priced):
@@ -529,9 +630,13 @@ def test_the_page_in_chromium(folder, browser, tmp_path):
         wide, inner = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
         assert wide <= inner  # the page does not scroll sideways
         pictures = browser.execute_script(
-            "return [...document.images].map(i => [i.complete && i.naturalWidth > 50, i.alt.length > 10])"
+            """return [...document.images].map(i =>
+                [i.closest("section").id, i.complete && i.naturalWidth > 50, i.alt.length > 10])"""
         )
-        assert len(pictures) > 15 and all(loaded and described for loaded, described in pictures)
+        assert all(loaded and described for _, loaded, described in pictures)
+        assert Counter(section for section, *_ in pictures) == {
+            "cost": 2, "training": 2, "classes": 1, "images": 6 * 3, "heat": 2 * 2
+        }  # fmt: skip
         shot = base64.b64decode(
             browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})["data"]
         )
@@ -600,9 +705,7 @@ def test_hostile_names_stay_text(folder, tmp_path):
     label, evil = "rtdetr-tiny", "<img src=x onerror=alert(1)>"
     study["results"][0]["classes"] = {evil: 0.5}
     settings = {**study["settings"]}
-    from study.report import report
-
     made = plan.Study(out, settings)
-    report(made, study["results"], f"compare.py {evil}")
+    report.report(made, study["results"], f"compare.py {evil}")
     page = (out / "report.html").read_text(encoding="utf-8")
     assert evil not in page and "&lt;img src=x onerror=alert(1)&gt;" in page and label in page

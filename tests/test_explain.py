@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -502,6 +503,14 @@ def test_small_files(monkeypatch, tmp_path, picture):
     few = sheet.fewer_colours(drawn).convert("RGB")
     assert [few.getpixel((x, 0)) for x in range(len(sheet.COLOURS))] == [*map(ImageColor.getrgb, sheet.COLOURS)]
     assert len(few.getcolors()) <= 256
+
+
+def test_names_are_no_formulas(monkeypatch, tmp_path, picture):
+    """What matplotlib cannot read as one would end the command."""
+    named = tmp_path / r"a $\frac$ 图.png"
+    shutil.copy(picture, named)
+    assert run(monkeypatch, "rtdetr-tiny.yaml", named, "--imgsz=64", "--what=cam", f"--out={tmp_path / 'out'}") == 0
+    assert (tmp_path / "out" / f"{named.stem}-cam.png").is_file()
 
 
 def test_stems():

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compare
+import explain
 import pytest
 import timm
 import torch
@@ -83,7 +85,7 @@ def test_yolo_commands(workplace):
     assert (workplace / "runs" / "first" / "weights" / "best.onnx").is_file()
 
 
-def test_script_commands_exist():
+def test_script_commands_exist(monkeypatch):
     """What the scripts do has tests of its own; here, that they take the README's arguments."""
     scripts = [words(command) for command in COMMANDS if "scripts/" in command]
     scripts = [argv[argv.index("python") :] for argv in scripts]
@@ -92,6 +94,22 @@ def test_script_commands_exist():
     }
     for argv in scripts:
         run([sys.executable, *argv[1:], "--help"], ROOT)
+        if argv[1] == "scripts/compare.py":
+            compare.parse(argv[2:])  # help is shown before an argument is missed
+        if argv[1] == "scripts/explain.py":
+            monkeypatch.setattr(sys, "argv", argv[1:])
+            explain.parse()
+
+
+def test_scripts_on_what_the_first_command_has_trained(workplace):
+    pattern = re.compile(r"scripts/(compare|explain)\.py .*runs/first\b")
+    scripts = [words(command) for command in COMMANDS if pattern.search(command)]
+    assert len(scripts) == 2
+    for argv in scripts:
+        script, *rest = argv[argv.index("python") + 1 :]
+        run([sys.executable, str(ROOT / script), *rest], workplace)
+    assert (workplace / "runs" / "explain" / "best" / "contact.png").is_file()
+    assert "rtdetr-tiny-FLA" in (workplace / "runs" / "studies" / "first" / "table.md").read_text()
 
 
 def test_python_blocks(workplace):

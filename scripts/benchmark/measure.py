@@ -185,13 +185,21 @@ def peak_alone(case: cases.Case, side: str, mode: str, device: torch.device, opt
 def in_process(kind: str, name: str, side: str, mode: str, options: dict, *batch: int) -> float:
     """Run this file for one figure, in a process of its own."""
     request = kind, name, side, mode, {**options, "autocast": str(options["autocast"] or "")[6:]}, *batch
+    return float(alone("benchmark.measure", json.dumps(request)).split()[-1])
+
+
+def alone(module: str, *arguments: str) -> str:
+    """Give what a module of these scripts prints that runs in a process of its own.
+
+    Raises:
+        RuntimeError: If it fails, with the last line that it wrote.
+    """
     scripts = str(Path(__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([scripts, os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "benchmark.measure", json.dumps(request)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, env=env)
     if done.returncode:
-        raise RuntimeError(f"measuring {request} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
-    return float(done.stdout.split()[-1])
+        raise RuntimeError(f"{module} {' '.join(arguments)}: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
+    return done.stdout
 
 
 def all_cases() -> Iterator[cases.Case]:

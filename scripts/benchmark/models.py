@@ -79,16 +79,23 @@ def over_naive(
     ]
 
 
-def training_step(name: str, device: torch.device, options: dict, batch: int) -> Callable[[], None]:
-    """Give a function that takes one training step: loss, backward and AdamW, on made-up images and boxes."""
+def trainable(name: str, device: torch.device) -> nn.Module:
+    """Build a model by its file's name as a trainer has it."""
     torch.manual_seed(0)
     model = RTDETRDetectionModel(f"{name}.yaml", verbose=False).to(device).train()
     model.nc = model.yaml["nc"]
+    return model
+
+
+def training_step(
+    model: nn.Module, device: torch.device, options: dict, batch: int, imgsz: int = SIZE
+) -> Callable[[], None]:
+    """Give a function that takes one training step: loss, backward and AdamW, on made-up images and boxes."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     scaler = torch.amp.GradScaler(device.type, enabled=options["autocast"] is torch.float16)
     boxes = batch * 4
     data = {
-        "img": torch.rand(batch, 3, SIZE, SIZE, device=device),
+        "img": torch.rand(batch, 3, imgsz, imgsz, device=device),
         "batch_idx": torch.arange(boxes, device=device).float() // 4,
         "cls": torch.zeros(boxes, 1, device=device),
         "bboxes": torch.rand(boxes, 4, device=device) * 0.2 + 0.3,
@@ -110,7 +117,8 @@ def throughput(
     names: list[str], device: torch.device, options: dict, batch: int, rounds: int, seconds: float
 ) -> list[dict]:
     """Time training steps of models in one run; the first is what the others are compared with."""
-    found = compare({name: training_step(name, device, options, batch) for name in names}, device, rounds, seconds)
+    steps = {name: training_step(trainable(name, device), device, options, batch) for name in names}
+    found = compare(steps, device, rounds, seconds)
     return [
         {
             "model": name,
@@ -130,7 +138,7 @@ def peak_of_model(name: str, side: str, mode: str, device: torch.device, options
         model = torch.compile(model) if options["compile"] else model
         call = caller(model, torch.rand(batch, 3, SIZE, SIZE, device=device), mode, options["autocast"])
     else:
-        call = training_step(name, device, options, batch)
+        call = training_step(trainable(name, device), device, options, batch)
     if options["compile"]:
         call()  # what the compiler takes is no activation
     return peak_of(call, device)

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from matplotlib import patheffects
+from matplotlib import patheffects, rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageColor
@@ -46,6 +47,10 @@ SKY, VERMILION, YELLOW = "#56B4E9", "#D55E00", "#F0E442"
 COLOURS = ORANGE, SKY, GREEN, YELLOW, PURPLE, VERMILION, BLUE
 CELL = 900  # pixels that a picture of the contact sheet is wide
 GAP = 24
+
+# Names of classes and files are in any language: fonts that many machines have, of which each letter takes the first
+EASTERN = "Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "WenQuanYi Micro Hei", "SimHei"
+rcParams["font.family"] = ["DejaVu Sans", *(name for name in EASTERN if name in fontManager.get_font_names())]
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ def figure(
     untrained = "" if opened.trained else "UNTRAINED WEIGHTS, "
     size = f"input {opened.size[0]} x {opened.size[1]} px (height x width)"
     found.text(0.5, 1 - 0.22 / height, title, fontsize=13, ha="center", va="center")
-    found.text(0.5, 1 - 0.5 / height, f"{opened.title}, {of}, {untrained}{size}", fontsize=10, ha="center", va="center")
+    whose = f"{opened.title}, {of}, {untrained}{size}"
+    found.text(0.5, 1 - 0.5 / height, whose, fontsize=10, ha="center", va="center", parse_math=False)
     made = []
     for i in range(panels):
         x = (i % columns) * (LEFT + WIDTH + RIGHT) + LEFT
@@ -109,7 +115,7 @@ def picture(panel: Panel, view: View, title: str, colour: bool = True) -> None:
 
 def titled(panel: Panel, title: str) -> None:
     """Say over a panel what it shows."""
-    panel.axis.set_title(title, fontsize=10)
+    panel.axis.set_title(title, fontsize=10, parse_math=False)
     panel.axis.tick_params(labelsize=7)
 
 
@@ -161,7 +167,7 @@ def boxes(panel: Panel, found: Detections, names: dict[int, str], shape: tuple[i
     for i, (box, number) in enumerate(zip(found.boxes, found.classes)):
         outline(panel, box, COLOURS[number % len(COLOURS)])
         tag(panel, str(i + 1), free(box, shape, taken), COLOURS[number % len(COLOURS)])
-    panel.axis.set_xlabel("\n".join(listed(found, names)), fontsize=8)
+    panel.axis.set_xlabel("\n".join(listed(found, names)), fontsize=8, parse_math=False)
 
 
 def hints(panel: Panel, found: Detections) -> None:

@@ -31,17 +31,31 @@ def rows(file: Path) -> list[Row]:
 def marked(first: list[Row], other: list[Row]) -> list[Row]:
     """Mark rows as "+" where only the other model has them so, as "−" where only the first has, as "" where both have.
 
-    Rows are the same whose module, repeats and arguments are: what an inserted row shifts is not a change.
+    Rows are the same whose module, repeats and arguments are, and which take what the same rows give: what an inserted
+    row shifts is not a change.
     """
 
     def content(row: Row) -> str:
         return repr([row["module"], row["n"], row["arguments"]])
 
-    found = []
     matcher = SequenceMatcher(None, [*map(content, first)], [*map(content, other)], autojunk=False)
+    same = {
+        other[b + i]["index"]: first[a + i]["index"]
+        for a, b, size in matcher.get_matching_blocks()
+        for i in range(size)
+    }
+    found = []
     for kind, a, b, c, d in matcher.get_opcodes():
-        if kind == "equal":
-            found += [{"mark": "", **row} for row in other[c:d]]
-        else:
+        if kind != "equal":
             found += [{"mark": "−", **row} for row in first[a:b]] + [{"mark": "+", **row} for row in other[c:d]]
+            continue
+        for old, new in zip(first[a:b], other[c:d]):
+            rewired = any(s in same and same[s] != t for s, t in zip(sources(new), sources(old)))
+            found += [{"mark": "−", **old}, {"mark": "+", **new}] if rewired else [{"mark": "", **new}]
     return found
+
+
+def sources(row: Row) -> list[int]:
+    """Give the rows whose maps a row takes; for the one before it, whatever that is, itself."""
+    given = row["from"] if isinstance(row["from"], list) else [row["from"]]
+    return [row["index"] if f == -1 else f % row["index"] if f < 0 else f for f in given]

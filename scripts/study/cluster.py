@@ -8,6 +8,7 @@ one. Else it begins anew there, and what it leaves comes back as an archive.
 from __future__ import annotations
 
 import io
+import math
 import os
 import secrets
 import socket
@@ -23,8 +24,8 @@ from filelock import FileLock
 import ultralytics
 from study.cost import costs
 from study.local import duration, report_failure, say
-from study.plan import OUTCOME, Run, Study
-from study.run import perform
+from study.plan import Run, Study
+from study.run import perform, summary
 from ultralytics.nn.AddModules.errors import Refused
 
 SCRIPTS = Path(__file__).resolve().parents[1]
@@ -71,13 +72,13 @@ def run_all(study: Study, address: str, resources: dict[str, float], retries: in
     Raises:
         Refused: If there is no cluster, or none of its nodes has what a run takes.
     """
+    for run in [run for run in study.runs if run.taken]:  # they are on this machine
+        perform(run, study.settings)
+    open_runs = [run for run in study.runs if not run.is_done and not run.taken]
+    if not open_runs:
+        return
     ray = connect(address)
     try:
-        open_runs = [run for run in study.runs if not run.is_done]
-        for run in open_runs:
-            if run.taken:  # it is on this machine
-                perform(run, study.settings)
-        open_runs = [run for run in open_runs if not run.taken]
         if not has_room(ray, resources):
             raise Refused(f"--on ray: {no_room(ray, resources)}; --cpus and --gpus say what a run takes")
         token = secrets.token_hex(8)
@@ -95,6 +96,8 @@ def run_all(study: Study, address: str, resources: dict[str, float], retries: in
             waiting[task.remote(there, settings, folder, token, contents(run), board, release)] = run
         say(f"{len(waiting)} of {len(study.runs)} runs are with the cluster at {address}")
         gather(ray, study, waiting, board, resources)
+    except ray.exceptions.RayError as e:
+        raise Refused(f"--on ray: {summary(e)}; the same command goes on") from e
     finally:
         (study.folder / TOKEN).unlink(missing_ok=True)
         ray.shutdown()
@@ -102,34 +105,54 @@ def run_all(study: Study, address: str, resources: dict[str, float], retries: in
 
 def gather(ray: Any, study: Study, waiting: dict, board: Any, resources: dict[str, float]) -> None:
     """Wait for the runs, and put into the study's folder what comes back of each."""
-    total, said, had_room = len(waiting), {}, True
+    total, said = len(waiting), {}
     while waiting:
-        ready, _ = ray.wait(list(waiting), timeout=POLL)
-        for found in ready:
+        for found in wait(ray, list(waiting), resources):
             run = waiting.pop(found)
             try:
                 outcome, archive = ray.get(found)
             except ray.exceptions.RayError as e:
-                error = f"{type(e).__name__}: {str(e).strip().splitlines()[0]}"
+                error = summary(getattr(e, "cause", None) or e)  # a task's error begins with where it was
                 outcome, archive = {"state": "failed", "error": error, "traceback": str(e)}, None
-            if archive is not None:
-                unpack(archive, run.folder)
+            if archive is not None and (outcome["state"] == "done" or not run.last.is_file()):
+                unpack(archive, run.folder)  # what has failed there is not put over what is further here
             if not run.is_done:  # else it was over when its node was lost
                 run.conclude(outcome)
-            where = f"{run.label} with seed {run.seed}"
-            say(f"{where} is over, {total - len(waiting)} of {total}")
-            report_failure(where, run)
+            say(f"{titled(run)} is over, {total - len(waiting)} of {total}")
+            report_failure(titled(run), run)
             study.save()
-        room = has_room(ray, resources)
-        if waiting and had_room and not room:
-            say(f"{no_room(ray, resources)}: waiting for one that joins")
-        had_room = room
-        at_work = {f"{run.label} with seed {run.seed}" for run in waiting.values()}
-        for where, (epoch, epochs, seconds) in ray.get(board.lines.remote()).items():
-            if where in at_work and said.get(where) != epoch:
-                said[where] = epoch
-                left = duration(seconds / epoch * (epochs - epoch))
-                say(f"{where}: epoch {epoch} of {epochs}; {left} left of this run")
+        lines = ray.get(board.lines.remote())
+        lines = {run: lines[titled(run)] for run in waiting.values() if titled(run) in lines}
+        for run, (epoch, epochs, _) in lines.items():
+            if said.get(run) != epoch:
+                said[run] = epoch
+                say(f"{titled(run)}: epoch {epoch} of {epochs}; {duration(remaining(lines, len(waiting)))} left")
+
+
+def titled(run: Run) -> str:
+    """Name a run."""
+    return f"{run.label} with seed {run.seed}"
+
+
+def remaining(lines: dict[Run, tuple[int, int, float]], runs: int) -> float:
+    """Estimate the seconds that runs take yet, as many at a time as are at work.
+
+    Args:
+        lines: Of each run at work the epochs that it has done and has to do, and the seconds that it has taken.
+        runs: How many are not over; those that have not begun take what those at work do.
+    """
+    left = [seconds / epoch * (epochs - epoch) for epoch, epochs, seconds in lines.values()]
+    whole = [seconds / epoch * epochs for epoch, epochs, seconds in lines.values()]
+    return (sum(left) + (runs - len(lines)) * sum(whole) / len(whole)) / len(lines)
+
+
+def wait(ray: Any, tasks: list, resources: dict[str, float]) -> list:
+    """Give those of some tasks that are over, after a while; say where they wait for a node."""
+    ready, _ = ray.wait(tasks, timeout=POLL)
+    if not ready and not has_room(ray, resources):
+        say(f"{no_room(ray, resources)}: waiting for one that joins")
+        ready, _ = ray.wait(tasks, timeout=12 * POLL)
+    return ready
 
 
 def has_room(ray: Any, resources: dict[str, float]) -> bool:
@@ -150,7 +173,7 @@ def no_room(ray: Any, resources: dict[str, float]) -> str:
 
 def device(resources: dict[str, float]) -> str:
     """Name the devices of a run as it sees them: Ray shows a task its own GPUs only."""
-    return ",".join(map(str, range(int(resources["num_gpus"])))) or "cpu"
+    return ",".join(map(str, range(math.ceil(resources["num_gpus"])))) or "cpu"
 
 
 class Board:
@@ -175,7 +198,7 @@ def work(
 
     def watch(trainer: Any) -> None:
         seconds = time.time() - trainer.train_time_start
-        board.write.remote(f"{run.label} with seed {run.seed}", trainer.epoch + 1, trainer.epochs, seconds)
+        board.write.remote(titled(run), trainer.epoch + 1, trainer.epochs, seconds)
 
     mark = folder / TOKEN
     if mark.is_file() and mark.read_text(encoding="utf-8") == token:
@@ -205,27 +228,34 @@ def pack(folder: Path) -> bytes:
 
 
 def unpack(data: bytes, folder: Path) -> None:
-    """Put an archive's files into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        members = sorted(archive.getmembers(), key=lambda member: Path(member.name).name == OUTCOME)
-        archive.extractall(folder, members, filter="data")  # the outcome last, which says that all is there
+    """Make an archive's files a folder, in place of one that is there; none is ever half there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
+        new, old = Path(temporary) / "new", Path(temporary) / "old"
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            archive.extractall(new, filter="data")
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
 
 
 def time_models(
-    models: dict[str, Path], imgsz: int, batch: int, address: str, resources: dict[str, float]
+    models: dict[str, Path], sizes: dict[str, int], batch: int, address: str, resources: dict[str, float]
 ) -> dict[str, Any]:
     """Measure what models cost, all of them in one task."""
     ray = connect(address)
     try:
         task = ray.remote(**resources)(measure)
         weights = {label: file.read_bytes() for label, file in models.items()}
-        return ray.get(task.remote(weights, imgsz, batch, device(resources)))
+        found = task.remote(weights, sizes, batch, device(resources))
+        while not wait(ray, [found], resources):
+            pass
+        return ray.get(found)
     finally:
         ray.shutdown()
 
 
-def measure(weights: dict[str, bytes], imgsz: int, batch: int, name: str) -> dict[str, Any]:
+def measure(weights: dict[str, bytes], sizes: dict[str, int], batch: int, name: str) -> dict[str, Any]:
     """Measure on a node what models cost."""
     import torch
 
@@ -233,4 +263,4 @@ def measure(weights: dict[str, bytes], imgsz: int, batch: int, name: str) -> dic
         files = {label: Path(temporary) / f"{i}.pt" for i, label in enumerate(weights)}
         for label, file in files.items():
             file.write_bytes(weights[label])
-        return costs(files, imgsz, torch.device("cpu" if name == "cpu" else "cuda:0"), batch)
+        return costs(files, sizes, torch.device("cpu" if name == "cpu" else "cuda:0"), batch)

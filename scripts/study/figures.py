@@ -37,12 +37,14 @@ def named(text: str) -> str:
     return ("\u200b" if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
-def trade_off(rows: list[dict], key: str) -> str:
+def trade_off(rows: list[dict], key: str) -> str | None:
     """Draw mAP50-95 with its deviation over seeds against a cost; a line joins the models of the Pareto front."""
-    plt = pyplot()
-    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     scale = 1e-6 if key == "parameters" else 1
     known = [row for row in rows if row.get("cost", {}).get(key) is not None]
+    if not known:
+        return None
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     points = [(row["cost"][key] * scale, 100 * row["mAP50-95"]["mean"]) for row in known]
     front = [points[i] for i in pareto(points)]
     axis.step(*zip(*front), where="post", color="0.6", lw=1.2, zorder=1, label="Pareto front")

@@ -1,6 +1,7 @@
 """A study: models x seeds on one data set, in one folder, and what of it is done.
 
 FOLDER/study.json                what was asked for, with what, and what came out
+FOLDER/runs/MODEL/made.json      what the model was made with
 FOLDER/runs/MODEL/seed-N/        a run of upstream's trainer, as `yolo train` leaves it
 FOLDER/runs/MODEL/seed-N/run.json, validation.npz        its outcome, and what it found in each image
 FOLDER/table.md, .csv, .tex, report.html                 the results
@@ -27,8 +28,21 @@ from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_file
 from ultralytics.utils.torch_utils import get_cpu_info, get_gpu_info
 
-STUDY, OUTCOME, FOUND = "study.json", "run.json", "validation.npz"
-OWN = ("model", "data", "seed", "project", "name", "exist_ok", "resume", "mode", "task", "save_dir")  # of the study
+STUDY, MADE, OUTCOME, FOUND = "study.json", "made.json", "run.json", "validation.npz"
+OWN = (
+    "model",
+    "data",
+    "seed",
+    "project",
+    "name",
+    "exist_ok",
+    "resume",
+    "mode",
+    "task",
+    "save_dir",
+    "save",
+)  # of the study
+INDIFFERENT = {"device", "workers", "plots", "verbose", "cache", "save_period"}  # arguments that train nothing else
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,7 @@ def labels(models: list[str], known: dict[str, str] | None = None) -> list[str]:
 
     Args:
         models: Their files.
-        known: Files by names that they have already, and keep.
+        known: Names that files have already, and keep.
 
     Raises:
         Refused: If a file is named twice.
@@ -119,7 +133,7 @@ def labels(models: list[str], known: dict[str, str] | None = None) -> list[str]:
     for model, count in Counter(str(Path(model).with_suffix("").absolute()) for model in models).items():
         if count > 1:
             raise Refused(f"--models names {model} {count} times, by itself or as .yaml and .pt; name it once")
-    named = {file: label for label, file in (known or {}).items()}
+    named = dict(known or {})
     paths = {model: Path(model).with_suffix("").absolute().parts for model in models if model not in named}
     for model, parts in paths.items():
         others = [other for other in paths.values() if other != parts]
@@ -179,31 +193,33 @@ class Study:
     """
 
     def __init__(self, folder: Path, settings: dict):
-        self.folder, self.settings, self.before = folder, settings, read(folder) or {}
-        common = {"data": settings["data"], "arguments": settings["arguments"]}
-        files = [settings["data"], settings["arguments"].get("cfg")]
-        digests = {f"the content of {file}": fingerprint(file) for file in files if file}
-        self.made_of = {label: {**common, **digests} for label in self.labels}
-        for label, model in settings["models"].items():
-            self.made_of[label][f"the content of {model}"] = fingerprint(model)
+        self.folder, self.settings, self.before = folder, settings, read(folder / STUDY) or {}
+        arguments = {k: v for k, v in settings["arguments"].items() if k not in {*INDIFFERENT, "cfg"}}
+        common = {"data": described(settings["data"]), "cfg": described(settings["arguments"].get("cfg"))}
+        self.made = {
+            label: {"model": described(settings["models"].get(label)), **common, "arguments": arguments}
+            for label in self.labels
+        }
         for label in self.labels:
-            self.compare(label, self.before.get("made of", {}).get(label, {}))
+            if self.begun(label):
+                self.compare(label, read(self.folder / "runs" / label / MADE) or {})
 
     def compare(self, label: str, before: dict[str, Any]) -> None:
         """Refuse what would mix two studies; models and seeds may be more or fewer than before."""
-        now = self.made_of[label]
-        if not self.begun(label) or not before or before == now:
-            return
+        now, there = self.made[label], self.folder / "runs" / label
         changes = [
-            f"{key} has changed" if key.startswith("the content") else f"{key} was {before[key]}, is now {now[key]}"
-            for key in now
-            if before.get(key) != now[key]
+            f"{key} was {old['file'] if old else None}, is now {new['file'] if new else None}"
+            + (", with other content" if old and new and old["file"] == new["file"] else "")
+            for key in ("model", "data", "cfg")
+            if ((old := before.get(key)) and old["digest"]) != ((new := now[key]) and new["digest"])
         ]
-        raise Refused(
-            f"{self.folder / STUDY}: {label} was made with other settings: {', '.join(changes)}. Figures of both are "
-            "not to be compared; begin another study (--out), or delete "
-            f"{self.folder / 'runs' / label} to do it again"
-        )
+        old, new = before.get("arguments", {}), now["arguments"]
+        changes += [f"{k} was {old.get(k)}, is now {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
+        if changes:
+            raise Refused(
+                f"{there} was made with other settings: {'; '.join(changes) if before else f'{MADE} is missing'}. "
+                f"Figures of both are not to be compared; begin another study (--out), or delete {there} to do it again"
+            )
 
     def begun(self, label: str) -> bool:
         """Whether anything of a model has been trained or validated here, with whatever seed."""
@@ -245,25 +261,38 @@ class Study:
             }
             for run in self.runs
         ]
+        for label, made in self.made.items():
+            file = self.folder / "runs" / label / MADE
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if made != read(file):
+                write(file, (json.dumps(made, indent=1) + "\n").encode())
         self.before = {
             **self.before,
             "settings": self.settings,
-            "made of": {**self.before.get("made of", {}), **self.made_of},
             "versions": versions(),
             "runs": runs,
             **results,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
         write(self.folder / STUDY, (json.dumps(self.before, indent=1) + "\n").encode())
 
 
-def read(folder: Path) -> dict | None:
-    """Read a study's file.
+def described(file: str | None) -> dict[str, str] | None:
+    """Give a file's name and its digest."""
+    return {"file": file, "digest": fingerprint(file)} if file else None
+
+
+def known(folder: Path) -> dict[str, str]:
+    """Give the names of the models of which something was made in a study's folder, by their files."""
+    made = {file.parent.name: read(file) for file in folder.glob(f"runs/*/{MADE}")}
+    return {found["model"]["file"]: label for label, found in made.items() if found["model"]}
+
+
+def read(file: Path) -> dict | None:
+    """Read a file of a study.
 
     Raises:
         Refused: If it cannot be read.
     """
-    file = folder / STUDY
     if not file.exists():
         return None
     try:

@@ -34,8 +34,9 @@ def report(study: Study, rows: list[dict], command: str) -> None:
     known = [row for row in rows if row["seeds"]]
     parts = {
         "costs": [
-            plot(figures.trade_off(known, key), f"mAP50-95 against {name}", points(known, key))
+            plot(svg, f"mAP50-95 against {name}", points(known, key))
             for key, name in figures.COSTS.items()
+            if (svg := figures.trade_off(known, key))
         ],
         "curves": training(study, [row["model"] for row in known]),
         "class_figures": class_plots(known),

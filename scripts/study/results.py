@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from study.local import say
 from study.plan import FOUND, Study
 from study.statistics import average_precision, difference, mean_and_deviation, resamples
 from study.validation import SIZES, Validation
 from ultralytics.nn.AddModules.checkpoints import write
-from ultralytics.nn.AddModules.errors import Refused
 
 SAMPLES = 1000  # of the images
 METRICS = ("mAP50-95", "mAP50", *(f"AP {size}" for size in SIZES))
@@ -76,6 +76,7 @@ def resampled(study: Study, label: str) -> np.ndarray:
         if file.is_file() and file.stat().st_mtime >= (run.folder / FOUND).stat().st_mtime:
             found.append(np.load(file))
             continue
+        say(f"resampling the images of {label} with seed {run.seed}")  # minutes of thousands of images
         validation = Validation.load(run.folder / FOUND)
         found.append(average_precision(validation, resamples(len(validation.images), SAMPLES)))
         np.save(buffer := io.BytesIO(), found[-1])
@@ -101,17 +102,14 @@ def add_differences(rows: list[dict], samples: dict[str, np.ndarray]) -> None:
 def check_images(study: Study) -> None:
     """Make sure that all runs were validated on the same images with the same objects.
 
-    Raises:
-        Refused: If not; their figures are not to be compared.
+    A run that was not has failed, as its figures are not to be compared: the next command validates it again. The last
+    to be validated is right, as the data set is now.
     """
-    reference = None
-    for run in study.runs:
-        if not run.is_done:
-            continue
-        found = Validation.load(run.folder / FOUND)
-        if reference and not found.same_objects(reference[1]):
-            raise Refused(
-                f"{run.folder} was validated on other images or labels than {reference[0]}: the data set has changed "
-                f"in between. Delete {run.folder / 'run.json'} and the others' to validate them again"
-            )
-        reference = reference or (run.folder, found)
+    done = sorted((run for run in study.runs if run.is_done), key=lambda run: run.outcome["finished"])
+    if not done:
+        return
+    last = Validation.load(done[-1].folder / FOUND)
+    for run in done[:-1]:
+        if not Validation.load(run.folder / FOUND).same_objects(last):
+            error = f"validated on other images or labels than {done[-1].folder}: the data set has changed in between"
+            run.conclude({"state": "failed", "error": error, "traceback": "None: its training is kept."})

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import torch
 
-from study.plan import FOUND, Run, trained_with, versions
+from study.plan import FOUND, INDIFFERENT, Run, trained_with, versions
 from study.validation import validate
 from ultralytics import YOLO
 from ultralytics.nn.AddModules.checkpoints import load
+from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
 # Of the training's arguments, those that say how a model is validated
 KEPT = ("imgsz", "batch", "workers", "single_cls", "classes", "max_det", "iou", "conf", "agnostic_nms", "split")
+STRIDE = 32  # of which upstream's validator makes the image's side a multiple
 
 
 def perform(run: Run, settings: dict, watch: Callable | None = None) -> dict:
@@ -41,13 +43,12 @@ def perform(run: Run, settings: dict, watch: Callable | None = None) -> dict:
     try:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        has_trained = train(run, settings, watch)
+        trained_here = train(run, settings, watch)
         # Of a process on a CPU, nobody can tell what earlier runs have left: there it is measured apart
-        peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() and has_trained else None
+        peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() and trained_here else None
         outcome = {"state": "done", "MiB": peak or None, **conclude(run, settings)}
     except Exception as e:
-        line = f"{type(e).__name__}: {str(e).strip()}".splitlines()[0]
-        outcome = {"state": "failed", "error": line, "traceback": traceback.format_exc()}
+        outcome = {"state": "failed", "error": summary(e), "traceback": traceback.format_exc()}
     run.conclude({**outcome, "taken": run.source(), "versions": versions()})
     gc.collect()
     if torch.cuda.is_available():
@@ -55,27 +56,37 @@ def perform(run: Run, settings: dict, watch: Callable | None = None) -> dict:
     return run.outcome
 
 
+def summary(error: Exception) -> str:
+    """Tell an error in a line."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+
+
 def train(run: Run, settings: dict, watch: Callable | None = None) -> bool:
-    """Train, or go on with a training that was interrupted; whether there was anything left to do."""
+    """Train, or go on with a training that was interrupted; whether this process has trained.
+
+    With several GPUs, upstream trains in processes of its own, which do not call `watch`.
+    """
     if run.taken:
         return False
     if run.last.is_file():
         if load(run.last).get("optimizer") is None:  # final checkpoints are without it
             return False
-        model, arguments = YOLO(run.last), {"resume": True}
+        here = {key: value for key, value in settings["arguments"].items() if key in INDIFFERENT - {"verbose"}}
+        model, arguments = YOLO(run.last), {"resume": True, **here}
     else:
         model, arguments = YOLO(run.model), run.arguments(settings)
     if watch:
         model.add_callback("on_train_epoch_end", watch)
     model.train(**arguments)
-    return True
+    return getattr(model.trainer, "world_size", 1) < 2
 
 
 def conclude(run: Run, settings: dict) -> dict:
     """Validate the best weights, and give what the run came to."""
     arguments = trained_with(run.best)
     device = device_of(arguments, settings)
-    said = {**arguments, **settings["arguments"]}
+    # The trainer may have rounded the image's size, and chosen the batch; for runs of others the study may ask for more
+    said = {**arguments, **settings["arguments"]} if run.taken else arguments
     kept = {key: said[key] for key in KEPT if key in said}
     found, figures = validate(run.best, run.folder / "val", data=settings["data"], device=device, **kept)
     found.save(run.folder / FOUND)
@@ -86,7 +97,7 @@ def conclude(run: Run, settings: dict) -> dict:
         "of": arguments["epochs"],
         "is over": load(run.best).get("optimizer") is None,
         "seconds": curve[-1]["time"] if curve else None,
-        "imgsz": said["imgsz"],
+        "imgsz": check_imgsz(said["imgsz"], stride=STRIDE, max_dim=1),
         "split": kept.get("split", "val"),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from study.cost import SCOPE
-from study.plan import FOUND, Study, trained_with
+from study.plan import FOUND, Run, Study, trained_with
 from study.results import METRICS
 from study.statistics import LEVEL
 from study.taken import SEPARATE
@@ -197,8 +197,8 @@ def notes(study: Study, rows: list[Row]) -> list[str]:
         f"Difference: of mAP50-95 to {rows[0]['model']}, with a 95 % interval of a paired bootstrap over the images "
         "and of the scatter over seeds; n.s.: zero is in it, so that no difference is shown.",
         f"Latency: {SCOPE}, in one run in which the models take turns; median ± half the distance of the quartiles. "
-        "GFLOPs at the same size. Memory: of a forward at its peak, beyond the model; of training, all that torch "
-        "allocated on a GPU, on a CPU what a step takes beyond the model. "
+        "GFLOPs at the same size, which is each model's own. Memory: of a forward at its peak, beyond the model; of "
+        "training, all that torch allocated on a GPU, on a CPU what a step takes beyond the model. "
         f"Machine: {study.before.get('costs', {}).get('machine', 'not measured')}.",
     ]
     compared = sum("difference" in row for row in rows)
@@ -222,17 +222,34 @@ def notes(study: Study, rows: list[Row]) -> list[str]:
         for run in done
         if not run.outcome["is over"]
     ]
+    costs = study.before.get("costs", {})
+    failures = [
+        costs.get("failed"),
+        *(line for found in costs.get("models", {}).values() for line in found["failures"]),
+    ]
+    found += [f"Not measured: {line}." for line in failures if line]
     found += unequal(study)
     return found
 
 
 def unequal(study: Study) -> list[str]:
-    """Say in which arguments of the training the models differ, which is then a part of what is compared."""
-    first = {label: trained_with(study.done(label)[0].best) for label in study.labels if study.done(label)}
-    keys = {key for arguments in first.values() for key in arguments} - {*SEPARATE, "model"}
-    differ = {key: {label: a.get(key) for label, a in first.items()} for key in sorted(keys)}
-    return [
-        f"Trained differently: {key} = {', '.join(f'{value} ({label})' for label, value in found.items())}."
-        for key, found in differ.items()
-        if len(set(map(repr, found.values()))) > 1
-    ]
+    """Say in which arguments of the training the runs differ, which is then a part of what is compared."""
+    arguments = {run: trained_with(run.best) for run in study.runs if run.is_done}
+    said = []
+    for key in sorted({key for found in arguments.values() for key in found} - {*SEPARATE, "model"}):
+        values: dict[str, list[Run]] = {}
+        for run, found in arguments.items():
+            values.setdefault(repr(found.get(key)), []).append(run)
+        if len(values) > 1:
+            said.append(
+                f"Trained differently: {key} = {', '.join(f'{v} ({of(r, study)})' for v, r in values.items())}."
+            )
+    return said
+
+
+def of(runs: list[Run], study: Study) -> str:
+    """Name runs: a model alone where all its runs are among them."""
+    labels = dict.fromkeys(run.label for run in runs)
+    whole = {label for label in labels if all(run in runs for run in study.done(label))}
+    single = [f"{run.label} with seed {run.seed}" for run in runs if run.label not in whole]
+    return ", ".join([*(label for label in labels if label in whole), *single])

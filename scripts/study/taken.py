@@ -5,19 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from study.plan import labels, trained_with
+from study.plan import INDIFFERENT, labels, trained_with
+from ultralytics.nn.AddModules.checkpoints import load
 from ultralytics.nn.AddModules.errors import Refused
 
-SEPARATE = {
-    "seed",
-    "project",
-    "name",
-    "save_dir",
-    "exist_ok",
-    "resume",
-    "device",
-    "workers",
-}  # say nothing of what was trained
+SEPARATE = {"seed", "project", "name", "save_dir", "exist_ok", "resume"} | INDIFFERENT  # nothing of what was trained
 
 
 def take(folders: list[Path], data: str | None) -> tuple[dict[str, dict[str, Any]], str | None]:
@@ -36,9 +28,11 @@ def take(folders: list[Path], data: str | None) -> tuple[dict[str, dict[str, Any
     groups: dict[str, dict[str, Any]] = {}
     sets = {}
     for folder in folders:
-        arguments = read(folder)
+        arguments, architecture = read(folder)
         sets[folder] = arguments.get("data")
-        key = repr(sorted((k, v) for k, v in arguments.items() if k not in SEPARATE))
+        model = Path(arguments["model"])  # by whatever path it was named; a checkpoint of an architecture is another
+        told = sorted((k, v) for k, v in arguments.items() if k not in {*SEPARATE, "model"})
+        key = repr([model.stem, model.suffix, architecture, told])
         group = groups.setdefault(key, {"file": arguments["model"], "runs": {}, "folder": folder})
         seed = arguments.get("seed", 0)
         if seed in group["runs"]:
@@ -57,8 +51,8 @@ def take(folders: list[Path], data: str | None) -> tuple[dict[str, dict[str, Any
     return found, data or next(iter(sets.values()), None)
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """Read a run's arguments, from its checkpoint: those in args.yaml are others once a run was gone on with.
+def read(folder: Path) -> tuple[dict[str, Any], dict]:
+    """Read a run's arguments and its model's rows, from its checkpoint: args.yaml has others once a run was resumed.
 
     Raises:
         Refused: If the folder is no run's, or its training never got to a checkpoint.
@@ -68,4 +62,5 @@ def read(folder: Path) -> dict[str, Any]:
         raise Refused(
             f"--from {folder}: weights/best.pt is missing there; a folder that `yolo train` has made holds it"
         )
-    return trained_with(file)
+    rows = getattr(load(file)["model"], "yaml", None) or {}
+    return trained_with(file), {key: rows.get(key) for key in ("backbone", "head", "nc", "scale", "scales")}

@@ -149,9 +149,10 @@ def validate(weights: Path, folder: Path, **arguments: Any) -> tuple[Validation,
     class Keeper(validator):
         def finalize_metrics(self) -> None:
             super().finalize_metrics()
-            if dict(self.names) != dict(self.data["names"]):
-                raise Refused(f"{weights} has the classes {self.names}, and the data set {self.data['names']}")
-            kept.append(gather(self.recorded, self.data["names"], Path(self.data["path"])))
+            names = {0: "item"} if self.args.single_cls else dict(self.data["names"])  # as upstream's trainer calls it
+            if dict(self.names) != names:
+                raise Refused(f"{weights} has the classes {self.names}, and the data set {names}")
+            kept.append(gather(self.recorded, names, Path(self.data["path"])))
 
     where = dict(project=str(folder.parent.resolve()), name=folder.name, exist_ok=True)
     box = model.val(validator=Keeper, plots=False, **where, **arguments).box
