@@ -43,8 +43,12 @@ def seeded():
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
     """A small `shapes` data set: the path of its YAML."""
-    root = tmp_path_factory.mktemp("shapes")
-    load_file(ROOT / "cfg_custom" / "datasets" / "shapes.py").generate(root / "data", train=8, val=4, size=96)
+    return draw_shapes(tmp_path_factory.mktemp("shapes"), train=8, val=4)
+
+
+def draw_shapes(root: Path, train: int, val: int) -> Path:
+    """Draw a `shapes` data set of some images of 96 pixels: the path of its YAML."""
+    load_file(ROOT / "cfg_custom" / "datasets" / "shapes.py").generate(root / "data", train=train, val=val, size=96)
     file = root / "small.yaml"
     file.write_text(
         f"path: {root / 'data'}\ntrain: images/train\nval: images/val\nnames: [circle, square, triangle]\n",

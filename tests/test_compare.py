@@ -19,7 +19,7 @@ import compare
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, load_file
+from conftest import ROOT, draw_shapes
 from flops import count_published_gflops
 from study import architecture, cost, figures, local, plan, report, results, statistics, tables, taken, validation
 from study.run import device_of, perform
@@ -257,14 +257,7 @@ def test_names_and_times(tmp_path):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """32 images to learn from, 8 to validate on."""
-    root = tmp_path_factory.mktemp("shapes 32")  # with a space
-    load_file(ROOT / "cfg_custom" / "datasets" / "shapes.py").generate(root / "data", train=32, val=8, size=96)
-    file = root / "shapes32.yaml"
-    file.write_text(
-        f"path: {root / 'data'}\ntrain: images/train\nval: images/val\nnames: [circle, square, triangle]\n",
-        encoding="utf-8",
-    )
-    return file
+    return draw_shapes(tmp_path_factory.mktemp("shapes 32"), train=32, val=8)  # a folder with a space
 
 
 def arguments(data: Path, out: Path, *models: str, seeds: str = "0 1") -> list[str]:
