@@ -160,6 +160,7 @@ def test_tables_by_hand():
         "10.0 ± 0.5", "12", "101", "1.5 ± 0.1",
     ]  # fmt: skip
     assert "−1.0 [−4.0, +2.0] n.s." in lines[3] and lines[5] == "A note.  "
+    assert [tables.signed(x) for x in (-0.0004, 0.0, 0.0006)] == ["+0.0", "+0.0", "+0.1"]
     text = tables.latex(ROWS, ["A note."])
     assert r"base\_line|100\% & 2 & 51.2 $\pm$ 1.2 & -- &" in text and r"$-$1.0 [$-$4.0, +2.0] n.s." in text
     assert all(word in text for word in (r"\toprule", r"\midrule", r"\bottomrule", "% A note."))
@@ -439,6 +440,20 @@ def test_data_that_cannot_be_read(data, tmp_path, monkeypatch, capsys):
         err = capsys.readouterr().err.strip().splitlines()[-1]
         assert err.startswith(f"compare.py: --data {file}: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_digests_of_model_files(tmp_path):
+    """Upstream's scaled names are no files; a comment is no other model; what cannot be parsed has a digest, too."""
+    small, large = plan.described("yolo11n.yaml"), plan.described("yolo11x.yaml")
+    assert small["file"] == "yolo11n.yaml" and small["digest"] != large["digest"]
+    mine = tmp_path / "mine.yaml"
+    digests = []
+    for text in ("a: 1", "a: 1  # one", "a: 2", "{"):
+        mine.write_text(text, encoding="utf-8")
+        digests.append(plan.described(str(mine))["digest"])
+    assert digests[0] == digests[1] and len(set(digests)) == 3
+    with pytest.raises(Refused, match="nothing.pt does not exist"):
+        plan.described("nothing.pt")
 
 
 def test_devices(monkeypatch):

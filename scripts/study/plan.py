@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy
 import torch
+from yaml import YAMLError
 
 import ultralytics
 from ultralytics.nn.AddModules.checkpoints import load, write
 from ultralytics.nn.AddModules.errors import Refused
-from ultralytics.utils import YAML
+from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils.checks import check_file
 from ultralytics.utils.torch_utils import get_cpu_info, get_gpu_info
 
@@ -149,23 +150,27 @@ def absolute(given: Any) -> Any:
     return str(Path(given).resolve()) if isinstance(given, str) and Path(given).is_file() else given
 
 
-def fingerprint(model: str) -> str:
-    """Give a digest of a file: of what a YAML says, else of its bytes.
+def described(file: str | None) -> dict[str, str] | None:
+    """Give a file's name and a digest: of what a YAML says, else of its bytes.
 
     Raises:
         Refused: If there is no such file.
     """
+    if not file:
+        return None
     try:
-        file = Path(check_file(model))
+        is_yaml = Path(file).suffix in {".yaml", ".yml"}
+        content = yaml_model_load(file) if is_yaml else Path(check_file(file)).read_bytes()
     except FileNotFoundError:
         raise Refused(
-            f"--models: {model} does not exist; name a YAML (those of cfg_custom/models by bare name) or a checkpoint"
+            f"--models: {file} does not exist; name a YAML (those of cfg_custom/models by bare name) or a checkpoint"
         ) from None
-    if file.suffix in {".yaml", ".yml"}:
-        content = json.dumps(YAML.load(file), sort_keys=True, default=str).encode()
-    else:
-        content = file.read_bytes()
-    return hashlib.sha256(content).hexdigest()
+    except (ValueError, YAMLError):
+        content = Path(check_file(file)).read_bytes()  # the run will say what is wrong with it
+    if isinstance(content, dict):
+        content.pop("yaml_file")
+        content = json.dumps(content, sort_keys=True, default=str).encode()
+    return {"file": file, "digest": hashlib.sha256(content).hexdigest()}
 
 
 def versions() -> dict[str, str]:
@@ -274,11 +279,6 @@ class Study:
             **results,
         }
         write(self.folder / STUDY, (json.dumps(self.before, indent=1) + "\n").encode())
-
-
-def described(file: str | None) -> dict[str, str] | None:
-    """Give a file's name and its digest."""
-    return {"file": file, "digest": fingerprint(file)} if file else None
 
 
 def known(folder: Path) -> dict[str, str]:

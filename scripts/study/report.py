@@ -87,7 +87,7 @@ def findings(rows: list[dict]) -> list[str]:
         if not found:
             said.append(f"{row['model']}: nothing to compare yet.")
             continue
-        low, high = (f"{100 * found[key]:+.1f}" for key in ("low", "high"))
+        value, low, high = (tables.signed(found[key]) for key in ("value", "low", "high"))
         times = row.get("cost", {}).get("over_first")
         price = f" at {times:.2f} times its latency" if times else ""
         if not found["seeds"]:
@@ -96,7 +96,7 @@ def findings(rows: list[dict]) -> list[str]:
             verdict = f"{'better' if found['value'] > 0 else 'worse'} than {rows[0]['model']} by"
         else:
             verdict = f"no difference shown to {rows[0]['model']}:"
-        said.append(f"{row['model']}: {verdict} {100 * found['value']:+.1f} mAP50-95 ({low} to {high}){price}.")
+        said.append(f"{row['model']}: {verdict} {value} mAP50-95 ({low} to {high}){price}.")
     return said or [f"{rows[0]['model']} alone: nothing to compare it with."]
 
 

@@ -59,12 +59,17 @@ def cost(key: str, title: str, scale: float = 1) -> Column:
     return Column(title, show, lambda row: {key: row.get("cost", {}).get(key)})
 
 
+def signed(share: float) -> str:
+    """Show a difference in %, with its sign, which is no minus where it rounds to nothing."""
+    return f"{round(100 * share, 1) or 0:+.1f}"
+
+
 def show_difference(row: Row) -> str:
     """Show a difference with its interval; what may be noise is said to be."""
     found = row.get("difference")
     if not found:
         return NOTHING
-    value, low, high = (f"{100 * found[key]:+.1f}".replace("-", MINUS) for key in ("value", "low", "high"))
+    value, low, high = (signed(found[key]).replace("-", MINUS) for key in ("value", "low", "high"))
     mark = "" if found["shown"] else " n.s." if found["seeds"] else " †"
     return f"{value} [{low}, {high}]{mark}"
 
