@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
+import logging
 import re
 import shlex
 import sys
@@ -32,7 +32,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and look-ups take time
 
 from benchmark.report import machine  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
@@ -41,14 +40,14 @@ from study.cost import costs  # noqa: E402
 from study.plan import OWN, Run, Study, absolute, known, labels, trained_with  # noqa: E402
 from study.report import report  # noqa: E402
 from study.results import check_images, summarise  # noqa: E402
-from study.run import device_of, summary  # noqa: E402
+from study.run import STRIDE, device_of, summary  # noqa: E402
 
 from ultralytics.cfg import TASK2DATA, get_cfg, smart_value  # noqa: E402
 from ultralytics.data.utils import check_det_dataset  # noqa: E402
 from ultralytics.nn.AddModules.checkpoints import write  # noqa: E402
 from ultralytics.nn.AddModules.errors import Refused  # noqa: E402
-from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, YAML  # noqa: E402
-from ultralytics.utils.checks import check_yaml  # noqa: E402
+from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER, YAML  # noqa: E402
+from ultralytics.utils.checks import check_imgsz, check_yaml  # noqa: E402
 from ultralytics.utils.torch_utils import select_device  # noqa: E402
 
 PAIR = re.compile(r"[a-z]\w*=")  # no path has it at its begin, unless its first folder is called so
@@ -103,26 +102,40 @@ def settings(args: argparse.Namespace) -> dict:
         raise Refused(f"--seeds {' '.join(map(str, args.seeds))}: a seed is there twice")
     recipe = args.arguments.get("cfg")
     try:
-        get_cfg(DEFAULT_CFG, {**(YAML.load(check_yaml(recipe)) if recipe else {}), **args.arguments})
+        LOGGER.setLevel(logging.ERROR)  # else upstream shows all of its help with a name that it does not know
+        asked = get_cfg(DEFAULT_CFG, {**(YAML.load(check_yaml(recipe)) if recipe else {}), **args.arguments})
+        check_imgsz(asked.imgsz, stride=STRIDE, max_dim=1)
+        if args.on == "here" and asked.device is not None:
+            select_device(asked.device, verbose=False)
     except FileNotFoundError:
         raise Refused(f"cfg={recipe} does not exist; recipes are found by bare name or path") from None
     except (SyntaxError, TypeError, ValueError) as e:
         raise Refused(" ".join(str(e).split())) from None
+    finally:
+        LOGGER.setLevel(logging.INFO)
     found, data = taken.take(args.taken, args.data) if args.taken else ({}, args.data)
     data = data or (YAML.load(check_yaml(recipe)).get("data") if recipe else None)
     if not data:
         raise Refused(f"--data is missing: the YAML of a data set, such as shapes.yaml or {TASK2DATA['detect']}")
     try:
-        check_det_dataset(data)
+        splits = check_det_dataset(data)
     except Exception as e:
         raise Refused(f"--data {data}: {' '.join(str(e).split())}") from e
+    if not splits.get(asked.split or "val"):
+        raise Refused(f"split={asked.split}: {data} names no images for it")
     args.out = args.out or Path("runs", "studies", Path(data).stem)
     files = [absolute(model) for model in args.models]
     models = dict(zip(labels(files, known(args.out)), files))
     for label in models.keys() & found:
         raise Refused(f"--models and --from both have a {label}; one of them is enough")
     arguments = {key: absolute(value) for key, value in args.arguments.items()}
-    return {"models": models, "taken": found, "data": absolute(data), "seeds": args.seeds, "arguments": arguments}
+    return {
+        "models": models,
+        "taken": found,
+        "data": absolute(data),
+        "seeds": args.seeds if models else [],
+        "arguments": arguments,
+    }
 
 
 def finish(study: Study, args: argparse.Namespace) -> list[dict]:
@@ -186,7 +199,11 @@ def main() -> int:
             raise Refused("nothing to compare: --models names YAML files or checkpoints, --from folders of runs")
         asked = settings(args)
         folder = args.out
-        folder.mkdir(parents=True, exist_ok=True)
+        Study(folder, asked)  # what is refused leaves no folder behind
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise Refused(f"--out {folder}: no folder can be made there ({e.strerror}); name another") from None
         with FileLock(folder / ".lock", timeout=0):
             study = Study(folder, asked)
             study.save(results=[])  # those of other models or seeds, until there are new ones

@@ -420,6 +420,9 @@ def test_a_failing_model_is_reported_and_the_rest_goes_on(folder, data, tmp_path
         (["cfg=nothing.yaml"], "cfg=nothing.yaml does not exist"),
         (["seed=3"], "the study sets it"),
         (["--from", "nowhere"], "weights/best.pt is missing there"),
+        (["imgsz=abc"], "imgsz"),
+        (["device=7"], "device=7"),
+        (["split=test"], "names no images for it"),
         (["imgsz=32"], "rtdetr-tiny was made with other settings: imgsz was 64, is now 32"),
     ],
 )
@@ -547,9 +550,18 @@ def test_another_baseline_is_measured_anew(folder, data, tmp_path, monkeypatch, 
     shutil.copytree(folder, out)
     assert main(monkeypatch, *arguments(data, out, *reversed(MODELS))) == 0
     rows = json.loads((out / "study.json").read_text())["results"]
+    assert "not named in its last command" not in (out / "table.md").read_text()
     assert [(row["model"], row["cost"]["over_first"]) for row in rows] == [
         ("rtdetr-tiny-EMO", 1), ("rtdetr-tiny", 1.25)
     ]  # fmt: skip
+
+
+def test_models_that_are_not_named_again(folder, data, tmp_path, monkeypatch, priced):
+    """Their runs stay, and the table says that they are there."""
+    out = tmp_path / "study"
+    shutil.copytree(folder, out)
+    assert main(monkeypatch, *arguments(data, out, MODELS[1])) == 0
+    assert "In the study's folder, and not named in its last command: rtdetr-tiny." in (out / "table.md").read_text()
 
 
 def test_what_the_trainer_rounds_and_renames(data, tmp_path):
@@ -582,7 +594,11 @@ def test_runs_of_others_are_taken_in(folder, data, tmp_path, monkeypatch, capsys
     checkpoint["optimizer"] = {}  # as before the training is over
     torch.save(checkpoint, changed)
     found, _ = taken.take(there[:2], None)
-    assert list(found) == ["0", "1"] and [group["runs"].keys() for group in found.values()] == [{0}, {0}]
+    assert (
+        theirs["settings"]["seeds"] == []
+        and list(found) == ["0", "1"]
+        and [group["runs"].keys() for group in found.values()] == [{0}, {0}]
+    )
     capsys.readouterr()
     assert main(monkeypatch, "--from", *there[:2], "--out", tmp_path / "lr") == 0
     said = capsys.readouterr().out
@@ -591,6 +607,8 @@ def test_runs_of_others_are_taken_in(folder, data, tmp_path, monkeypatch, capsys
     # The same runs on other data are another study
     other = tmp_path / "other.yaml"
     other.write_text(data.read_text().replace("images/val", "images/train"), encoding="utf-8")
+    assert main(monkeypatch, "--from", there[0], "--data", other, "--out", tmp_path / "other") == 0
+    assert f"Trained on {data}." in capsys.readouterr().out
     assert main(monkeypatch, "--from", *there[:2], "--data", other, "--out", tmp_path / "lr") == 2
     assert "0 was made with other settings: data was " in capsys.readouterr().err
 

@@ -50,6 +50,7 @@ def connect(address: str) -> Any:
             socket.create_connection((host, int(port)), 5).close()
         variables = {name: os.environ[name] for name in ("YOLO_OFFLINE", "YOLO_CONFIG_DIR") if name in os.environ}
         code = {"working_dir": str(SCRIPTS), "excludes": ["*.pyc"], "env_vars": variables}
+        say(f"joining the cluster at {address}")
         ray.init(address=address, runtime_env=code, log_to_driver=False, configure_logging=False)
     except (OSError, ValueError, RuntimeError) as e:
         raise Refused(

@@ -47,7 +47,8 @@ def trade_off(rows: list[dict], key: str) -> str | None:
     figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     points = [(row["cost"][key] * scale, 100 * row["mAP50-95"]["mean"]) for row in known]
     front = [points[i] for i in pareto(points)]
-    axis.step(*zip(*front), where="post", color="0.6", lw=1.2, zorder=1, label="Pareto front")
+    if len(front) > 1:
+        axis.step(*zip(*front), where="post", color="0.6", lw=1.2, zorder=1, label="Pareto front")
     for i, row in enumerate(rows):
         if row not in known:
             continue
@@ -79,7 +80,8 @@ def curves(study: Study, labels: Sequence[str], key: str) -> str | None:
         for line, found in zip(grid, values):
             line[: len(found)] = found
         x = np.arange(1, length + 1)
-        axis.plot(x, np.nanmean(grid, 0), color=look["color"], ls=look["ls"], lw=1.8, label=named(label))
+        dot = look["marker"] if length == 1 else None
+        axis.plot(x, np.nanmean(grid, 0), color=look["color"], ls=look["ls"], lw=1.8, marker=dot, label=named(label))
         axis.fill_between(x, np.nanmin(grid, 0), np.nanmax(grid, 0), color=look["color"], alpha=0.15, lw=0)
     axis.set(xlabel="epoch", ylabel=CURVES[key])
     axis.grid(True, alpha=0.25)

@@ -47,7 +47,7 @@ def detections(run: Run, index: int, image: np.ndarray) -> tuple[bytes, str]:
     found = Validation.load(run.folder / FOUND)
     mine = (found.image == index) & (found.conf >= CONFIDENCE)
     right, objects = int(found.tp[mine, 0].sum()), int((found.target_image == index).sum())
-    said = f"{right} of {objects} objects found, {int(mine.sum()) - right} wrong"
+    said = f"{right} of {objects} objects found, {int(mine.sum()) - right} boxes wrong or double"
     return drawn(image, found, found.box[mine], found.conf[mine], found.cls[mine]), said
 
 

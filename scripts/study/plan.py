@@ -27,6 +27,7 @@ from ultralytics.nn.AddModules.checkpoints import load, write
 from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils.checks import check_file
+from ultralytics.utils.downloads import attempt_download_asset
 from ultralytics.utils.torch_utils import get_cpu_info, get_gpu_info
 
 STUDY, MADE, OUTCOME, FOUND = "study.json", "made.json", "run.json", "validation.npz"
@@ -160,8 +161,8 @@ def described(file: str | None) -> dict[str, str] | None:
         return None
     try:
         is_yaml = Path(file).suffix in {".yaml", ".yml"}
-        content = yaml_model_load(file) if is_yaml else Path(check_file(file)).read_bytes()
-    except FileNotFoundError:
+        content = yaml_model_load(file) if is_yaml else Path(attempt_download_asset(file)).read_bytes()
+    except OSError:  # no such file, or none that could be fetched
         raise Refused(
             f"--models: {file} does not exist; name a YAML (those of cfg_custom/models by bare name) or a checkpoint"
         ) from None

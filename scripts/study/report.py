@@ -44,7 +44,7 @@ def report(study: Study, rows: list[dict], command: str) -> None:
     }
     page = jinja2.Environment(autoescape=True, trim_blocks=False).from_string(TEMPLATE.read_text(encoding="utf-8"))
     html = page.render(
-        title=f"{len(rows)} models on {Path(study.settings['data']).name}",
+        title=f"{counted(len(rows), 'model')} on {Path(study.settings['data']).name}",
         findings=findings(rows),
         sections=sections(parts, known),
         titles=[column.title for column in tables.COLUMNS],
@@ -98,6 +98,11 @@ def findings(rows: list[dict]) -> list[str]:
             verdict = f"no difference shown to {rows[0]['model']}:"
         said.append(f"{row['model']}: {verdict} {value} mAP50-95 ({low} to {high}){price}.")
     return said or [f"{rows[0]['model']} alone: nothing to compare it with."]
+
+
+def counted(number: int, name: str) -> str:
+    """Write a number of things."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 def sort_value(column: tables.Column, row: dict) -> str:
@@ -182,7 +187,9 @@ def side_by_side(found: Validation, index: int, image: np.ndarray, ready: dict[s
     """Draw what is in an image, and what each model finds."""
     name, objects = found.images[index], int((found.target_image == index).sum())
     yield picture(
-        pictures.truth(found, index, image), f"truth: {objects} objects", f"{name} with {objects} objects drawn in"
+        pictures.truth(found, index, image),
+        f"truth: {counted(objects, 'object')}",
+        f"{name} with {counted(objects, 'object')} drawn in",
     )
     for label, run in ready.items():
         jpeg, said = pictures.detections(run, index, image)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from study.cost import SCOPE
-from study.plan import FOUND, Run, Study, trained_with
+from study.plan import FOUND, Run, Study, absolute, known, trained_with
 from study.results import METRICS
 from study.statistics import LEVEL
 from study.taken import SEPARATE
@@ -157,7 +157,7 @@ def latex(rows: list[Row], notes: list[str]) -> str:
     body = [" & ".join(escaped(column.show(row)) for column in COLUMNS) + r" \\" for row in rows]
     return "\n".join(
         [
-            r"% \usepackage{booktabs}",
+            r"% \usepackage{booktabs}; it is wide: leave columns out, or put it into \resizebox{\textwidth}{!}{...}",
             *(f"% {note}" for note in notes),
             rf"\begin{{tabular}}{{l{'r' * (len(COLUMNS) - 1)}}}",
             r"\toprule",
@@ -197,15 +197,22 @@ def notes(study: Study, rows: list[Row]) -> list[str]:
     splits = ", ".join(sorted({run.outcome["split"] for run in done}))
     found = [
         f"Data: {Path(study.settings['data']).name}, {', '.join(map(str, images))} images of its {splits} split, "
-        f"{', '.join(map(str, sizes))} px. AP in %, of best.pt, which the trainer chooses on the validation images; "
+        f"{', '.join(map(str, sizes))} px. AP in %, of best.pt, which the trainer chooses on its validation images; "
         "mean ± standard deviation over seeds. AP of sizes: COCO's rules, 100 detections an image.",
         f"Difference: of mAP50-95 to {rows[0]['model']}, with a 95 % interval of a paired bootstrap over the images "
         "and of the scatter over seeds; n.s.: zero is in it, so that no difference is shown.",
-        f"Latency: {SCOPE}, in one run in which the models take turns; median ± half the distance of the quartiles. "
+        f"Latency: {SCOPE}, in one run in which the models take turns; median ± half the distance of the quartiles; "
+        "ratios are medians over the rounds. "
         "GFLOPs at the same size, which is each model's own. Memory: of a forward at its peak, beyond the model; of "
         "training, all that torch allocated on a GPU, on a CPU what a step takes beyond the model. "
         f"Machine: {study.before.get('costs', {}).get('machine', 'not measured')}.",
     ]
+    on = {absolute(trained_with(run.best).get("data")) for run in done} - {study.settings["data"]}
+    if on:
+        found.append(f"Trained on {', '.join(sorted(map(str, on)))}.")
+    elsewhere = [label for label in known(study.folder).values() if label not in study.labels and study.begun(label)]
+    if elsewhere:
+        found.append(f"In the study's folder, and not named in its last command: {', '.join(sorted(elsewhere))}.")
     compared = sum("difference" in row for row in rows)
     if compared > 1:
         found.append(
