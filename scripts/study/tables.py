@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from study.cost import SCOPE
-from study.plan import FOUND, Run, Study, absolute, known, trained_with
+from study.plan import FOUND, Run, Study, described, known, trained_with
 from study.results import METRICS
 from study.statistics import LEVEL
 from study.taken import SEPARATE
 from study.validation import Validation
+from ultralytics.nn.AddModules.errors import Refused
 
 Row = dict[str, Any]
 MINUS, NOTHING = "−", "–"
@@ -207,9 +208,10 @@ def notes(study: Study, rows: list[Row]) -> list[str]:
         "training, all that torch allocated on a GPU, on a CPU what a step takes beyond the model. "
         f"Machine: {study.before.get('costs', {}).get('machine', 'not measured')}.",
     ]
-    on = {absolute(trained_with(run.best).get("data")) for run in done} - {study.settings["data"]}
+    on = {trained_with(run.best).get("data") for run in done}
+    on = sorted(str(file) for file in on if digest(file) != digest(study.settings["data"]))
     if on:
-        found.append(f"Trained on {', '.join(sorted(map(str, on)))}.")
+        found.append(f"Trained on {', '.join(on)}.")
     elsewhere = [label for label in known(study.folder).values() if label not in study.labels and study.begun(label)]
     if elsewhere:
         found.append(f"In the study's folder, and not named in its last command: {', '.join(sorted(elsewhere))}.")
@@ -242,6 +244,14 @@ def notes(study: Study, rows: list[Row]) -> list[str]:
     found += [f"Not measured: {line}." for line in failures if line]
     found += unequal(study)
     return found
+
+
+def digest(file: str | None) -> str | None:
+    """Tell a data set's file by what it says, wherever it is; one that is not here by its name."""
+    try:
+        return (described(file) or {}).get("digest")
+    except Refused:
+        return file
 
 
 def unequal(study: Study) -> list[str]:
