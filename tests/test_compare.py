@@ -181,7 +181,7 @@ def test_findings_by_hand():
         return report.findings([base, {"model": "new", "difference": difference, "cost": {"over_first": 1.2}}])[0]
 
     assert finding(0.01, 0.03) == "new: better than base by +2.0 mAP50-95 (+1.0 to +3.0) at 1.20 times its latency."
-    assert finding(-0.03, -0.01).startswith("new: worse than base by -2.0 mAP50-95")
+    assert finding(-0.03, -0.01).startswith("new: worse than base by −2.0 mAP50-95")
     assert finding(-0.01, 0.03).startswith("new: no difference shown to base: +1.0 mAP50-95")
     assert finding(0.01, 0.03, seeds=False).startswith("new: one seed, which does not tell")
     assert report.findings([base, {"model": "new"}]) == ["new: nothing to compare yet."]

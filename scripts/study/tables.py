@@ -62,7 +62,7 @@ def cost(key: str, title: str, scale: float = 1) -> Column:
 
 def signed(share: float) -> str:
     """Show a difference in %, with its sign, which is no minus where it rounds to nothing."""
-    return f"{round(100 * share, 1) or 0:+.1f}"
+    return f"{round(100 * share, 1) or 0:+.1f}".replace("-", MINUS)
 
 
 def show_difference(row: Row) -> str:
@@ -70,7 +70,7 @@ def show_difference(row: Row) -> str:
     found = row.get("difference")
     if not found:
         return NOTHING
-    value, low, high = (signed(found[key]).replace("-", MINUS) for key in ("value", "low", "high"))
+    value, low, high = (signed(found[key]) for key in ("value", "low", "high"))
     mark = "" if found["shown"] else " n.s." if found["seeds"] else " †"
     return f"{value} [{low}, {high}]{mark}"
 
