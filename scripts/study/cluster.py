@@ -40,6 +40,9 @@ def connect(address: str) -> Any:
         Refused: If Ray is not installed, or no cluster is there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Else, under `uv run`, Ray would make this project's environment anew for each task, from a working folder with
+    # pyproject.toml in it; the nodes have the project
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     host, _, port = address.rpartition(":")
     try:
         import ray
