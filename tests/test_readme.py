@@ -161,7 +161,9 @@ def test_tables_of_the_benchmark():
 
 
 def test_links_and_paths_exist():
+    headings = {re.sub(r"[^\w-]", "", h.lower().replace(" ", "-")) for h in re.findall(r"(?m)^#+ (.+)$", TEXT)}
     for link in re.findall(r"\]\((?!http)([^)]+)\)", TEXT):
-        assert (ROOT / link).exists(), link
+        file, _, heading = link.partition("#")
+        assert (ROOT / file).exists() and (not heading or heading in headings), link
     for path in set(re.findall(r"`((?:ultralytics/nn|cfg_custom|patches|scripts|tests)/[\w./]*)`", TEXT)):
         assert (ROOT / path).exists(), path
