@@ -46,7 +46,7 @@ class Remaining:
     """Estimate what is left: an epoch takes what this model's took, or what all have taken so far."""
 
     def __init__(self, study: Study):
-        self.study, self.started = study, time.monotonic()
+        self.study = study
         self.seconds: dict[str, list[float]] = {}
         for run in study.runs:
             curve = epochs(run.trained) if not run.taken else []
