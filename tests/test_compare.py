@@ -244,6 +244,7 @@ def test_names_that_matplotlib_reads_otherwise():
 def test_names_and_times(tmp_path):
     assert plan.labels(["a/x.yaml", "b/x.yaml"]) == ["a-x", "b-x"]
     assert plan.labels(["a/x.yaml", "b/x.yaml", "y.yaml"], {"a/x.yaml": "x"}) == ["x", "b-x", "y"]  # it keeps its name
+    assert plan.labels(["/x.yaml"], {"elsewhere/x.yaml": "x"}) == ["x-2"]  # at the root no folder tells it apart
     mine = tmp_path / "mine.yaml"
     mine.touch()
     assert plan.absolute(os.path.relpath(mine)) == str(mine) and plan.absolute("rtdetr-l.yaml") == "rtdetr-l.yaml"

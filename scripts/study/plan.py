@@ -10,10 +10,12 @@ FOLDER/table.md, .csv, .tex, report.html                 the results
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import platform
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,14 +138,18 @@ def labels(models: list[str], known: dict[str, str] | None = None) -> list[str]:
         if count > 1:
             raise Refused(f"--models names {model} {count} times, by itself or as .yaml and .pt; name it once")
     named = dict(known or {})
-    paths = {model: Path(model).with_suffix("").absolute().parts for model in models if model not in named}
+    paths = {model: Path(model).with_suffix("").absolute().parts[1:] for model in models if model not in named}
     for model, parts in paths.items():
-        others = [other for other in paths.values() if other != parts]
-        depth = 1
-        while (name := "-".join(parts[-depth:])) in {*named.values(), *("-".join(p[-depth:]) for p in others)}:
-            depth += 1
-        named[model] = name
+        others = {name for other in paths.values() if other != parts for name in tails(other)}
+        numbered = (f"{parts[-1]}-{n}" for n in itertools.count(2))  # where no folder tells it from one that is known
+        names = itertools.chain(tails(parts), numbered)
+        named[model] = next(name for name in names if name not in {*named.values(), *others})
     return [named[model] for model in models]
+
+
+def tails(parts: Sequence[str]) -> list[str]:
+    """Name a path by its last part, its last two, and so on."""
+    return ["-".join(parts[-depth:]) for depth in range(1, len(parts) + 1)]
 
 
 def absolute(given: Any) -> Any:
