@@ -22,7 +22,7 @@ import torch
 from conftest import ROOT, draw_shapes
 from flops import count_published_gflops
 from study import architecture, cost, figures, local, plan, report, results, statistics, tables, taken, validation
-from study.run import device_of, perform
+from study.run import device_of, perform, train
 from study.validation import Validation
 
 from ultralytics import YOLO
@@ -445,6 +445,27 @@ def test_data_that_cannot_be_read(data, tmp_path, monkeypatch, capsys):
         err = capsys.readouterr().err.strip().splitlines()[-1]
         assert err.startswith(f"compare.py: --data {file}: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_goes_on_with_what_the_machine_has_now(tmp_path, monkeypatch):
+    """Its device and workers may be others than when it began; nothing that is trained changes."""
+    given = {}
+
+    class Model:
+        def __init__(self, file):
+            given["file"] = file
+            self.trainer = None
+
+        def train(self, **arguments):
+            given.update(arguments)
+
+    begun = plan.Run("x", "x.yaml", 0, tmp_path / "x" / "seed-0")
+    begun.last.parent.mkdir(parents=True)
+    torch.save({"optimizer": {}}, begun.last)
+    monkeypatch.setattr("study.run.YOLO", Model)
+    settings = {"arguments": {"workers": 1, "device": "cpu", "imgsz": 96, "verbose": False}}
+    assert train(begun, settings)
+    assert given == {"file": begun.last, "resume": True, "workers": 1, "device": "cpu"}
 
 
 def test_digests_of_model_files(tmp_path):
