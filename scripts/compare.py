@@ -217,7 +217,7 @@ def main() -> int:
                 print(tables.markdown(rows, tables.notes(study, rows)))
                 print(f"{folder / 'report.html'}, table.md, .csv, .tex and study.json are beside each other")
             for run in failed:
-                print(f"{run.label} with seed {run.seed} failed: {run.outcome['error']}; the same command tries again")
+                print(f"{run.title} failed: {run.outcome['error']}; the same command tries again")
             return bool(failed)
     except Timeout:
         print(f"{folder} is being worked on by another compare.py; wait for it or stop it", file=sys.stderr)

@@ -122,20 +122,15 @@ def gather(ray: Any, study: Study, waiting: dict, board: Any, resources: dict[st
                 unpack(archive, run.folder)  # what has failed there is not put over what is further here
             if not run.is_done:  # else it was over when its node was lost
                 run.conclude(outcome)
-            say(f"{titled(run)} is over, {total - len(waiting)} of {total}")
-            report_failure(titled(run), run)
+            say(f"{run.title} is over, {total - len(waiting)} of {total}")
+            report_failure(run.title, run)
             study.save()
         lines = ray.get(board.lines.remote())
-        lines = {run: lines[titled(run)] for run in waiting.values() if titled(run) in lines}
+        lines = {run: lines[run.title] for run in waiting.values() if run.title in lines}
         for run, (epoch, epochs, _) in lines.items():
             if said.get(run) != epoch:
                 said[run] = epoch
-                say(f"{titled(run)}: epoch {epoch} of {epochs}; {duration(remaining(lines, len(waiting)))} left")
-
-
-def titled(run: Run) -> str:
-    """Name a run."""
-    return f"{run.label} with seed {run.seed}"
+                say(f"{run.title}: epoch {epoch} of {epochs}; {duration(remaining(lines, len(waiting)))} left")
 
 
 def remaining(lines: dict[Run, tuple[int, int, float]], runs: int) -> float:
@@ -202,7 +197,7 @@ def work(
 
     def watch(trainer: Any) -> None:
         seconds = time.time() - trainer.train_time_start
-        board.write.remote(titled(run), trainer.epoch + 1, trainer.epochs, seconds)
+        board.write.remote(run.title, trainer.epoch + 1, trainer.epochs, seconds)
 
     mark = folder / TOKEN
     if mark.is_file() and mark.read_text(encoding="utf-8") == token:

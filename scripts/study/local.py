@@ -23,7 +23,7 @@ def run_all(study: Study) -> None:
         if run.is_done:
             continue
         left = Remaining(study)
-        where = f"run {number} of {len(runs)}, {run.label} with seed {run.seed}"
+        where = f"run {number} of {len(runs)}, {run.title}"
         goes_on = ", goes on from its checkpoint" if run.last.is_file() and not run.taken else ""
         say(f"{where}{goes_on}{left.text(run)}")
         perform(run, study.settings, functools.partial(report, where, run, left))

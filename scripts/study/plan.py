@@ -68,6 +68,11 @@ class Run:
     taken: Path | None = None
 
     @property
+    def title(self) -> str:
+        """The run's name for people."""
+        return f"{self.label} with seed {self.seed}"
+
+    @property
     def trained(self) -> Path:
         """The folder that the trainer writes, or has written."""
         return self.taken or self.folder

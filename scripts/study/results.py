@@ -76,7 +76,7 @@ def resampled(study: Study, label: str) -> np.ndarray:
         if file.is_file() and file.stat().st_mtime >= (run.folder / FOUND).stat().st_mtime:
             found.append(np.load(file))
             continue
-        say(f"resampling the images of {label} with seed {run.seed}")  # minutes of thousands of images
+        say(f"resampling the images of {run.title}")  # minutes of thousands of images
         validation = Validation.load(run.folder / FOUND)
         found.append(average_precision(validation, resamples(len(validation.images), SAMPLES)))
         np.save(buffer := io.BytesIO(), found[-1])

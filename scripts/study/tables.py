@@ -273,5 +273,5 @@ def of(runs: list[Run], study: Study) -> str:
     """Name runs: a model alone where all its runs are among them."""
     labels = dict.fromkeys(run.label for run in runs)
     whole = {label for label in labels if all(run in runs for run in study.done(label))}
-    single = [f"{run.label} with seed {run.seed}" for run in runs if run.label not in whole]
+    single = [run.title for run in runs if run.label not in whole]
     return ", ".join([*(label for label in labels if label in whole), *single])
