@@ -2,8 +2,13 @@
 
 import importlib.util
 import os
+import random
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 _config = tempfile.TemporaryDirectory(prefix="ultralytics-tests-")
@@ -24,6 +29,67 @@ settings.update(
     datasets_dir=str(Path(_config.name, "datasets")),
     weights_dir=str(Path(_config.name, "weights")),
 )
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--nightly", action="store_true", help="as many random cases as SECURITY.md promises; takes hours, not minutes"
+    )
+
+
+@pytest.fixture
+def often(request):
+    """Give a function that chooses how many random cases a test takes: some in the suite, many in the nightly run."""
+    return lambda suite, nightly: nightly if request.config.getoption("--nightly") else suite
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Random numbers; a test that fails shows what they were drawn from."""
+    seed = time.time_ns()
+    print(f"random.Random({seed})")
+    return random.Random(seed)
+
+
+can_kill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+
+
+def killed_in_time(command: list[str], seconds: float, chance: random.Random, **environment: str) -> bool:
+    """Run a command and kill it, alone or with all that it has started, at some moment of the time that it takes.
+
+    Returns:
+        Whether it was killed before its end.
+    """
+    none = subprocess.DEVNULL
+    process = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdin=none, stdout=none, stderr=none, start_new_session=True
+    )
+    try:
+        process.wait(chance.uniform(0, seconds))
+    except subprocess.TimeoutExpired:
+        chance.choice([os.kill, os.killpg])(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+    assert process.returncode == 0
+    return False
+
+
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+def find_python(version: str) -> str:
+    """Find an interpreter of a version on this machine, as uv does; those that pyenv keeps off PATH, too."""
+    if not shutil.which("uv"):
+        pytest.skip("uv is not on PATH")
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    path = os.pathsep.join([*map(str, pyenv.glob(f"{version}.*/bin")), os.environ["PATH"]])
+    done = subprocess.run(
+        ["uv", "python", "find", "--no-project", "--no-python-downloads", version],
+        env={**os.environ, "PATH": path, "VIRTUAL_ENV": ""},
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip() or pytest.skip(f"no Python {version} here")
 
 
 def load_file(path: Path):

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import PYTHONS, find_python
 from maintain.pin import Pin
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,6 +171,16 @@ def check_content(built: Path) -> None:
     assert not [name for name in names if "__pycache__" in name or name.endswith((".pyc", ".part"))]
 
 
+def test_a_clone_has_the_same_bytes_whatever_git_does_to_line_ends(repository, wheel, tmp_path):
+    clone = tmp_path / "clone"
+    run("git", "clone", "--quiet", "--config=core.autocrlf=true", repository, clone, cwd=tmp_path)
+    for command in ("apply", "export"):
+        run(sys.executable, "scripts/upstream.py", command, cwd=clone, ULTRALYTICS_WHEEL=str(wheel))
+    assert run("git", "status", "--porcelain", cwd=clone).stdout == ""
+    for name in run("git", "ls-files", "-z", cwd=clone).stdout.split("\0")[:-1]:
+        assert (clone / name).read_bytes() == (repository / name).read_bytes(), name
+
+
 @pytest.mark.parametrize("cause", ["no network", "wrong hash"])
 def test_a_failure_is_one_clear_line_in_what_pip_prints(clone, environment, wheel, tmp_path, cause):
     settings = {}
@@ -218,3 +229,15 @@ def test_uv_editable(clone, environment, elsewhere, wheel):
     install = ["uv", "pip", "install", "--quiet", "--no-deps", "--python", environment.python, "-e", clone]
     run(*install, cwd=elsewhere, ULTRALYTICS_WHEEL=str(wheel))
     environment.works(elsewhere, clone)
+
+
+@needs_uv
+@pytest.mark.parametrize("version", PYTHONS)
+def test_uv_run_on_each_python(clone, elsewhere, wheel, version, request):
+    """The README's way, from an empty environment: some gigabytes, and so with `--nightly` only."""
+    if not request.config.getoption("--nightly"):
+        pytest.skip("with --nightly only: installs all dependencies")
+    command = ["uv", "run", "--quiet", "--no-dev", "--project", clone, f"--python={find_python(version)}", "python"]
+    settings = {"ULTRALYTICS_WHEEL": str(wheel), "YOLO_CONFIG_DIR": str(elsewhere)}
+    out = run(*command, "-c", BUILD_MODEL, "rtdetr-tiny-FLA.yaml", cwd=elsewhere, **settings).stdout
+    assert Path(out.splitlines()[-1]).samefile(clone / "ultralytics" / "__init__.py"), out

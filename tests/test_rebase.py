@@ -10,15 +10,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import can_kill, killed_in_time
 from maintain import rebase
 from maintain.apply import apply
 from maintain.export import export
 from maintain.pin import Pin, UpstreamError
 from maintain.rebase import describe, resume
+from maintain.releases import RECORD, Known
 from maintain.status import status
 from maintain.tree import manifest, tree_sha256
 from maintain.verify import Verdict
@@ -164,7 +167,7 @@ def checkout(template, tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("ULTRALYTICS_WHEEL", raising=False)
     monkeypatch.setattr(rebase, "verify", lambda *_: Verdict(1, 1, 2, 2, []))
-    return shutil.copytree(template, tmp_path / "checkout", symlinks=True)
+    return shutil.copytree(template, tmp_path / "my projects, größer 目录" / "checkout", symlinks=True)
 
 
 def release(root: Path, files: dict[str, str | None]) -> None:
@@ -720,6 +723,8 @@ def test_pin_version_dependencies_and_documents(checkout):
     wheel = checkout / "wheels" / pin.wheel
     assert pin.wheel_sha256 == hashlib.sha256(wheel.read_bytes()).hexdigest() == report.wheel_sha256
     assert pin.tree_sha256 == report.tree_sha256
+    known = Known.parse((checkout / RECORD).read_text(encoding="utf-8"))
+    assert known.sha256[pin.wheel] == pin.wheel_sha256 and len(known.sha256) > 800
     after = snapshot(checkout)
     tracked = sorted(name for name in after if after[name] != before.get(name) and not name.startswith("ultralytics/"))
     assert report.changed == tracked
@@ -753,7 +758,7 @@ def test_a_dry_run_changes_nothing(checkout, files, outcome):
 
 
 def test_the_same_input_gives_the_same_bytes_whatever_the_users_settings(checkout, tmp_path, monkeypatch):
-    other = shutil.copytree(checkout, tmp_path / "größer" / "checkout", symlinks=True)
+    other = shutil.copytree(checkout, tmp_path / "plain" / "checkout", symlinks=True)
     for root in (checkout, other):
         release(root, {**NEIGHBOUR, TASKS: MOVED})
         start(root)
@@ -864,10 +869,10 @@ def test_a_git_that_cannot_go_on_says_why(checkout):
     release(checkout, NEIGHBOUR)
     start(checkout)
     (checkout / SESSION / CHECKS).write_text(changed(NEIGHBOUR[CHECKS], FIND))
-    (checkout / SESSION / ".git" / "refs" / "heads" / "queue.lock").write_text("")  # of another git
+    (checkout / SESSION / ".git" / "refs" / "heads" / "queue.lock").mkdir()  # no lock that a git has left
     with pytest.raises(UpstreamError, match="git rebase failed: .*"):
         go_on(checkout)
-    (checkout / SESSION / ".git" / "refs" / "heads" / "queue.lock").unlink()
+    (checkout / SESSION / ".git" / "refs" / "heads" / "queue.lock").rmdir()
     assert go_on(checkout).outcome == "rebased"
     stands(checkout)
 
@@ -904,7 +909,7 @@ def test_up_to_date(checkout):
 def test_the_newest_is_the_default(checkout, monkeypatch):
     release(checkout, {})
     make_wheel(checkout / "wheels", "9.2.0rc1", FILES)
-    monkeypatch.setenv("PIP_FIND_LINKS", str(checkout / "wheels"))
+    monkeypatch.setenv("PIP_FIND_LINKS", (checkout / "wheels").as_uri())  # pip splits a path at its spaces
     assert start(checkout, None).new == NEW
     stands(checkout)
 
@@ -977,40 +982,50 @@ print("STEPS", len(steps))
 """
 
 
+NEVER = 10**6
+
+
+def command(root: Path, limit: int = NEVER, before: bool = False, resume: bool = False) -> list[str]:
+    """Give the command line of a rebase that is killed at its `limit`th call of git or rename."""
+    code = RUN.format(scripts=str(ROOT / "scripts"), root=str(root), new=NEW, limit=limit, before=before, resume=resume)
+    return [sys.executable, "-c", code]
+
+
 def killed(root: Path, limit: int, before: bool = False, resume: bool = False) -> int:
     """Run a rebase that is killed at its `limit`th call of git or rename; returns the calls of one that is not."""
-    code = RUN.format(scripts=str(ROOT / "scripts"), root=str(root), new=NEW, limit=limit, before=before, resume=resume)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run(command(root, limit, before, resume), capture_output=True, text=True)
     if "STEPS" in done.stdout:
         return int(done.stdout.rpartition("STEPS ")[2])
     assert done.returncode == -signal.SIGKILL, done.stderr
     return 0
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def finish(root: Path) -> None:
+    """Go on with what a run that was killed has left, as far as to the new release."""
+    waits = (root / SESSION).is_dir() and Pin.read(root).release == OLD
+    report = go_on(root) if waits else start(root) if Pin.read(root).release == OLD else None
+    if report and report.outcome == "stopped":
+        (root / SESSION / CHECKS).write_text(changed(NEIGHBOUR[CHECKS], FIND))
+        report = go_on(root)
+    assert report is None or report.outcome == "rebased"
+
+
+@can_kill
 @pytest.mark.parametrize("conflict", [False, True])
 def test_killed_at_any_step(checkout, tmp_path, conflict):
     """The old state is usable after it, and what follows ends as if nothing had been."""
     files = NEIGHBOUR if conflict else {TASKS: FILES[TASKS].replace("class Network:", "LIMIT = 3\n\n\nclass Network:")}
 
-    def finish(root: Path) -> None:
-        waits = (root / SESSION).is_dir() and Pin.read(root).release == OLD
-        report = go_on(root) if waits else start(root) if Pin.read(root).release == OLD else None
-        if report and report.outcome == "stopped":
-            (root / SESSION / CHECKS).write_text(changed(NEIGHBOUR[CHECKS], FIND))
-            report = go_on(root)
-        assert report is None or report.outcome == "rebased"
-
     release(checkout, files)
     undisturbed = shutil.copytree(checkout, tmp_path / "undisturbed", symlinks=True)
     resolved = shutil.copytree(checkout, tmp_path / "resolved", symlinks=True)
-    steps = killed(shutil.copytree(checkout, tmp_path / "count", symlinks=True), 10**6)
+    steps = killed(shutil.copytree(checkout, tmp_path / "count", symlinks=True), NEVER)
     finish(undisturbed)
     stands(undisturbed)
     if conflict:
         start(resolved)
         (resolved / SESSION / CHECKS).write_text(changed(NEIGHBOUR[CHECKS], FIND))
-        steps = killed(shutil.copytree(resolved, tmp_path / "count-2", symlinks=True), 10**6, resume=True)
+        steps = killed(shutil.copytree(resolved, tmp_path / "count-2", symlinks=True), NEVER, resume=True)
     assert steps > 20
     begin = resolved if conflict else checkout
     for limit in range(1, steps + 1, 5):  # each was tried; they are a hundred and more
@@ -1024,5 +1039,79 @@ def test_killed_at_any_step(checkout, tmp_path, conflict):
             assert limit > steps / 2, f"step {limit}"
         finish(root)
         assert snapshot(root) == snapshot(undisturbed), f"step {limit} of {steps}"
+        stands(root)
+        shutil.rmtree(root)
+
+
+def test_a_git_that_was_killed_leaves_its_locks(checkout):
+    release(checkout, NEIGHBOUR)
+    start(checkout)
+    (checkout / SESSION / CHECKS).write_text(changed(NEIGHBOUR[CHECKS], FIND))
+    for name in ("index", "HEAD", "CHERRY_PICK_HEAD", "refs/heads/queue"):
+        (checkout / SESSION / ".git" / f"{name}.lock").touch()
+    assert go_on(checkout).outcome == "rebased"
+    stands(checkout)
+
+
+@can_kill
+def test_a_git_that_was_killed_before_it_checked_out_the_release(checkout):
+    release(checkout, NEIGHBOUR)
+    start(checkout)
+    git(checkout, "rebase", "--abort")
+    onto = ["--onto", f"release/{NEW}", f"release/{OLD}", "queue"]
+    git(checkout, "-c", "sequence.editor=kill -9 $PPID; true", "rebase", "--interactive", *onto)
+    assert (checkout / SESSION / ".git" / "rebase-merge").is_dir()
+    assert go_on(checkout).stop.reason == "conflict"
+    (checkout / SESSION / CHECKS).write_text(changed(NEIGHBOUR[CHECKS], FIND))
+    assert go_on(checkout).outcome == "rebased"
+    stands(checkout)
+
+
+def test_a_git_that_was_killed_between_its_two_lists(checkout):
+    """A pick that is in neither is made all the same."""
+    release(checkout, {TASKS: LOOK_ALIKE})
+    assert start(checkout).stop.patch == WALK_PATCH
+    todo = checkout / SESSION / ".git" / "rebase-merge" / "git-rebase-todo"
+    text = todo.read_text()
+    todo.write_text(re.sub(r"pick .*\n", "", text, count=1))
+    assert todo.read_text() != text
+    assert go_on(checkout).outcome == "rebased"
+    stands(checkout)
+
+
+def test_a_git_that_was_killed_after_its_commit(checkout):
+    release(checkout, {TASKS: LOOK_ALIKE})
+    assert start(checkout).stop.patch == WALK_PATCH
+    notes = json.loads((checkout / SESSION / ".git" / "session.json").read_text())
+    (checkout / SESSION / ".git" / "CHERRY_PICK_HEAD").write_text(notes["order"][WALK_PATCH] + "\n")
+    assert go_on(checkout).outcome == "rebased"
+    stands(checkout)
+
+
+@can_kill
+@pytest.mark.parametrize("conflict", [False, True])
+def test_killed_at_random_moments(checkout, tmp_path, often, chance, conflict):
+    """What follows ends as if nothing had been; a conflict that was resolved need not be resolved again."""
+    release(
+        checkout,
+        NEIGHBOUR if conflict else {TASKS: FILES[TASKS].replace("class Network:", "LIMIT = 3\n\n\nclass Network:")},
+    )
+    edit(checkout / "README.md", ("once it was", "and a line of the user's; once it was"))
+    (checkout / "notes.txt").write_text("a file of the user's")
+    if conflict:
+        assert start(checkout).outcome == "stopped"
+        (checkout / SESSION / CHECKS).write_text(changed(NEIGHBOUR[CHECKS], FIND))
+    undisturbed = shutil.copytree(checkout, tmp_path / "undisturbed", symlinks=True)
+    began = time.monotonic()
+    subprocess.run(command(undisturbed, resume=conflict), check=True, capture_output=True)
+    seconds, count = time.monotonic() - began, 0
+    while count < often(2, 30):
+        root = shutil.copytree(checkout, tmp_path / "größer 目录" / "killed", symlinks=True)
+        count += killed_in_time(command(root, resume=conflict), seconds, chance)
+        apply(root)
+        if Pin.read(root).release == OLD:
+            report = go_on(root) if (root / SESSION).is_dir() else start(root)
+            assert report.outcome == "rebased", describe(report)
+        assert snapshot(root) == snapshot(undisturbed)
         stands(root)
         shutil.rmtree(root)

@@ -10,10 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import PYTHONS, can_kill, find_python, killed_in_time
 from maintain.apply import apply
 from maintain.pin import Pin, UpstreamError, queue_sha256
 from maintain.tree import edits, manifest, read_stamp, tree_sha256
@@ -22,17 +24,18 @@ from maintain.wheel import download
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = [".gitignore", "LICENSE", "README.md", "cfg_custom", "hatch_build.py", "patches", "pyproject.toml", "scripts"]
 OURS = "ultralytics/nn/AddModules"
+ODD = "my projects, größer 目录"  # a folder of each test's checkout: paths have spaces and letters beyond ASCII
 TASKS = "ultralytics/nn/tasks.py"
 UNPATCHED = "ultralytics/engine/results.py"  # in no patch
 APPLY = "python scripts/upstream.py apply"
 NO_REGISTRY = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
 
 
-def run(root: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
+def run(root: Path, *command: str, python: str = sys.executable, **environment: str) -> subprocess.CompletedProcess:
     """Run scripts/upstream.py of a checkout with the user's settings and these."""
     kept = {key: value for key, value in os.environ.items() if key != "ULTRALYTICS_WHEEL"}
     return subprocess.run(
-        [sys.executable, str(root / "scripts" / "upstream.py"), *command],
+        [python, str(root / "scripts" / "upstream.py"), *command],
         cwd=root.parent,
         env={**kept, **environment},
         capture_output=True,
@@ -134,13 +137,13 @@ def laid_down(pristine, wheel, tmp_path_factory) -> Path:
 @pytest.fixture
 def fresh(pristine, tmp_path) -> Path:
     """A checkout of the test's own in which nothing is laid down."""
-    return shutil.copytree(pristine, tmp_path / "fresh")
+    return shutil.copytree(pristine, tmp_path / ODD / "fresh")
 
 
 @pytest.fixture
 def checkout(laid_down, tmp_path) -> Path:
     """A checkout of the test's own after set-up, which has kept the wheel."""
-    return shutil.copytree(laid_down, tmp_path / "checkout", symlinks=True)
+    return shutil.copytree(laid_down, tmp_path / ODD / "check out", symlinks=True)
 
 
 # Apply ----------------------------------------------------------------------------------------------------------------
@@ -204,22 +207,36 @@ def test_a_changed_queue_is_laid_down_again(checkout, laid_down):
     line = refused(checkout, "apply", **NO_REGISTRY)  # upstream.toml records another tree
     pin.write_text(recorded.replace(Pin.read(checkout).tree_sha256, re.search("sha256 (\\w+)", line)[1]))
     ok(checkout, "apply", **NO_REGISTRY)
-    (path,) = re.findall(r"(?m)^\+\+\+ b/(\S+)", text.decode())
+    paths = re.findall(r"(?m)^\+\+\+ b/(\S+)", text.decode())
     old, new = tree(laid_down), tree(checkout)
-    assert old.keys() == new.keys() and [name for name in old if old[name] != new[name]] == [path]
+    assert old.keys() == new.keys() and {name for name in old if old[name] != new[name]} == set(paths)
     patch.write_bytes(text)
     pin.write_text(recorded)
     ok(checkout, "apply", **NO_REGISTRY)
     assert tree(checkout) == tree(laid_down)
 
 
-def test_line_ends_of_the_patches_do_not_matter(fresh, wheel, laid_down):
-    """As git checks them out on Windows."""
-    for file in (fresh / "patches").iterdir():
-        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+def test_line_ends_do_not_matter(fresh, wheel, laid_down):
+    """All files as git checks them out on Windows where nothing tells it otherwise."""
+    for file in filter(Path.is_file, fresh.rglob("*")):
+        content = file.read_bytes()
+        if b"\0" not in content:
+            file.write_bytes(content.replace(b"\n", b"\r\n"))
     ok(fresh, "apply", ULTRALYTICS_WHEEL=str(wheel))
     assert tree(fresh) == tree(laid_down)
     assert queue_sha256(fresh) == queue_sha256(laid_down)
+    ok(fresh, "export")
+    assert queue(fresh) == queue(laid_down)
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_each_python(fresh, wheel, laid_down, version):
+    python = find_python(version)
+    ok(fresh, "apply", python=python, ULTRALYTICS_WHEEL=str(wheel))
+    assert tree(fresh) == tree(laid_down)
+    assert "as recorded, sha256" in ok(fresh, "status", python=python)
+    ok(fresh, "export", python=python)
+    assert queue(fresh) == queue(laid_down)
 
 
 def test_the_users_git_settings_do_not_matter(fresh, wheel, laid_down, tmp_path):
@@ -545,7 +562,7 @@ os.replace = replace
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+@can_kill
 @pytest.mark.parametrize("number, before", [(1, True), (1, False), (2, False), (4, False)])
 def test_killed_half_way_through_a_renewal(checkout, laid_down, tmp_path, number, before):
     """The renames are: the stamp, utils/__init__.py and utils/checks.py of the changed patch, the stamp, the repo."""
@@ -573,7 +590,7 @@ def test_killed_half_way_through_a_renewal(checkout, laid_down, tmp_path, number
     assert b"# this fork is refreshed" in queue(checkout)[name] and len(queue(checkout)) == len(queue(laid_down)) + 1
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+@can_kill
 @pytest.mark.parametrize("number", [1, 2, 150])
 def test_killed_half_way_through_the_first_run(fresh, wheel, laid_down, tmp_path, number):
     (tmp_path / "sitecustomize.py").write_text(KILL.format(number=number, before=False))
@@ -583,7 +600,7 @@ def test_killed_half_way_through_the_first_run(fresh, wheel, laid_down, tmp_path
     assert tree(fresh) == tree(laid_down)
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+@can_kill
 def test_killed_twice_between_three_queues(checkout, tmp_path, laid_down):
     """Files of the second queue are nobody's edits when the first is asked for again after a third."""
     original = queue(checkout)
@@ -599,6 +616,80 @@ def test_killed_twice_between_three_queues(checkout, tmp_path, laid_down):
         (checkout / "patches" / name).write_bytes(content)
     ok(checkout, "apply")
     assert tree(checkout) == tree(laid_down)
+
+
+MINE = {UNPATCHED: "# mine\n", "ultralytics/nn/extra.py": "# new\n", "notes.txt": "a file of the user's\n"}
+
+
+def edit(root: Path, names: list[str]) -> dict[str, bytes]:
+    """Edit files of the user's in place, or make them; returns what they hold."""
+    for name in names:
+        before = (root / name).read_text(encoding="utf-8") if (root / name).is_file() else ""
+        (root / name).write_text(before + MINE[name], encoding="utf-8")
+    return contents(root, names)
+
+
+def contents(root: Path, names) -> dict[str, bytes]:
+    return {name: (root / name).read_bytes() for name in names}
+
+
+def timed(root: Path, *command: str, **environment: str) -> float:
+    """Run a command that succeeds; returns its seconds."""
+    began = time.monotonic()
+    ok(root, *command, **environment)
+    return time.monotonic() - began
+
+
+def killed_at_random(root: Path, command: str, seconds: float, chance, **environment: str) -> bool:
+    """Kill a command at some moment of the seconds that it takes, half of the times with a set-up beside it."""
+    script = [sys.executable, str(root / "scripts" / "upstream.py")]
+    none, beside = subprocess.DEVNULL, None
+    if chance.random() < 0.5:
+        beside = subprocess.Popen([*script, "apply"], env={**os.environ, **environment}, stdout=none, stderr=none)
+    killed = killed_in_time([*script, command], seconds, chance, **environment)
+    assert beside is None or beside.wait() == 0, "the set-up beside the one that was killed failed"
+    return killed
+
+
+@can_kill
+@pytest.mark.parametrize("due", ["first run", "renewal"])
+def test_set_up_killed_at_random_moments(fresh, checkout, wheel, tmp_path, often, chance, due):
+    """The run after it, and one beside it, end in the recorded state; what the user has edited stays."""
+    settings = {"ULTRALYTICS_WHEEL": str(wheel)}
+    if due == "first run":
+        begin, content = fresh, edit(fresh, [name for name in MINE if name != UNPATCHED])
+    else:
+        change_queue(checkout, "# this fork is renewed", "# this fork is refreshed", "Never-advise")
+        begin, content = checkout, edit(checkout, list(MINE))
+    undisturbed = shutil.copytree(begin, tmp_path / "undisturbed", symlinks=True)
+    seconds, killed = timed(undisturbed, "apply", **settings), 0
+    while killed < often(2, 30):
+        root = shutil.copytree(begin, tmp_path / ODD / "killed", symlinks=True)
+        killed += killed_at_random(root, "apply", seconds, chance, **settings)
+        assert contents(root, content) == content
+        assert run(root, "apply", **settings).returncode == 0
+        assert tree(root) == tree(undisturbed) and read_stamp(root) == read_stamp(undisturbed)
+        assert contents(root, content) == content
+        assert sorted(file.name for file in (root / ".upstream").iterdir()) == ["lock", "repo", "wheels"]
+        shutil.rmtree(root)
+
+
+@can_kill
+def test_export_killed_at_random_moments(checkout, tmp_path, often, chance):
+    """The edits stay as they are, and the run after it writes them into the queue."""
+    replace(checkout / "ultralytics/utils/checks.py", "# this fork is renewed", "# this fork is refreshed")
+    content = edit(checkout, list(MINE))
+    undisturbed = shutil.copytree(checkout, tmp_path / "undisturbed", symlinks=True)
+    seconds, killed = timed(undisturbed, "export"), 0
+    while killed < often(3, 60):
+        root = shutil.copytree(checkout, tmp_path / ODD / "killed", symlinks=True)
+        killed += killed_at_random(root, "export", seconds, chance)
+        assert tree(root) == tree(undisturbed) and contents(root, content) == content
+        done = run(root, "export")
+        assert done.returncode == 0, done.stderr
+        assert snapshot(root) == snapshot(undisturbed)
+        assert ok(root, "apply") == "ultralytics/ is up to date"
+        shutil.rmtree(root)
 
 
 # Export ---------------------------------------------------------------------------------------------------------------
@@ -638,9 +729,8 @@ def test_an_edit_of_a_patchs_line_is_folded_into_it(checkout, pristine, wheel, t
     before = queue(checkout)
     assert exported(checkout) == "1 edited file: 1 hunks folded into their patches, 0 in a new patch"
     after, name = queue(checkout), patch_of(checkout, "Never-advise").name
-    assert (
-        sorted(n for n in before if after[n] != before[n]) == [name, "upstream.toml"] and after.keys() == before.keys()
-    )
+    text, now = ({n: re.sub(rb"(?m)^index .*$", b"", content) for n, content in q.items()} for q in (before, after))
+    assert sorted(n for n in text if now[n] != text[n]) == [name, "upstream.toml"] and now.keys() == text.keys()
     assert after[name] == before[name].replace(b"renewed", b"refreshed").replace(*index_lines(before, after, name))
     assert again(checkout, pristine, wheel, tmp_path) == tree(checkout)
 

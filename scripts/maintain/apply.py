@@ -39,7 +39,8 @@ def lay_down_queue(root: Path, discard_edits: bool = False) -> str:
     pin, queue, stamp = Pin.read(root), queue_sha256(root), read_stamp(root)
     edited = edits(root, stamp.get("files", {}))
     complete = "pending" not in stamp and not absent(root, stamp.get("files", {}))
-    if stamp.get("queue") == queue and complete and not (edited and discard_edits):
+    new = {"release": pin.release, "wheel": pin.wheel_sha256, "queue": queue}
+    if new.items() <= stamp.items() and complete and not (edited and discard_edits):
         kept = f"; kept {count(edited)}: {', '.join(edited)} (--discard-edits drops them)" if edited else ""
         return f"{PACKAGE}/ is up to date{kept}"
     stage = Path(tempfile.mkdtemp(prefix="stage-", dir=root / ".upstream"))
@@ -50,7 +51,7 @@ def lay_down_queue(root: Path, discard_edits: bool = False) -> str:
         apply_queue(repo, [patch for patch in patches(root) if applies(patch, pin.release)])
         files = manifest(repo)
         check_tree(files, pin)
-        kept = lay_down(root, repo, stage, stamp, {"release": pin.release, "queue": queue}, files, discard_edits)
+        kept = lay_down(root, repo, stage, stamp, new, files, discard_edits)
         with contextlib.suppress(OSError):  # the tree is complete; the next run makes again what is not kept
             keep_repository(root, repo)
             keep_wheel(root, wheel, pin.wheel)

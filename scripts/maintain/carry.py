@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import shutil
 from dataclasses import asdict, dataclass, field
 from difflib import SequenceMatcher
 from email import message_from_bytes
@@ -152,13 +153,41 @@ def start(repo: Path, notes: Notes) -> None:
         raise UpstreamError(f"git rebase did not start in {repo}; `rebase --abort` and start again")
 
 
+def mend(repo: Path, notes: Notes) -> None:
+    """Mend what a git that was killed has left: its locks, and a rebase that it had not yet begun or had just ended.
+
+    No git of ours runs, as the scratch folder's lock is held.
+    """
+    for lock in filter(Path.is_file, [*(repo / ".git").glob("*.lock"), *(repo / ".git" / "refs").rglob("*.lock")]):
+        lock.unlink()
+    if not rebasing(repo):
+        return
+    state = repo / ".git" / "rebase-merge"
+    if on_release(repo, notes.new, "HEAD") and all((state / name).is_file() for name in ("head-name", "onto")):
+        restore_list(repo, notes)
+    elif not picked(repo):  # git first writes its list, and then checks the new release out
+        shutil.rmtree(state)
+        git("symbolic-ref", "HEAD", "refs/heads/queue", cwd=repo)
+        git("reset", "--quiet", "--hard", cwd=repo)
+
+
+def restore_list(repo: Path, notes: Notes) -> None:
+    """Put back what git's list has lost: git takes a pick from it before it notes the pick as done."""
+    todo = repo / ".git" / "rebase-merge" / "git-rebase-todo"
+    text = todo.read_text() if todo.is_file() else ""
+    listed = {*picked(repo), *re.findall(r"(?m)^\w+ (\w{40,})", text)}
+    missing = [commit for commit in notes.wanted.values() if commit not in listed]
+    if missing:
+        todo.write_text("".join(f"pick {commit}\nbreak\n" for commit in missing) + text)
+
+
 def rebasing(repo: Path) -> bool:
     return (repo / ".git" / "rebase-merge").is_dir()
 
 
-def on_release(repo: Path, release: str) -> bool:
-    """Whether the branch `queue` stands on a release."""
-    base = git("rev-list", "--max-parents=0", "queue", cwd=repo).split()
+def on_release(repo: Path, release: str, commit: str = "queue") -> bool:
+    """Whether a commit, else the branch `queue`, stands on a release."""
+    base = git("rev-list", "--max-parents=0", commit, cwd=repo).split()
     return base == git("rev-parse", release_tag(release), cwd=repo).split()
 
 
@@ -208,12 +237,12 @@ def examine(repo: Path, notes: Notes) -> Stop | None:
             name_sides(repo / path, notes, file)
         lines = [line for path, stages in paths.items() for line in describe_conflict(repo, notes, path, stages)]
         return Stop("conflict", file, lines)
-    edited = dirty(repo)
-    if (repo / ".git" / "CHERRY_PICK_HEAD").is_file() and not edited and file not in notes.resolved:
+    edited, present = dirty(repo), file in pairs(repo, notes)
+    if (repo / ".git" / "CHERRY_PICK_HEAD").is_file() and not (edited or present) and file not in notes.resolved:
         return Stop("taken", file, [f"ultralytics {notes.new} has all of it already"])
     if file in notes.dropped:
         return None
-    if file in pairs(repo, notes):
+    if present:
         return misplaced(repo, notes, file)
     if file in notes.stopped:  # the work tree is the user's
         if edited:

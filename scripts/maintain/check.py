@@ -18,10 +18,10 @@ from pathlib import Path
 from maintain import carry
 from maintain.pin import PACKAGE, UpstreamError, version
 from maintain.processes import ended_with
+from maintain.releases import recorded
 from maintain.scratch import clear_errors, locked
 from maintain.staging import carry_to, patched_tree, untouched_tree
 from maintain.verify import Verdict, verify
-from maintain.wheel import MALWARE
 
 
 @dataclass
@@ -98,7 +98,7 @@ def sample(every: int, last: str) -> list[str]:
     known = [v for v in known if (8, 3, 0) <= v <= version(last)]
     newest = {v[:2]: v for v in known}.values()
     chosen = sorted({v for v in known if v[2] % every == 0} | set(newest))
-    return [name for name in (".".join(map(str, v)) for v in chosen) if name not in MALWARE]
+    return [name for name in (".".join(map(str, v)) for v in chosen) if name not in recorded().refused]
 
 
 def table(findings: list[Finding]) -> str:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maintain.git import git
-from maintain.pin import APPLY, PACKAGE, Pin, UpstreamError, left_out, patches, queue_sha256
+from maintain.pin import APPLY, PACKAGE, Pin, UpstreamError, hash_queue, left_out, patches, queue_sha256
 from maintain.repository import format_queue, keep_repository, queue_repository, release_tag
 from maintain.scratch import clear_errors, locked, replace_files
-from maintain.tree import absent, copy, count, created, edits, manifest, read_stamp, tree_sha256, write_stamp
+from maintain.tree import STAMP, absent, copy, count, created, edits, manifest, read_stamp, stamp_text, tree_sha256
 
 
 def export(root: Path, message: str | None = None, new: bool = False) -> str:
@@ -43,8 +43,9 @@ def export(root: Path, message: str | None = None, new: bool = False) -> str:
             assert manifest(repo) == files, "the queue does not give the edited tree"
             written = dict(format_queue(repo, pin.release, left_out(root, pin.release), Path(stage) / "patches"))
             written["upstream.toml"] = replace(pin, tree_sha256=tree_sha256(files)).text().encode()
-            replace_files(root, changed_patches(root, written))
-            write_stamp(root, {"release": pin.release, "queue": queue_sha256(root), "files": files})
+            new = {"release": pin.release, "wheel": pin.wheel_sha256, "queue": hash_queue(written)}
+            stamp = stamp_text({**new, "files": files}).encode()
+            replace_files(root, {**changed_patches(root, written), STAMP: stamp})
             if edited:
                 keep_repository(root, repo)
     if not edited:

@@ -83,7 +83,12 @@ def left_out(root: Path, release: str) -> list[Path]:
 
 def queue_sha256(root: Path) -> str:
     """Hash everything that determines the tree: the pin and the queue."""
+    return hash_queue({file.name: file.read_bytes() for file in [root / "patches" / "upstream.toml", *patches(root)]})
+
+
+def hash_queue(files: dict[str, bytes]) -> str:
+    """Hash the pin and the queue, given the content of each file by its name."""
     digest = hashlib.sha256()
-    for file in [root / "patches" / "upstream.toml", *patches(root)]:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes().replace(b"\r\n", b"\n") + b"\0")
+    for name in ["upstream.toml", *sorted(files.keys() - {"upstream.toml"})]:
+        digest.update(name.encode() + b"\0" + files[name].replace(b"\r\n", b"\n") + b"\0")
     return digest.hexdigest()

@@ -19,6 +19,7 @@ from maintain.environment import requirements
 from maintain.export import changed_patches, commit_edits
 from maintain.git import git
 from maintain.pin import APPLY, PACKAGE, Pin, UpstreamError, applies, left_out, queue_sha256
+from maintain.releases import RECORD, Known
 from maintain.repository import apply_queue, check_tree, format_queue, make_repository
 from maintain.scratch import clear_errors, locked, replace_files
 from maintain.staging import patched_tree, untouched_tree
@@ -113,7 +114,7 @@ def resume(root: Path, action: str, done: Callable[[str], None]) -> Report:
             raise UpstreamError(f"{SESSION} is damaged; `{REBASE} --abort`, and start again")
         if notes.queue_sha256 != queue_sha256(root):
             raise UpstreamError(f"patches/ is not what the rebase began with; `{REBASE} --abort`, and start again")
-        release_git_locks(session)
+        carry.mend(session, notes)
         stop = carry.examine_now(root, session)
         notes = Notes.read(session)
         if action == "skip":
@@ -147,12 +148,6 @@ def discard(root: Path, session: Path) -> None:
     gone = Path(tempfile.mkdtemp(prefix="stage-", dir=root / ".upstream"))
     os.replace(session, gone / "rebase")
     shutil.rmtree(gone, ignore_errors=True)
-
-
-def release_git_locks(session: Path) -> None:
-    """Remove the locks of a git that was killed; no git of ours runs, as the scratch folder's lock is held."""
-    for lock in ("index.lock", "HEAD.lock"):
-        (session / ".git" / lock).unlink(missing_ok=True)
 
 
 # By hand --------------------------------------------------------------------------------------------------------------
@@ -272,12 +267,13 @@ def check_queue(folder: Path, queue: dict[str, bytes], pin: Pin, wheel: Path) ->
 
 
 def changed_files(root: Path, notes: Notes, pin: Pin, queue: dict[str, bytes], wheel: Path) -> dict[str, bytes | None]:
-    """Give the checkout's files that change with the release, by path: patches, pin, version, dependencies, docs."""
+    """Give the checkout's files that change with the release, by path: the queue, what is recorded, and documents."""
     files = changed_patches(root, {**queue, "upstream.toml": pin.text().encode()})
     texts = {
         "pyproject.toml": lambda text: requires(own_version(text, notes), requirements(wheel)),
         "README.md": lambda text: own_version(text, notes).replace(f"**{notes.old}**", f"**{notes.new}**"),
         "CHANGELOG.md": lambda text: entry(text, notes),
+        RECORD: lambda text: record(text, pin),
     }
     for name, change in texts.items():
         text = (root / name).read_text(encoding="utf-8") if (root / name).is_file() else ""
@@ -289,6 +285,12 @@ def changed_files(root: Path, notes: Notes, pin: Pin, queue: dict[str, bytes], w
 def own_version(text: str, notes: Notes) -> str:
     """Write our version for the new release wherever the one for the old release stands."""
     return text.replace(f"{notes.old}+addmodules.", f"{notes.new}+addmodules.")
+
+
+def record(releases: str, pin: Pin) -> str:
+    """Record the sha256 of the new release's wheel, where it is not known yet."""
+    known = Known.parse(releases)
+    return Known(known.refused, {pin.wheel: pin.wheel_sha256, **known.sha256}).text()
 
 
 def entry(changelog: str, notes: Notes) -> str:

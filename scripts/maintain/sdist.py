@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from maintain.pin import PACKAGE, Pin, UpstreamError
+from maintain.releases import checked_file
 
 TESTS = ("tests", "pyproject.toml")  # what is taken from it: the tests and pytest's settings
 
@@ -26,11 +27,12 @@ def fetch_sdist(root: Path, pin: Pin, wheel: Path, folder: Path) -> Path:
         folder: Where a download goes.
 
     Raises:
-        UpstreamError: Where pip cannot get it, or its package is not the wheel's.
+        UpstreamError: Where pip cannot get it, it is not what was published, or its package is not the wheel's.
     """
     name = f"{PACKAGE}-{pin.release}.tar.gz"
     kept = root / ".upstream" / "sdists" / name
-    sdist = next((file for file in (root / "wheels" / name, kept) if file.is_file()), None) or download(pin, folder)
+    found = next((file for file in (root / "wheels" / name, kept) if file.is_file()), None)
+    sdist = checked_file(found or download(pin, folder))
     differing = differences(sdist, wheel)
     if differing:
         raise UpstreamError(

@@ -9,9 +9,10 @@ from pathlib import Path
 from maintain import carry
 from maintain.git import git
 from maintain.pin import OURS, Pin, UpstreamError, queue_sha256
+from maintain.releases import checked_file, checked_release
 from maintain.repository import release_tag
 from maintain.scratch import clear_errors, locked
-from maintain.wheel import checked_release, fetch_release, find_wheel, keep_wheel, wheel_name
+from maintain.wheel import fetch_release, find_wheel, keep_wheel, wheel_name
 
 
 def stage(root: Path, release: str, folder: Path) -> Path:
@@ -51,7 +52,7 @@ def get_wheel(root: Path, release: str, folder: Path) -> Path:
     """Get a release's wheel: the user's, else the one that an earlier run kept, else a download, which is kept."""
     kept = root / ".upstream" / "wheels" / wheel_name(release)
     if release != Pin.read(root).release and kept.is_file() and not find_wheel(root, release, pinned=False):
-        return kept
+        return checked_file(kept)
     _, wheel = fetch_release(root, release, folder)
     return keep_wheel(root, wheel, kept.name)
 

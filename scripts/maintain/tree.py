@@ -46,12 +46,16 @@ def read_stamp(root: Path) -> dict:
         return {}
 
 
+def stamp_text(stamp: dict) -> str:
+    return json.dumps(stamp, indent=0, sort_keys=True)
+
+
 def write_stamp(root: Path, stamp: dict) -> None:
     file = root / STAMP
     file.parent.mkdir(exist_ok=True)
     temporary = file.with_suffix(".part")
     try:
-        temporary.write_text(json.dumps(stamp, indent=0, sort_keys=True), encoding="utf-8")
+        temporary.write_text(stamp_text(stamp), encoding="utf-8")
         os.replace(temporary, file)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -14,10 +14,10 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from maintain.pin import OURS, PACKAGE, Pin, UpstreamError
+from maintain.releases import checked_file, checked_release
 from maintain.tree import sha256
 
 WHEEL_VARIABLE = "ULTRALYTICS_WHEEL"
-MALWARE = {"8.3.41", "8.3.42", "8.3.45", "8.3.46"}  # published by someone else, December 2024
 
 
 def find_wheel(root: Path, release: str, pinned: bool) -> Path | None:
@@ -60,7 +60,7 @@ def fetch(root: Path, pin: Pin, folder: Path) -> Path:
 
 
 def fetch_release(root: Path, release: str | None, folder: Path) -> tuple[str, Path]:
-    """Get any release's wheel: the pinned one verified, another one from disk or from pip, which verifies it.
+    """Get any release's wheel, from disk or by pip, compared with the sha256 that is pinned or recorded.
 
     Args:
         root: The checkout.
@@ -71,26 +71,16 @@ def fetch_release(root: Path, release: str | None, folder: Path) -> tuple[str, P
         The release and its wheel.
 
     Raises:
-        UpstreamError: For a release that must not be used, is no version, or cannot be got.
+        UpstreamError: For a release that must not be used, is no version, cannot be got, or is not what was published.
     """
     pin = Pin.read(root)
     if release is None:
         wheel = download(None, folder)
-        return checked_release(wheel.name.split("-")[1]), wheel
+        return checked_release(wheel.name.split("-")[1]), checked_file(wheel)
     release = checked_release(release)
     if release == pin.release:
         return release, fetch(root, pin, folder)
-    return release, find_wheel(root, release, pinned=False) or download(release, folder)
-
-
-def checked_release(release: str) -> str:
-    """Give a release as upstream writes it, 8.3.50; refuse what is none, and those that carried malware."""
-    if not re.fullmatch(r"\d+\.\d+\.\d+", release):
-        raise UpstreamError(f"{release!r} is no release of {PACKAGE}: one looks like 8.3.50")
-    release = ".".join(str(int(number)) for number in release.split("."))
-    if release in MALWARE:
-        raise UpstreamError(f"{PACKAGE} {release} carried malware: it is never used; take another release")
-    return release
+    return release, checked_file(find_wheel(root, release, pinned=False) or download(release, folder))
 
 
 def download(release: str | None, folder: Path) -> Path:

@@ -14,6 +14,7 @@ for _file in sorted(_files):
 # Behind the loop, which binds each file's name here: one called `run.py` must not take a hook's place
 from ultralytics.nn.AddModules.additions import (  # noqa: E402
     add_to_backend,
+    add_to_data,
     add_to_exporter,
     add_to_tasks,
     add_to_trainer,
@@ -22,19 +23,25 @@ from ultralytics.nn.AddModules.checkout import warn_if_stale  # noqa: E402
 from ultralytics.nn.AddModules.checkpoints import begin, refuse_finished  # noqa: E402
 from ultralytics.nn.AddModules.hooks import checked, embed_by_index, fuse, read_row, route, run, seat  # noqa: E402
 from ultralytics.nn.AddModules.metadata import is_exact, stem  # noqa: E402
+from ultralytics.nn.AddModules.quiet import agrees_in_half, font_on_disk, named, not_installed  # noqa: E402
 from ultralytics.nn.AddModules.registry import NAMES, READERS  # noqa: E402
 
 __all__ = (
     "READERS",
     "add_to_backend",
+    "add_to_data",
     "add_to_exporter",
     "add_to_tasks",
     "add_to_trainer",
+    "agrees_in_half",
     "begin",
     "checked",
     "embed_by_index",
+    "font_on_disk",
     "fuse",
     "is_exact",
+    "named",
+    "not_installed",
     "read_row",
     "refuse_finished",
     "route",

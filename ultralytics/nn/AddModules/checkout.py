@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib import metadata
 from pathlib import Path
 
 from ultralytics.utils import LOGGER, ROOT
@@ -11,6 +12,10 @@ from ultralytics.utils import LOGGER, ROOT
 __all__ = ()
 
 REMEDY = "python scripts/upstream.py apply"
+PACKAGE = "ultralytics"
+OURS = (f"{PACKAGE}/nn/AddModules/", f"{PACKAGE}/cfg_custom/")
+OWNED = f"\n{PACKAGE}/__init__.py,"  # in a distribution's list of files, as it is where it was not installed editable
+VALUES_AT = 23  # the column of values in `yolo checks`
 
 
 def read_stamp() -> dict:
@@ -53,14 +58,62 @@ def warn_if_stale() -> None:
 
 
 def describe() -> str:
-    """Describe the fork in a line: the release under it, the queue, and whether the tree on disk is as recorded."""
+    """Describe the fork: the release under it, its hashes, whether the tree on disk is the recorded one, who owns it.
+
+    Each line but the first begins where `yolo checks` prints a value.
+    """
     stamp = read_stamp()
     if not stamp:
         return "AddModules, on a tree that set-up did not lay down"
     files = stamp.get("files", {})
-    edited = [path for path, digest in files.items() if not intact(ROOT.parent / path, digest)]
-    state = problem(stamp) or (f"{len(edited)} files edited: {', '.join(edited)}" if edited else "tree as recorded")
-    return f"AddModules on upstream {stamp.get('release')}, queue {stamp.get('queue', '')[:12]}, {state}"
+    lines = [
+        f"AddModules on upstream {stamp.get('release')}",
+        f"wheel sha256 {stamp.get('wheel')}",
+        f"queue sha256 {stamp.get('queue')}",
+        f"tree sha256 {tree_sha256(files)}",
+        f"tree on disk {problem(stamp) or state(files)}",
+        owners(),
+    ]
+    return ("\n" + " " * VALUES_AT).join(lines)
+
+
+def tree_sha256(files: dict[str, str]) -> str:
+    """Hash a tree, given the hash of each of its files, as scripts/upstream.py does."""
+    lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def state(files: dict[str, str]) -> str:
+    """Say whether the tree on disk is the recorded one, and which files differ if not."""
+    edited = sorted(path for path, digest in files.items() if not intact(ROOT.parent / path, digest))
+    added = sorted(path for path in sources() if path not in files)
+    differing = [(edited, "edited or gone"), (added, "that set-up did not lay down")]
+    found = [f"{len(paths)} {what}: {', '.join(paths)}" for paths, what in differing if paths]
+    remedy = "install it again" if queue_sha256() is None else f"`{REMEDY} --discard-edits` lays down what was recorded"
+    return f"not as recorded: {'; '.join(found)}; {remedy}" if found else "as recorded"
+
+
+def sources() -> list[str]:
+    """List the Python files of the package on disk but ours."""
+    found = (file.relative_to(ROOT.parent).as_posix() for file in ROOT.rglob("*.py"))
+    return [path for path in found if not path.startswith(OURS)]
+
+
+def owners() -> str:
+    """Say which installed distributions own the package `ultralytics`, and what to do where that is not ours alone."""
+    owning = {
+        f"{distribution.name} {distribution.version}"
+        for distribution in metadata.distributions()
+        if distribution.name == PACKAGE or OWNED in f"\n{distribution.read_text('RECORD')}"
+    }
+    others = sorted(owner for owner in owning if "+addmodules." not in owner)
+    if not others:
+        return f"installed as {', '.join(owning)}" if owning else "not installed: imported from where it lies"
+    names = " ".join(owner.partition(" ")[0] for owner in others)
+    return (
+        f"WARNING: {', '.join(others)} {'owns' if len(others) == 1 else 'own'} the package {PACKAGE}, too; "
+        f"`pip uninstall {names}`, then install this fork again"
+    )
 
 
 def intact(file: Path, digest: str) -> bool:

@@ -22,9 +22,10 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from ultralytics.nn.AddModules import launcher
+from ultralytics.nn.AddModules import launcher, restricted
 from ultralytics.nn.AddModules.compatibility import bare
-from ultralytics.nn.AddModules.errors import Refused, plain
+from ultralytics.nn.AddModules.datasets import Unreadable
+from ultralytics.nn.AddModules.errors import Refused, plain, quoted
 from ultralytics.nn.AddModules.finite import heal
 from ultralytics.utils import LOGGER, RANK
 
@@ -99,7 +100,7 @@ def training_state(trainer: Any) -> dict:
     loader = trainer.train_loader
     state = {
         "epochs": trainer.epoch + 1 if trainer.begun else 0,
-        "done": bool(trainer.stop) and not trainer.args.time,
+        "done": is_over(trainer),
         "is_best": trainer.fitness == trainer.best_fitness,
         "seconds": time.time() - trainer.train_time_start,
         "model": model.state_dict(),
@@ -119,9 +120,17 @@ def training_state(trainer: Any) -> dict:
     return {KEY: state}
 
 
+def is_over(trainer: Any) -> bool:
+    """Whether a run has had all its epochs, or its patience has ended; a callback's `stop` only stops it."""
+    if not trainer.stop or trainer.args.time:
+        return False
+    epoch, stopper = trainer.epoch + 1, trainer.stopper
+    return epoch >= trainer.epochs or epoch - stopper.best_epoch >= stopper.patience
+
+
 def load(file: Path) -> dict:
     """Open a checkpoint; its tensors are read when they are used."""
-    return torch.load(file, map_location="cpu", weights_only=False, mmap=True)
+    return restricted.load(file, map_location="cpu", mmap=True)
 
 
 def epochs_of(checkpoint: dict) -> int:
@@ -143,11 +152,20 @@ def at_home(check_resume: Callable) -> Callable:
         file, before = Path(os.path.abspath(self.args.resume)), getattr(self.args, "save_dir", None)
         if not before and load(file).get("optimizer") is None:
             refuse(file)
+        for key in ("data", "distill_model", "pretrained"):
+            if key not in overrides and "://" in str(getattr(self.args, key, None)):
+                raise Refused(
+                    f"{file} names {quoted(getattr(self.args, key), 200)} as {key}: name it by {key}= to fetch it"
+                )
         home = file.parents[1]
         is_run = file.parent.name == "weights" and (home / "args.yaml").is_file()
         if is_run and home.resolve() != Path(before or home).resolve():
             LOGGER.info(f"The run was in {before}; it goes on in {home}, where its checkpoint is")
             self.args.save_dir = str(home)
+        elif not is_run and not Path(before or home, "args.yaml").is_file():
+            self.args.save_dir = self.args.project = self.args.name = (
+                None  # there is no run where it says: a new folder
+            )
 
     return check
 
@@ -158,16 +176,20 @@ def refuse_finished(model: Any) -> None:
         refuse(Path(os.path.abspath(model.ckpt_path)))
 
 
+class Finished(Refused, AssertionError):
+    """A run that is over has been resumed; upstream asserts that it is not."""
+
+
 def refuse(file: Path) -> None:
     """Refuse a checkpoint to resume that is the end of a run.
 
     Raises:
-        Refused: With what to do; or `SystemExit`, where the launcher has restarted workers whose run was over.
+        Finished: With what to do; or `SystemExit`, where the launcher has restarted workers whose run was over.
     """
     if launcher.is_own(file.parent.parent):
         LOGGER.info(f"The run of {file} was complete when its workers ended: nothing is left to train.")
         raise SystemExit(0)
-    raise Refused(
+    raise Finished(
         f"{file} is the result of a training that is over: there is nothing to resume. A run that was stopped goes on "
         f"with: yolo train resume model=RUN/weights/last.pt; a new one from these weights begins with: yolo train "
         f"model={file} data=... epochs=..."
@@ -279,7 +301,10 @@ def trim(results: Path, epochs: int) -> None:
 
 
 def guarded(do_train: Callable) -> Callable:
-    """Wrap the trainer's loop: Ctrl-C and a full disk end it with one line that says what is saved and how to go on."""
+    """Wrap the trainer's loop: what ends it from outside is one line that says what is saved and how to go on.
+
+    Ctrl-C, a full disk, an image that is gone.
+    """
 
     @functools.wraps(do_train)
     def train(self: Any, *args: Any) -> None:
@@ -302,6 +327,8 @@ def guarded(do_train: Callable) -> Callable:
                 raise
             said = e.strerror if e.filename is None else f"{e.filename}: {e.strerror}."
             raise plain(OSError(e.errno, f"{said} {kept(self)}")) from None
+        except Unreadable as e:
+            raise Refused(f"{e}. {kept(self)}") from None
         except FloatingPointError as e:
             raise plain(e) from None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 __all__ = ()
 
@@ -19,6 +21,13 @@ def plain(error: Exception) -> Exception:
     """Mark an error whose line says all."""
     error.plain = True
     return error
+
+
+def quoted(text: Any, length: int = 400) -> str:
+    """Give text of a stranger's in one line of a bounded length that cannot command a terminal."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(text))  # upstream's colours
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return line if len(line) <= length else f"{line[:length]}…"
 
 
 def tell(cls: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -22,6 +22,7 @@ from ultralytics.nn.AddModules.decoder import head_of, shorten
 from ultralytics.nn.AddModules.errors import Refused, plain
 from ultralytics.nn.AddModules.metadata import write_metadata
 from ultralytics.nn.AddModules.parity import BOUNDS, PHOTOGRAPHS, Bounds, compare, inputs, ties
+from ultralytics.nn.AddModules.quiet import hush_openvino
 from ultralytics.utils import LOGGER, MACOS
 from ultralytics.utils.checks import check_file
 
@@ -97,7 +98,9 @@ def verified(export: Callable, form: str) -> Callable:
     def to_file(self: Any, *args: Any, **kwargs: Any) -> Any:
         if form == "mnn":  # or MNN's tools would send what they do to their makers, and install what they need for it
             sys.modules.setdefault("MNN.tools.utils.log", None)
-        if ALIASES.get(self.args.format, self.args.format) != form or head_of(self.model) is None:
+        elif form == "openvino":
+            hush_openvino()
+        if head_of(getattr(self, "model", None)) is None or ALIASES.get(self.args.format, self.args.format) != form:
             return export(self, *args, **kwargs)
         if form in CANNOT and self.args.verify:
             raise Refused(f"format={form}: {CANNOT[form]}")

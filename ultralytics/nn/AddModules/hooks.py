@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
 import functools
 import inspect
 import sys
 from collections.abc import Callable
-from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
 
+from ultralytics.nn.AddModules.budget import TooLarge, build_rows, end_row, is_building
 from ultralytics.nn.AddModules.errors import Refused
-from ultralytics.nn.AddModules.registry import NAMES, READERS, Layer, Row, RowError, backbone
+from ultralytics.nn.AddModules.model_files import (
+    SLOTS,
+    check_rows,
+    check_sections,
+    is_backbone,
+    name_of,
+    place,
+    resolve,
+    short,
+    signature,
+)
+from ultralytics.nn.AddModules.registry import NAMES, READERS, Layer, Row, RowError
 
 __all__ = "checked", "embed_by_index", "fuse", "read_row", "route", "run", "seat"
-
-SLOTS = 5  # layer indices of a multi-output backbone: index i is the map of stride 2 ** (i + 1), index 0 stays empty
-# Exceptions that gain the row and keep their type, for callers that catch upstream's
-REPORTED = (
-    AssertionError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    ZeroDivisionError,
-)
 
 
 class Builder:
@@ -106,16 +102,20 @@ def seat(m: nn.Module, ch: list[int], save: list[int]) -> None:
         sources = [x for x in ([m.f] if isinstance(m.f, int) else m.f) if x != -1]
         save[len(save) - len(sources) :] = [x % len(ch) for x in sources]
     m.i = len(ch)
+    end_row()
 
 
 def run(m: nn.Module, x: Any, y: list, save: list[int]) -> Any:
     """Run a layer in a forward loop; of a multi-output one, put all outputs but the last where later rows look."""
     try:
         x = m(x)
-    except ValueError as e:
-        if "more than 1 value per channel" not in str(e):
-            raise
-        raise too_small(m, sys._getframe(1).f_locals["self"], e) from e
+    except Exception as e:
+        model = sys._getframe(1).f_locals["self"]
+        if is_building():
+            raise of_row(m, model, e) from e
+        if isinstance(e, ValueError) and "more than 1 value per channel" in str(e):
+            raise too_small(m, model, e) from e
+        raise
     if m.i > len(y):  # more indices than one: only a backbone has them
         outputs = [None, *x]
         y.extend(out if j in save else None for j, out in enumerate(outputs[:-1]))
@@ -158,34 +158,60 @@ def embed_by_index(embed: Callable) -> Callable:
 
 
 def checked(parse_model: Callable) -> Callable:
-    """Wrap `parse_model`: registered modules can be named, and an error says which row of which file is wrong."""
+    """Wrap `parse_model`: registered modules can be named, and whatever is wrong is a `RowError` with file and row.
+
+    One that comes from a layer's constructor is of the constructor's type, too, for callers that catch upstream's.
+    """
+    code = parse_model.__code__
+    variables = {*code.co_varnames, *code.co_cellvars}
 
     @functools.wraps(parse_model)
     def parse(d: dict, ch: int, verbose: bool = True) -> tuple[nn.Sequential, list[int]]:
-        install(parse_model.__globals__)
-        file = d.get("yaml_file", "model YAML")
-        rows = check_rows(d, parse_model.__globals__, file)
+        names = parse_model.__globals__
+        install(names)
+        rows = check_rows(d, names, variables)
+        activation = names["Conv"].default_act
+
+        def build(*args: Any) -> tuple[nn.Sequential, list[int]]:
+            names["Conv"].default_act = activation
+            return parse_model(*args)
+
         try:
-            return parse_model(d, ch, verbose)
+            return build_rows(build, d, ch, verbose, may_rehearse=not fetches(rows))
         except Exception as e:
             i = current_row(e, parse_model)
-            if i is None:
-                raise
-            where = place(file, d, i, rows[i])
-            if isinstance(e, RowError):
+            where = name_of(d) if i is None else place(d, i, rows[i])
+            if isinstance(e, (RowError, TooLarge)):
                 raise RowError(f"{where}: {e}") from None
-            if type(e) not in REPORTED:
-                raise
-            cls = resolve(rows[i][2], parse_model.__globals__)
-            counted = isinstance(e, (IndexError, TypeError)) and inspect.isclass(cls)
-            expected = f"; expected the arguments of {signature(cls)}" if counted else ""
-            several = isinstance(rows[i][0], (list, tuple))
-            if isinstance(e, TypeError) and ("list indices" if several else "not iterable") in str(e):
-                expected = f"; expected {'one layer index' if several else 'a list of layer indices'} as 'from'"
-            message = " ".join(str(e).split())
-            raise type(e)(f"{where}: {rows[i][2]}: {message}{expected}") from e
+            raise of_type(e, f"{where}: {describe(e, rows[i], names) if i is not None else short(str(e))}") from e
+        finally:
+            names["Conv"].default_act = activation  # which upstream leaves as the file has it, after an error
 
     return parse
+
+
+def fetches(rows: list[list]) -> bool:
+    """Whether a layer of the rows would be given weights, which it may have to download."""
+    return any(row[2] == "TorchVision" and row[3][2:3] not in ([], ["None"], [None]) for row in rows)
+
+
+def describe(error: Exception, row: list, names: dict[str, Any]) -> str:
+    """Say what a layer's constructor has raised, and where that may help, what it takes."""
+    cls = resolve(row[2], names)
+    expected = f"; expected the arguments of {signature(cls)}" if isinstance(error, (IndexError, TypeError)) else ""
+    several = isinstance(row[0], list)
+    if isinstance(error, TypeError) and ("list indices" if several else "not iterable") in str(error):
+        expected = f"; expected {'one layer index' if several else 'a list of layer indices'} as 'from'"
+    return f"{row[2]}: {' '.join(str(error).split())[:400] or type(error).__name__}{expected}"
+
+
+def of_type(error: Exception, message: str) -> RowError:
+    """Make a `RowError` that is caught as another error, too."""
+    kind = type(error)
+    try:
+        return type("RowError", (RowError, kind), {"__module__": RowError.__module__})(message)
+    except TypeError:  # of a constructor of its own, or of a form that Python does not join
+        return RowError(message)
 
 
 def install(names: dict[str, Any]) -> None:
@@ -193,92 +219,6 @@ def install(names: dict[str, Any]) -> None:
     for name, cls in NAMES.items():
         if names.setdefault(name, cls) is not cls:
             raise RowError(f"{cls.__module__}.{name}: upstream's nn/tasks.py has the name {name}, choose another")
-
-
-def check_rows(d: dict, names: dict[str, Any], file: str) -> list[list]:
-    """Check what can be checked before anything is built, and give the rows.
-
-    Raises:
-        RowError: For a row of another form than `[from, repeats, module, arguments]`, a module that nobody has, a
-            backbone elsewhere than in row 0, or a layer index that does not exist.
-    """
-    check_sections(d)
-    rows = copy.deepcopy([*d["backbone"], *d["head"]])  # as they stand in the file: `parse_model` rewrites them
-    layers, empty = 0, set()
-    for i, row in enumerate(rows):
-        where = place(file, d, i, row)
-        form = isinstance(row, (list, tuple)) and len(row) == 4
-        if not (form and isinstance(row[2], str) and isinstance(row[3], (list, tuple))):
-            raise RowError(f"{where}: expected [from, repeats, module, arguments]")
-        f, n, name, args = row
-        if "nc" in args and d.get("nc") is None:
-            raise RowError(f"{where}: the file has no `nc:`, the number of classes")
-        if not isinstance(n, Real):
-            raise RowError(f"{where}: repeats are {n!r}, expected a number")
-        cls = resolve(name, names)
-        if cls is None:
-            near = difflib.get_close_matches(name, module_names(names), n=3, cutoff=0.5)
-            advice = f"did you mean {' or '.join(near)}?" if near else "see ultralytics/nn/AddModules for what there is"
-            undecorated = [key for key, m in sys.modules.items() if key.startswith(__package__) and name in vars(m)]
-            if undecorated:
-                advice = f"the class of that name in {undecorated[0]} has no decorator @register(...)"
-            raise RowError(f"{where}: no module is named {name!r}; {advice}")
-        if cls in NAMES.values() and not (isinstance(n, Integral) and n >= 1):
-            raise RowError(f"{where}: repeats are {n!r}, expected a whole number of at least 1")
-        if is_backbone(cls) and i:
-            raise RowError(f"{where}: {name} is a multi-output backbone; expected in row 0, the first of `backbone:`")
-        for x in f if isinstance(f, (list, tuple)) else [f]:
-            if not isinstance(x, Integral):
-                raise RowError(f"{where}: 'from' is {x!r}, expected a layer index or a list of them")
-            if x == -1:
-                continue
-            if not -layers <= x < layers:
-                there = f"layers 0 to {layers - 1} are before this one" if layers else "the first layer is from -1"
-                raise RowError(f"{where}: 'from' names layer {x}, which does not exist here; {there}")
-            if x % layers in empty:
-                raise RowError(f"{where}: 'from' names layer {x}, which {rows[0][2]} leaves empty; its maps are 1 to 4")
-        if is_backbone(cls):
-            layers, empty = SLOTS, {0}
-        else:
-            layers += 1
-    return rows
-
-
-def check_sections(d: dict) -> None:
-    """Raise a `RowError` for a model file without its two lists of rows."""
-    for section in ("backbone", "head"):
-        if not isinstance(d.get(section), (list, tuple)):
-            file = d.get("yaml_file", "model YAML")
-            raise RowError(f"{file}: no `{section}:` with a list of rows [from, repeats, module, arguments]")
-
-
-def resolve(name: str, names: dict[str, Any]) -> Any:
-    """Give what `parse_model` finds under a row's module name, or None."""
-    if name.startswith("nn."):
-        return getattr(nn, name[3:], None)
-    if name.startswith("torchvision.ops."):
-        import torchvision
-
-        return getattr(torchvision.ops, name[16:], None)
-    return names.get(name)
-
-
-def module_names(names: dict[str, Any]) -> list[str]:
-    """List the module classes among the names that a row can use."""
-    return [name for name, cls in names.items() if inspect.isclass(cls) and issubclass(cls, nn.Module)]
-
-
-def place(file: str, d: dict, i: int, row: Any) -> str:
-    """Say where a row stands: file, number, section and text."""
-    backbone_rows = len(d["backbone"])
-    section, j = ("backbone", i) if i < backbone_rows else ("head", i - backbone_rows)
-    return f"{file}, row {i} (`{section}:` row {j}) {row}"
-
-
-def signature(cls: type) -> str:
-    """Show how a class is constructed, for an error message."""
-    parameters = inspect.signature(cls).parameters.values()
-    return f"{cls.__name__}({', '.join(str(p.replace(annotation=p.empty)) for p in parameters)})"
 
 
 def current_row(error: Exception, parse_model: Callable) -> int | None:
@@ -293,17 +233,25 @@ def current_row(error: Exception, parse_model: Callable) -> int | None:
 
 def too_small(m: nn.Module, model: Any, error: ValueError) -> ValueError:
     """Say of torch's error for a norm over one value which row's map is too small."""
-    i = next((i for i, layer in enumerate(model.model) if layer is m), None)
-    rows = getattr(model, "yaml", None)
-    if i is None or not rows:
+    where = row_of(m, model)
+    if where is None:
         return error
-    where = place(rows.get("yaml_file", "model YAML"), rows, i, [*rows["backbone"], *rows["head"]][i])
     return Refused(
         f"{where}: the map is 1x1, and a batch norm cannot learn from one value of one image; give it larger "
         "images, or two and more"
     )
 
 
-def is_backbone(cls: Any) -> bool:
-    """Whether a class is registered as a multi-output backbone."""
-    return inspect.isclass(cls) and READERS.get(cls) is backbone
+def of_row(m: nn.Module, model: Any, error: Exception) -> Exception:
+    """Say of what a layer raises on the first image, while its model is built, which row's it is."""
+    where = row_of(m, model)
+    if where is None or isinstance(error, RowError):
+        return error
+    return of_type(error, f"{where}: {' '.join(str(error).split())[:400] or type(error).__name__}")
+
+
+def row_of(m: nn.Module, model: Any) -> str | None:
+    """Say where the row of a model's layer stands, if it has one."""
+    i = next((i for i, layer in enumerate(model.model) if layer is m), None)
+    rows = getattr(model, "yaml", None)
+    return place(rows, i, [*rows["backbone"], *rows["head"]][i]) if rows and i is not None else None

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from ultralytics.nn.AddModules import launcher
-from ultralytics.nn.AddModules.checkpoints import KEY
+from ultralytics.nn.AddModules.checkpoints import KEY, load
 from ultralytics.nn.AddModules.errors import Refused, plain
 from ultralytics.nn.AddModules.extend import Extension, extend
 from ultralytics.nn.AddModules.launcher import WORLD_SIZE, appears, decide, gather, in_turn
@@ -265,7 +265,7 @@ def choose_run(args: Any, launchers: list[str], number: int) -> SimpleNamespace:
     before = found[1].get("before") if found else stamp
     run = SimpleNamespace(folder=str(last.parents[1]), last=None, complete=False, before=before, stamp=stamp)
     if stamp != before:
-        ckpt = torch.load(last, map_location="cpu", weights_only=False)
+        ckpt = load(last)
         ended = (
             KEY not in ckpt and ckpt["epoch"] + 1 >= ckpt["train_args"]["epochs"]
         )  # ours: the last validation is due

@@ -7,6 +7,7 @@ TorchScript files have a checksum of each record, other exports the seal of `met
 from __future__ import annotations
 
 import functools
+import re
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import torch
 
 from ultralytics import utils  # not YAML from it: releases that only build models have none
 from ultralytics.nn.AddModules.decoder import head_of
-from ultralytics.nn.AddModules.errors import Refused, plain
+from ultralytics.nn.AddModules.errors import Refused, plain, quoted
 from ultralytics.nn.AddModules.metadata import FOLDER, HEAD, WRITERS, broken_file, broken_folder, read_mnn
 from ultralytics.utils import LOGGER
 from ultralytics.utils.downloads import is_url
@@ -25,6 +26,7 @@ from ultralytics.utils.downloads import is_url
 __all__ = ()
 
 ARCHIVES = ".pt", ".torchscript"  # zip archives, as torch writes them
+COMPRESSED = 2**26  # bytes of a record: what torch compresses is the code of TorchScript
 PICKLE = b"\x80"  # with which checkpoints of torch before 1.6 begin
 NOT_A_MODEL = {
     b"version https://git-lfs": "is a pointer of Git LFS; `git lfs pull` fetches the file",
@@ -75,20 +77,46 @@ def intact(load_checkpoint: Callable) -> Callable:
     """Wrap upstream's `load_checkpoint`: a file that is not as it was written is one line.
 
     RT-DETR's anchors, which a checkpoint holds for its last size, rounded to half precision, are made again: a score
-    would be off by 1e-3, at that size only.
+    would be off by 1e-3, at that size only. A data set that it names by an address is forgotten: it would be fetched.
     """
 
     @functools.wraps(load_checkpoint)
     def load(weight: Any, *args: Any, **kwargs: Any) -> tuple:
         if isinstance(weight, (str, Path)) and Path(weight).suffix == ".pt" and Path(weight).is_file():
             check(Path(weight))
-        model, *others = load_checkpoint(weight, *args, **kwargs)
-        found = head_of(model)
-        if found:
-            found[1].shapes = []
+        try:
+            model, *others = load_checkpoint(weight, *args, **kwargs)
+            found = head_of(model)
+            if found:
+                found[1].shapes = []
+            for arguments in (getattr(model, "args", None), (others[0] or {}).get("train_args")):
+                forget_address(weight, arguments)
+            keep_inside(model)
+        except Exception as e:
+            if getattr(e, "plain", False) or isinstance(e, OSError):
+                raise
+            why = quoted(str(e).replace("ERROR ❌️ ", ""), 200)
+            raise plain(TypeError(f"{weight} holds no model that can be used ({why}). {AGAIN}")) from e
         return model, *others
 
     return load
+
+
+def forget_address(weight: Any, args: Any) -> None:
+    """Take from a checkpoint's arguments a data set elsewhere, which would be fetched."""
+    data = args.get("data") if isinstance(args, dict) else None
+    if data is not None and (not isinstance(data, (str, Path)) or "://" in str(data)):
+        named = quoted(data, 200) if isinstance(data, str) else f"a {type(data).__name__}"
+        LOGGER.warning(f"{weight} names {named} as its data set, which is not fetched: name it by data=")
+        args["data"] = None
+
+
+def keep_inside(model: Any) -> None:
+    """Take from class names what would lead out of the folder in which `save_crop` makes one for each class."""
+    names = getattr(model, "names", None)
+    for key, name in names.items() if isinstance(names, dict) else ():
+        if isinstance(name, str) and (Path(name).is_absolute() or {"..", "\0"} & {*re.split(r"[/\\]", name), *name}):
+            names[key] = re.sub(r"[/\\\0]", "_", name)
 
 
 def reading(read_metadata: Callable) -> Callable:
@@ -159,6 +187,10 @@ def archive_damage(file: Path) -> str | None:
     try:
         with zipfile.ZipFile(file) as archive:
             for record in archive.infolist():
+                if record.compress_type != zipfile.ZIP_STORED and record.file_size > COMPRESSED:
+                    return (
+                        f"has a record that unpacks to {record.file_size / 2**20:.0f} MiB, which torch does not write"
+                    )
                 if record.CRC:  # torch can be told to record none
                     with archive.open(record) as f:  # its end is where the checksum is compared
                         while f.read(2**20):

@@ -36,6 +36,9 @@ __all__ = (
 class RowError(ValueError):
     """A row of a model YAML that cannot become a layer."""
 
+    plain = True
+    __str__ = Exception.__str__  # a KeyError's would be in quotes
+
 
 @dataclass
 class Layer:

@@ -169,7 +169,7 @@ def reported(setup_model: Callable) -> Callable:
     @functools.wraps(setup_model)
     def setup(self: Any) -> Any:
         ckpt = setup_model(self)
-        rows = REPORTS.get(self.model, [])
+        rows = REPORTS.get(self.model, []) if isinstance(self.model, nn.Module) else []
         self.pretrained = any(row[3] for row in rows)
         if rows and RANK in {-1, 0} and not self.resume:
             with open(self.save_dir / "transfer.csv", "w", newline="", encoding="utf-8") as f:
