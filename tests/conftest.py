@@ -1,6 +1,7 @@
 """Settings of their own for the tests, made before anything imports ultralytics."""
 
 import importlib.util
+import json
 import os
 import random
 import shutil
@@ -72,6 +73,49 @@ def killed_in_time(command: list[str], seconds: float, chance: random.Random, **
         return True
     assert process.returncode == 0
     return False
+
+
+def on_small_disks(folder: Path, disk: Path, command: list[str], following: list[str], times: int) -> None:
+    """Run a command in a copy of a checkout on disks with ever less space, bisecting where it begins to be too little.
+
+    Where it is, the command says so in one line and leaves the checkout as it was; what follows, with space again, ends
+    as on a large disk.
+
+    Args:
+        folder: The checkout.
+        disk: An empty folder, where the copy will be.
+        command: The command.
+        following: What a user runs next.
+        times: How often to halve.
+    """
+
+    def run(free: int) -> dict:
+        commands = json.dumps(command), json.dumps(following)
+        script = [sys.executable, str(ROOT / "tests" / "small_disk.py"), str(folder), str(disk), str(free), *commands]
+        done = subprocess.run(["unshare", "--mount", *script], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    disk.mkdir(exist_ok=True)
+    probe = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", str(disk)]
+    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    low, high = 0, 2**16
+    large, small = run(high), run(low)
+    assert large["status"] == 0 and small["status"], large["stderr"]
+    failed = [small]
+    for _ in range(times):
+        free = (low + high) // 2
+        done = run(free)
+        assert done["files"] == large["files"], (free, done["stderr"])
+        if done["status"]:
+            low = free
+            failed.append(done)
+        else:
+            high = free
+    for done in failed:
+        assert done["untouched"] and done["files"] == large["files"] and done["following"]["status"] == 0, done
+        assert "the disk is full" in done["stderr"].splitlines()[-1], done["stderr"]
 
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")

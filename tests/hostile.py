@@ -240,6 +240,20 @@ HEADS = {"head_dim": b"](K\x00K\x00e", "num_heads": number(2**40)}
 pickled("a list a trillion times", layer("ultralytics.nn.modules.block.AAttn", **HEADS))
 RECURRENT = {"all_weights": b"](](K\x00ee", "num_layers": number(2**40), "bidirectional": b"\x89"}
 pickled("a trillion layers", layer("torch.nn.modules.rnn.LSTM", **RECURRENT))
+LISTS = {"_all_weights": b"]", "_flat_weights": b"]", "_flat_weights_names": b"]", "num_layers": number(0)}
+pickled("layers without a list", layer("torch.nn.modules.rnn.GRU", **{**LISTS, "bidirectional": b"\x89"}))
+pickled("a list of others", layer("torch.nn.modules.rnn.GRU", **{**LISTS, "_all_weights": b"](](X\x01\0\0\0xee"}))
+
+
+def marked(**marks: bytes) -> bytes:
+    """Write a layer with a parameter that has attributes."""
+    ordered = reduce("collections.OrderedDict")
+    parts = tensor((4,), (1,)), b"\x89", ordered, dictionary(**marks)
+    return layer(_parameters=dictionary(weight=reduce("torch._utils._rebuild_parameter_with_state", *parts)))
+
+
+pickled("a parameter with another method", marked(backward=number(0)))
+pickled("a parameter with a function", marked(mark=FORWARD))
 
 
 def diamond() -> bytes:

@@ -265,6 +265,19 @@ def test_the_first_image_names_the_row(tmp_path):
     assert isinstance(error.value, RuntimeError)
 
 
+HEADS = {
+    "Conv, [16, 3, 2]": r"row 1 \(`head:` row 0\) .*expected the head of a task, such as RTDETRDecoder or Detect",
+    "Classify, [nc]": "`nc: 0`, expected the number of classes",
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_tells_its_task(head, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"nc: 0\nbackbone: [[-1, 1, Conv, [16, 3, 2]]]\nhead: [[-1, 1, {head}]]\n")
+    with pytest.raises(RowError, match=rf"mine.yaml.*{HEADS[head]}"):
+        YOLO(tmp_path / "mine.yaml")
+
+
 # The YAML itself ------------------------------------------------------------------------------------------------------
 ROWS = "nc: 1\nbackbone: [[-1, 1, Conv, [16]]]\nhead: []\n"
 BOMBS = {

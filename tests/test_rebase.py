@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import can_kill, killed_in_time
+from conftest import can_kill, killed_in_time, on_small_disks
 from maintain import rebase
 from maintain.apply import apply
 from maintain.export import export
@@ -1086,6 +1086,25 @@ def test_a_git_that_was_killed_after_its_commit(checkout):
     (checkout / SESSION / ".git" / "CHERRY_PICK_HEAD").write_text(notes["order"][WALK_PATCH] + "\n")
     assert go_on(checkout).outcome == "rebased"
     stands(checkout)
+
+
+AGAIN = f"""
+{RUN.rpartition("report = ")[0]}
+session = root / {SESSION!r}
+report = rebase.resume(root, "continue", print) if session.is_dir() else rebase.rebase(root, {NEW!r}, print)
+"""
+
+
+@pytest.mark.parametrize("conflict", [False, True])
+def test_on_small_disks(checkout, tmp_path, often, conflict):
+    """What was carried so far, and a conflict that was resolved, are kept for the next run."""
+    release(checkout, NEIGHBOUR if conflict else {})
+    if conflict:
+        assert start(checkout).outcome == "stopped"
+        (checkout / SESSION / CHECKS).write_text(changed(NEIGHBOUR[CHECKS], FIND))
+    disk = tmp_path / "disk"
+    code = AGAIN.format(scripts=str(ROOT / "scripts"), root=str(disk), limit=NEVER, before=False)
+    on_small_disks(checkout, disk, command(disk, resume=conflict), [sys.executable, "-c", code], often(5, 14))
 
 
 @can_kill

@@ -106,6 +106,24 @@ def test_models_open(tmp_path, name, fused):
     assert checkpoint["best_fitness"] == 0.5
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [torch.nn.LSTM(4, 6, 2, bidirectional=True, proj_size=2), torch.nn.GRU(4, 6), torch.nn.RNN(4, 6, 3, bias=False)],
+)
+def test_recurrent_layers_open(tmp_path, layer):
+    torch.save({"model": layer}, tmp_path / "x.pt")
+    x = torch.randn(3, 2, 4)
+    assert torch.equal(load(tmp_path / "x.pt")["model"](x)[0], layer(x)[0])
+
+
+def test_marks_of_parameters_stay(tmp_path):
+    layer = torch.nn.Linear(2, 2)
+    layer.weight.no_decay = True
+    torch.save({"model": layer}, tmp_path / "x.pt")
+    weight = load(tmp_path / "x.pt")["model"].weight
+    assert weight.no_decay and weight.requires_grad and torch.equal(weight, layer.weight)
+
+
 def test_layers_that_processes_share_open(tmp_path):
     """Several processes extend a norm, which is saved as `object.__new__` of its class."""
     norm = torch.nn.BatchNorm2d(4)

@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import PYTHONS, can_kill, find_python, killed_in_time
+from conftest import PYTHONS, can_kill, find_python, killed_in_time, on_small_disks
 from maintain.apply import apply
 from maintain.pin import Pin, UpstreamError, queue_sha256
 from maintain.tree import edits, manifest, read_stamp, tree_sha256
@@ -545,6 +545,14 @@ def test_a_real_file_system(pristine, wheel, tmp_path, mount):
         pytest.fail(done.stderr)
     assert done.returncode == 1 and one_line(done.stderr), done.stderr + done.stdout
     assert ("writable checkout" if mount == "read-only" else "the disk is full") in done.stderr
+
+
+def test_export_on_small_disks(checkout, tmp_path, often):
+    """Edits stay in place until they are in the queue."""
+    replace(checkout / "ultralytics/utils/checks.py", "# this fork is renewed", "# this fork is refreshed")
+    edit(checkout, list(MINE))
+    export = [sys.executable, "-B", "scripts/upstream.py", "export"]
+    on_small_disks(checkout, tmp_path / "disk", export, export, often(5, 14))
 
 
 # Killed half-way ------------------------------------------------------------------------------------------------------

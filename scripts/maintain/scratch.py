@@ -6,12 +6,13 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from maintain.pin import APPLY, UpstreamError
+from maintain.pin import UpstreamError
 
 
 @contextlib.contextmanager
@@ -80,8 +81,17 @@ def clear_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
+        if isinstance(e, shutil.Error):
+            e = first_of(e)
         if e.errno == errno.ENOSPC:
-            raise UpstreamError(f"the disk is full ({root}); free some space and run `{APPLY}`") from None
+            raise UpstreamError(f"the disk is full ({root}); free some space and run this again") from None
         if e.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise UpstreamError(f"cannot write {e.filename or root}: set-up needs a writable checkout") from None
         raise UpstreamError(f"{e.filename or root}: {e.strerror or e}") from None
+
+
+def first_of(errors: shutil.Error) -> OSError:
+    """Give the first of the errors that `copytree` has collected, each as text."""
+    _, target, why = errors.args[0][0]
+    number = re.match(r"\[Errno (\d+)\]", str(why))
+    return OSError(int(number[1]), os.strerror(int(number[1])), target) if number else OSError(f"{target}: {why}")

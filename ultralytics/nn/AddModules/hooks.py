@@ -129,8 +129,14 @@ def fuse(m: nn.Module) -> None:
         m.fuse()
 
 
-def route(model: Any, cfg: dict, task: str | None) -> str | None:
-    """Make a model built from a YAML an `RTDETR` if its head is RT-DETR's, whatever the file's name; give its task."""
+def route(model: Any, cfg: dict, task: str | None) -> str:
+    """Make a model built from a YAML an `RTDETR` if its head is RT-DETR's, whatever the file's name; give its task.
+
+    Raises:
+        RowError: If the last row is the head of no task, or a classifier's and there is no number of classes.
+    """
+    from ultralytics.nn.tasks import guess_model_task
+
     check_sections(cfg)
     last = cfg["head"][-1] if cfg["head"] else None
     if isinstance(last, (list, tuple)) and len(last) > 2 and last[2] == "RTDETRDecoder":
@@ -138,6 +144,14 @@ def route(model: Any, cfg: dict, task: str | None) -> str | None:
 
         model.__class__ = RTDETR
         return "detect"
+    task = task or guess_model_task(cfg)
+    if task is None:
+        i = len(cfg["backbone"]) + len(cfg["head"]) - 1
+        raise RowError(
+            f"{place(cfg, i, last)}: expected the head of a task, such as RTDETRDecoder or Detect, or task=…"
+        )
+    if task == "classify" and not cfg.get("nc"):
+        raise RowError(f"{name_of(cfg)}: `nc: {cfg.get('nc')}`, expected the number of classes")
     return task
 
 

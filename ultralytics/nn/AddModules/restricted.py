@@ -62,7 +62,6 @@ CLASSES = (
 )
 CLIP = "clip.", "ultralytics.nn.text_model"  # the latter installs clip as it is imported
 GRAPHS = "torchvision.models.feature_extraction"  # its class has code that it would run
-UNFIT = (nn.RNNBase,)  # whose loops a file could make endless; no model has any
 # Those whose own classes it can name that are no nn.Module
 PLAIN_CLASSES = "ultralytics.nn.distill_model", "ultralytics.utils.loss", "ultralytics.utils.tal"
 DATA_CLASSES = {
@@ -432,7 +431,7 @@ def find(path: str) -> Any:
         return obj
     if isinstance(obj, type):
         home = obj.__module__
-        layer = known and issubclass(obj, nn.Module) and is_home(home) and not issubclass(obj, UNFIT)
+        layer = known and issubclass(obj, nn.Module) and is_home(home)
         if layer or path in DATA_CLASSES or module in PLAIN_CLASSES and home == module:
             return Name(path, obj)
     what = "is no class of a model" if obj is not None else "does not exist here"
@@ -509,7 +508,23 @@ def fill_module(module: nn.Module, state: dict) -> None:
     for key in ("head_dim", "num_heads"):  # with which upstream's AAttn computes as it is filled
         if type(state.get(key, 0)) is not int or state.get(key, 0) > 2**12:
             raise Violation(f"has a {describe(module)} whose {key} is no number of such")
+    if isinstance(module, nn.RNNBase):
+        check_recurrent(module, state)
     module.__setstate__(state)
+
+
+def check_recurrent(module: nn.RNNBase, state: dict) -> None:
+    """Refuse a recurrent layer whose list of weights is another: torch makes it anew, in loops as long as it says."""
+    names, parameters = state.get("_flat_weights_names"), state["_parameters"]
+    try:
+        all_weights, flat = state["_all_weights"], state["_flat_weights"]
+        right = [*parameters] == names == [name for layer in all_weights for name in layer]
+        right &= len(all_weights) == state["num_layers"] * (1 + state["bidirectional"])
+        right &= all(weight is parameters[name] for weight, name in zip(flat, names, strict=True))
+    except (KeyError, TypeError, ValueError):
+        right = False
+    if not right:
+        raise Violation(f"has a {describe(module)} whose weights are others")
 
 
 def only_distills(hooks: Any) -> bool:
@@ -621,11 +636,16 @@ def rebuild_tensor(
     return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, bool(requires_grad), OrderedDict())
 
 
-def rebuild_parameter(data: torch.Tensor, requires_grad: bool, hooks: Any) -> nn.Parameter:
-    """Make a parameter of a tensor."""
+def rebuild_parameter(data: torch.Tensor, requires_grad: bool, hooks: Any, marks: Any = None) -> nn.Parameter:
+    """Make a parameter of a tensor, with what it is marked with, such as that no weight decay is for it."""
     if not isinstance(data, torch.Tensor) or hooks:
         raise ValueError("no tensor")
-    return nn.Parameter(data, requires_grad=bool(requires_grad))
+    parameter = nn.Parameter(data, requires_grad=bool(requires_grad))
+    for key, value in (expect(marks, dict) if marks else {}).items():
+        if type(key) is not str or type(value) not in KEYS or hasattr(parameter, key):
+            raise ValueError(f"a mark {key!r}")
+        vars(parameter)[key] = value
+    return parameter
 
 
 def get_attribute(obj: Any, name: str) -> Any:
@@ -718,6 +738,7 @@ FUNCTIONS: dict[str, Callable] = {
     **{f"pathlib.{cls.__name__}": make_path for cls in (pathlib.PosixPath, pathlib.WindowsPath)},
     "torch.Size": of_numbers(torch.Size),
     "torch._utils._rebuild_parameter": rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": rebuild_parameter,
     "torch._utils._rebuild_tensor": rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
     "torch.device": of_numbers(torch.device),
