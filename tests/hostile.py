@@ -298,6 +298,9 @@ case("two pickles", lambda: archive(GOOD, ("x/data.pkl", program(reduce("os.syst
 case("two folders", lambda: archive(GOOD, ("y/data.pkl", program(reduce("os.system", TOUCH)))))
 case("many records", lambda: archive(GOOD, *((f"x/data/r{i}", b"") for i in range(40000))))
 case("no pickle", lambda: archive(GOOD).replace(b"data.pkl", b"data.pkx"))
+case("a directory of a million", lambda: listing(1_000_000, 4))
+case("a directory of a million, as it says", lambda: listing(1_000_000, 2**16 - 1))
+case("the same record a thousand times", lambda: listing(1000, 1000 + 4, bytes(2**26)))
 case("encrypted", lambda: flagged(archive(GOOD)))
 case("records over one another", lambda: overlapping())
 case("an archive behind an archive", lambda: archive(program(reduce("os.system", TOUCH))) + archive(GOOD))
@@ -334,6 +337,14 @@ def two_directories() -> bytes:
     entries[-1] = entries[-1][:32] + struct.pack("<H", missing) + entries[-1][34:] + bytes(missing)
     record = theirs[end : end + 12] + struct.pack("<IIH", end - begin, begin, 0)
     return theirs[:end] + ours[:first] + b"".join(entries) + record
+
+
+def listing(times: int, count: int, content: bytes = b"x") -> bytes:
+    """Let the directory list a record many times, and say a number of records."""
+    data = archive(GOOD, ("x/data/1", content))
+    start, end = data.index(b"PK\x01\x02"), data.rindex(b"PK\x05\x06")
+    entries = data[start:end] + data[data.rindex(b"PK\x01\x02") : end] * times
+    return data[:start] + entries + data[end : end + 8] + struct.pack("<HHIIH", count, count, len(entries), start, 0)
 
 
 def overlapping() -> bytes:

@@ -20,13 +20,14 @@ from ultralytics import utils  # not YAML from it: releases that only build mode
 from ultralytics.nn.AddModules.decoder import head_of
 from ultralytics.nn.AddModules.errors import Refused, plain, quoted
 from ultralytics.nn.AddModules.metadata import FOLDER, HEAD, WRITERS, broken_file, broken_folder, read_mnn
+from ultralytics.nn.AddModules.restricted import OPT_OUT, Violation, is_restricted, records
 from ultralytics.utils import LOGGER
 from ultralytics.utils.downloads import is_url
 
 __all__ = ()
 
 ARCHIVES = ".pt", ".torchscript"  # zip archives, as torch writes them
-COMPRESSED = 2**26  # bytes of a record: what torch compresses is the code of TorchScript
+COMPRESSED = 2**26  # bytes of all records: what torch compresses is the code of TorchScript
 PICKLE = b"\x80"  # with which checkpoints of torch before 1.6 begin
 NOT_A_MODEL = {
     b"version https://git-lfs": "is a pointer of Git LFS; `git lfs pull` fetches the file",
@@ -153,7 +154,10 @@ def told(file: Path, error: Exception) -> Exception:
 
 def check(file: Path) -> None:
     """Raise a `ValueError` for a file or folder that is plainly no whole model."""
-    problem = damage(file)
+    try:
+        problem = damage(file)
+    except Violation as e:
+        raise Refused(f"{file} {quoted(e)}. {OPT_OUT if is_restricted() else AGAIN}") from None
     if problem:
         raise Refused(f"{file} {problem}. {AGAIN}")
 
@@ -185,12 +189,13 @@ def damage(file: Path) -> str | None:
 def archive_damage(file: Path) -> str | None:
     """Tell what is wrong with an archive that torch has written."""
     try:
+        with open(file, "rb") as f:
+            found = records(f, file.stat().st_size)
+        code = sum(record.file_size for record in found if record.compress_type != zipfile.ZIP_STORED)
+        if code > COMPRESSED:
+            return f"has records that unpack to {code / 2**20:.0f} MiB, which torch does not write"
         with zipfile.ZipFile(file) as archive:
-            for record in archive.infolist():
-                if record.compress_type != zipfile.ZIP_STORED and record.file_size > COMPRESSED:
-                    return (
-                        f"has a record that unpacks to {record.file_size / 2**20:.0f} MiB, which torch does not write"
-                    )
+            for record in found:
                 if record.CRC:  # torch can be told to record none
                     with archive.open(record) as f:  # its end is where the checksum is compared
                         while f.read(2**20):

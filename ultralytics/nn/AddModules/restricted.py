@@ -38,13 +38,14 @@ VARIABLE = "ULTRALYTICS_SAFE_LOAD"
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch, under which it opens no model
 OPT_OUT = f"If you trust where it comes from, open it with {VARIABLE}=0 in the environment, which runs what it names"
 PICKLE_LIMIT = 2**22  # bytes; that of the largest model, in the middle of a training, has 1.5 million
-WORK_LIMIT = 3_000_000  # steps of the unpickler; the same has 1.1 million
+WORK_LIMIT = 2_000_000  # steps of the unpickler; the same has 1.1 million
 WEIGHTS = {  # of opcodes that make an object of some hundred bytes, in steps
     10: (pickle.EMPTY_SET, pickle.REDUCE, pickle.BUILD, pickle.FROZENSET, pickle.NEWOBJ, pickle.BINPERSID),
     4: (pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.MARK),
 }
 PLACES_LIMIT = 100_000  # of layers in layers; the same has 1,500
 RECORDS_LIMIT = 2**15  # of an archive; the same model has 6,000
+ENTRY = 2**10  # bytes of a record in its directory: a name, of the file itself and of the record, and some numbers
 
 # Modules of Python whose nn.Module classes a checkpoint can name, and, with a dot, those below
 CLASSES = (
@@ -245,29 +246,44 @@ def directory(file: Any, size: int) -> tuple[int, int, int]:
     return begin, nbytes, count
 
 
-def survey_archive(file: Any, size: int) -> dict[str, int]:
-    """Look at the records of an archive, as `survey` does."""
-    begin, _, count = directory(file, size)
-    if count > RECORDS_LIMIT:
+def records(file: Any, size: int) -> list[zipfile.ZipInfo]:
+    """List the records of an archive, in a time and a memory that its size bounds.
+
+    Raises:
+        Violation: For an archive that torch does not write.
+    """
+    begin, nbytes, count = directory(file, size)
+    if count > RECORDS_LIMIT and is_restricted():
         raise Violation(f"has {count} records")
+    file.seek(begin)
+    if nbytes > ENTRY * count or file.read(nbytes).count(b"PK\x01\x02") != count:
+        raise Violation("lists other records than it says")
     with zipfile.ZipFile(file) as archive:
-        records = archive.infolist()
-        if (archive.start_dir, len(records)) != (begin, count):
+        found = archive.infolist()
+        if (archive.start_dir, len(found)) != (begin, count):
             raise Violation("has a second directory")
-    names = [record.filename for record in records]
-    alike = len(names) - len({name.lower() for name in names})  # which torch takes for the same
+    alike = count - len({record.filename.lower() for record in found})  # which torch takes for the same
     if alike:
         raise Violation(f"has {alike} records of the name of another")
-    for record in records:
+    if sum(record.compress_size for record in found) > size:
+        raise Violation("declares more than the file holds")
+    return found
+
+
+def survey_archive(file: Any, size: int) -> dict[str, int]:
+    """Look at the records of an archive, as `survey` does."""
+    found = records(file, size)
+    names = [record.filename for record in found]
+    for record in found:
         name = record.filename
         if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
             raise Violation(f"has a record {name[:80]!r} that is compressed or encrypted, which torch does not write")
+        if record.file_size != record.compress_size:
+            raise Violation(f"has a record {name[:80]!r} of two sizes")
         if name.startswith("/") or "\\" in name or ".." in name.split("/"):
             raise Violation(f"has a record named {name[:80]!r}, which is a path to elsewhere")
-    if sum(record.file_size for record in records) > size:
-        raise Violation("declares more than the file holds")
     folders = {name.partition("/")[0] for name in names}
-    inside = {name.partition("/")[2]: record.file_size for name, record in zip(names, records)}
+    inside = {name.partition("/")[2]: record.file_size for name, record in zip(names, found)}
     if "constants.pkl" in inside or any(name.startswith("code/") for name in inside):
         raise Violation("is a TorchScript archive, not a checkpoint; under the name .torchscript `yolo` runs it")
     if len(folders) != 1 or "data.pkl" not in inside:
