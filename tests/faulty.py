@@ -408,6 +408,8 @@ YAMLS = {
     "download_a_number": (dict(path="/none", download=3), "download"),
     "kpt_shape_of_words": (dict(kpt_shape=["a", "b"]), "kpt_shape"),
     "kpt_shape_of_one": (dict(kpt_shape=[1]), "kpt_shape"),
+    "kpt_shape_negative": (dict(kpt_shape=[-1, 5]), "kpt_shape"),
+    "nc_true": (dict(names=None, nc=True), "nc"),
     "a_val_of_null": (dict(val=None, validation="images/val"), TRAINS),
     "test_elsewhere": (dict(test="images/none"), TRAINS),
 }

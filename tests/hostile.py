@@ -213,6 +213,15 @@ pickled("bytes of an exabyte", b"\x8e" + struct.pack("<Q", 2**60) + b"x", 4)
 pickled("a frame of an exabyte", b"\x95" + struct.pack("<Q", 2**60) + b"x", 4)
 pickled("a number of a gigabyte", b"\x8b" + struct.pack("<i", 2**30) + b"x")
 pickled("a number of many digits", b"L" + b"9" * 10**6 + b"L\n")
+SAME = b"".join(number((2**61 - 1) * i) + b"N" for i in range(1, 40000))
+pickled("keys of one hash", b"}(" + SAME + b"u")
+pickled("tuples of numbers as keys", b"}(" + b"".join(number(i) + b"\x85N" for i in range(5000)) + b"u")
+pickled(
+    "objects that are numbered to be of one hash", b"N" + b"".join(b"p%d\n" % ((2**61 - 1) * i) for i in range(40000))
+)
+case("a tensor of many names", lambda: many_names())
+NAMES = text("ultralytics.nn.tasks") + b"q\x01" + b"0" + text("DetectionModel") + b"q\x02" + b"0"
+pickled("a class named by the million", NAMES + b"](" + b"h\x01h\x02\x93" * 600_000 + b"e", 4)
 pickled("a key whose hash takes for ever", b"})" + b"q\x00h\x00\x86" * 50 + number(1) + b"s")
 pickled("a set whose hash takes for ever", b"\x8f()" + b"q\x00h\x00\x86" * 50 + b"\x90", 4)
 
@@ -265,6 +274,13 @@ def diamond() -> bytes:
         pair = begin + b"}(" + text("0") + b"h\x00" + text("1") + b"h\x01" + b"uub"
         body += pair + b"q\x02" + b"0" + pair + b"q\x01" + b"0h\x02q\x00" + b"0"
     return body + b"h\x00"
+
+
+def many_names() -> bytes:
+    """Write a tensor in half precision that is three hundred buffers of a layer, each of which becomes one in full."""
+    buffers = {f"x{i}": b"h\x00" for i in range(300)}
+    half = tensor((2**21,), (1,), numel=2**21).replace(b"FloatStorage", b"HalfStorage").replace(text("0"), text("1"))
+    return archive(program(half + b"q\x00" + b"0" + layer(_buffers=dictionary(**buffers))), ("x/data/1", bytes(2**22)))
 
 
 def shared_lists() -> bytes:

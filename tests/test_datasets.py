@@ -157,6 +157,24 @@ def test_an_ndjson_file_that_is_none(tmp_path, marker):
         utils.convert_ndjson_to_yolo_if_needed(file)
 
 
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("[" * 100_000, "line 3: expected a JSON mapping"),
+        ('{"class_names": {"1000000000000": "x"}}', "line 3: the class 1000000000000 is no number below 100,000"),
+        ('{"file": "b.jpg", "split": "val", "annotations": {"boxes": [[1e12, 0, 0, 1, 1]]}}', "line 3: the class"),
+        ('{"file": "b.jpg", "split": "val", "annotations": 7}', "set.ndjson"),
+    ],
+)
+def test_an_ndjson_file_with_a_fault(line, says, tmp_path, marker):
+    file = ndjson(tmp_path)
+    with open(file, "a") as f:
+        f.write(f"{line}\n")
+    with pytest.raises((ValueError, ImportError), match=says) as e:
+        utils.convert_ndjson_to_yolo_if_needed(file)
+    assert e.value.plain and str(file) in str(e.value)
+
+
 # Label caches ---------------------------------------------------------------------------------------------------------
 class Bomb:
     """A pickle that makes a file."""
@@ -179,6 +197,14 @@ def same(one: list[dict], other: list[dict]) -> bool:
         and all(np.array_equal(a[k], b[k]) if k != "segments" else len(a[k]) == len(b[k]) for k in a)
         for a, b in zip(one, other, strict=True)
     )
+
+
+def test_arrays_over_one_another_are_no_cache():
+    """A few megabytes of numbers could be hundreds of arrays."""
+    for start in (0, 40):
+        head = json.dumps({"x": [{datasets.ARRAY: ["|u1", [60], place]} for place in (0, start)]})
+        with pytest.raises(ValueError, match="arrays over one another|no array of numbers"):
+            datasets.unpacked(head.encode() + b"\n" + bytes(90))
 
 
 @pytest.mark.parametrize("form", ["numpy", "pickle", "dict"])

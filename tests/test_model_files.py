@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ultralytics import YOLO
+from ultralytics import RTDETR, YOLO
 from ultralytics.nn import tasks
 from ultralytics.nn.AddModules import budget as budget_module
 from ultralytics.nn.AddModules.budget import LIMIT, TooLarge, budget
@@ -149,7 +149,7 @@ def test_an_error_leaves_the_activation_of_the_process():
 
 SETTINGS = {
     "channels": [0, "x", 10**7],
-    "nc": [-1, "x", 1.5, True, 10**10, [1]],
+    "nc": [-1, "x", 1.5, True, 10**10, [1], 100_001],
     "reg_max": [0, "x"],
     "kpt_shape": [17, [17], ["a", 3], [10**9, 3]],
     "end2end": ["x", 7],
@@ -185,6 +185,7 @@ def test_no_more_rows_than_a_file_has():
         ([-1, 1, "nn.LSTM", [1, 1, 1000000]], "operations"),
         ([-1, 1000, "C2f", [2048]], "GiB are needed|operations"),
         ([-1, 100000, "nn.Identity", []], "100000 repeats"),
+        ([-1, 1, "TorchVision", [16, "vit_h_14", "None"]], "GiB are needed"),
         ([-1, 1, "TorchVision", [16, "fcn_resnet50", "None"]], "no classifier 'fcn_resnet50'"),
         ([-1, 1, "FocusedLinearAttention", [16, 1000000000]], "no literal"),
     ],
@@ -255,6 +256,36 @@ def test_the_first_image_counts(tmp_path):
         YOLO(tmp_path / "mine.yaml")
 
 
+ON_THE_FIRST_IMAGE = {
+    "columns of a convolution": """
+        - [-1, 1, Conv, [8, 3, 2]]
+        - [-1, 1, nn.AdaptiveAvgPool2d, [1]]
+        - [-1, 1, Conv, [2048, 1, 1]]
+        - [-1, 1, nn.Conv2d, [2048, 1, 3, 1, 100]]""",
+    "maps that are stacked": f"""
+        - [-1, 1, Conv, [64, 3, 2]]
+        - [-1, 1, CBLinear, [[64]]]
+        - [0, 1, Conv, [64, 1, 1]]
+        - [{[1] * 440 + [2]}, 1, CBFuse, [{[0] * 440}]]""",
+}
+
+
+@pytest.mark.parametrize("rows", ON_THE_FIRST_IMAGE)
+def test_what_an_operation_takes_beside_its_result(rows, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        f"nc: 2\nbackbone:{ON_THE_FIRST_IMAGE[rows]}\nhead:\n        - [[0, 3], 1, Detect, [nc]]\n"
+    )
+    before = peak()
+    with pytest.raises(RowError, match=r"mine.yaml, row 3 .* GiB are needed"):
+        YOLO(tmp_path / "mine.yaml")
+    assert peak() - before < 1.1 * LIMIT
+
+
+def test_the_size_of_a_range_of_fractions():
+    with budget():
+        assert len(torch.arange(2.0**23)) == 2**23
+
+
 def test_the_first_image_names_the_row(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "nc: 2\nbackbone: [[-1, 1, Conv, [16, 3, 2]], [0, 1, Conv, [16, 3, 2]], [[0, 1], 1, Concat, [1]]]\n"
@@ -278,12 +309,22 @@ def test_a_head_tells_its_task(head, tmp_path):
         YOLO(tmp_path / "mine.yaml")
 
 
+def test_an_rtdetr_has_its_head(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "nc: 2\nbackbone: [[-1, 1, Conv, [16, 3, 2]]]\nhead: [[[0], 1, Detect, [nc]]]\n"
+    )
+    with pytest.raises(RowError, match="mine.yaml: the last row of an RTDETR is RTDETRDecoder"):
+        RTDETR(tmp_path / "mine.yaml")
+
+
 # The YAML itself ------------------------------------------------------------------------------------------------------
 ROWS = "nc: 1\nbackbone: [[-1, 1, Conv, [16]]]\nhead: []\n"
 BOMBS = {
     "aliases": "a0: &a0 [1, 1]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(60)) + ROWS,
     "merges": "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [*a{i}, *a{i}]}}\n" for i in range(60)) + ROWS,
     "an alias in itself": "nc: 1\nbackbone: &b [[-1, 1, Conv, *b]]\nhead: []\n",
+    "keys of one hash": f"x: {{{', '.join(f'{(2**61 - 1) * i}: 0' for i in range(1, 5000))}}}\n" + ROWS,
+    "keys of one hash in hex": f"x: {{{', '.join(f'{(2**61 - 1) * i:#x}: 0' for i in range(1, 5000))}}}\n" + ROWS,
     "deep": "x: &x 1\nnc: " + "[" * 5000 + "]" * 5000 + "\n",
     "to the base of sixty": "nc: 1" + ":1" * 10**6 + "\n",
     "a list": "- 1\n",

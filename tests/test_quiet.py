@@ -338,6 +338,13 @@ def no_network(monkeypatch):
         ("predict source=bus.jpg", "model= is missing: .* or model=yolo26n.pt, which is downloaded"),
         ("segment val", "model= is missing: .* or model=yolo26n-seg.pt"),
         ("train model=rtdetr-tiny.yaml", "data= is missing: .* or data=coco8.yaml, which is downloaded"),
+        ("val model=rtdetr-tiny.yaml", "data= is missing: .* or data=coco8.yaml, which is downloaded"),
+        ("val model=yolo11n-cls.yaml", "data= is missing: .* or data=imagenet10, which is downloaded"),
+        ("benchmark model=yolo11n.yaml", "data= is missing: .* or data=coco8.yaml, which is downloaded"),
+        (
+            "export model=yolo11n.yaml format=onnx quantize=8",
+            "data= is missing: .* or data=coco8.yaml, which is downloaded",
+        ),
     ],
 )
 def test_what_nobody_names_is_not_fetched(no_network, tmp_path, monkeypatch, command, missing):

@@ -1,6 +1,8 @@
 """A checkpoint of a stranger does nothing but become a model, or is refused."""
 
+import functools
 import json
+import math
 import os
 import random
 import subprocess
@@ -22,6 +24,7 @@ from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.nn.AddModules.extend import Extension, extend
 from ultralytics.nn.AddModules.restricted import load
 from ultralytics.nn.tasks import torch_safe_load
+from ultralytics.utils import LOGGER
 
 VANILLA = "yolov8n.yaml", "yolov10n.yaml", "yolo11n-seg.yaml", "yolo11n-pose.yaml", "yolov8-world.yaml", "rtdetr-l.yaml"
 PICKLES = sorted((ROOT / "tests" / "golden" / "tutorial_pickles").glob("*.pt"))
@@ -197,9 +200,63 @@ def test_a_data_set_by_an_address_is_forgotten(tmp_path):
 def test_class_names_stay_in_their_folder(tmp_path):
     """`save_crop` makes a folder of each."""
     model = YOLO("yolov8n.yaml").model
-    model.names = {0: "/etc/x", 1: "../../y", 2: "traffic light/red", 3: "a\\..\\b"}
+    names = ["/etc/x", "../../y", "traffic light/red", "a\\..\\b", "..", "C:evil", Path("/etc/z")]
+    for model.names in (names, dict(enumerate(names))):
+        torch.save({"model": model}, tmp_path / "x.pt")
+        found = YOLO(tmp_path / "x.pt").names
+        assert [*found.values()] == ["_etc_x", ".._.._y", "traffic light/red", "a_.._b", "_", "C_evil", "_etc_z"]
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("names", 5),
+        ("names", {"a": "b"}),
+        ("names", {1: "b"}),
+        ("stride", 5),
+        ("stride", torch.tensor([1e9])),
+        ("stride", torch.tensor([math.nan])),
+        ("task", [1]),
+        ("yaml", [1]),
+        ("save", None),
+        ("save", ["x"]),
+    ],
+    ids=str,
+)
+def test_what_upstream_computes_with_is_of_its_kind(key, value, tmp_path):
+    model = YOLO("yolov8n.yaml").model
+    setattr(model, key, value)
     torch.save({"model": model}, tmp_path / "x.pt")
-    assert YOLO(tmp_path / "x.pt").names == {0: "_etc_x", 1: ".._.._y", 2: "traffic light/red", 3: "a_.._b"}
+    with pytest.raises(TypeError, match="x.pt holds no model that can be used") as e:
+        YOLO(tmp_path / "x.pt")
+    assert e.value.plain
+
+
+def test_a_size_that_no_image_has_is_forgotten(tmp_path):
+    """`predict` would make one of it."""
+    torch.save({"model": YOLO("yolov8n.yaml").model, "train_args": {"imgsz": 60_000}}, tmp_path / "x.pt")
+    assert "imgsz" not in YOLO(tmp_path / "x.pt").overrides
+
+
+def test_a_run_whose_checkpoints_name_more_says_so_and_ends(tmp_path, shapes, caplog):
+    """A layer of the user's own may keep a function; the run itself opens what it has written."""
+    model = YOLO("yolo11n.yaml")
+
+    def keep(trainer):
+        for one in (trainer.model, trainer.ema.ema):
+            one.model[0].norm = functools.partial(torch.nn.LayerNorm, eps=1e-6)
+
+    model.add_callback("on_pretrain_routine_end", keep)
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LOGGER, "warning", lambda line: said.append(line))
+        model.train(data=shapes, epochs=1, imgsz=64, batch=4, project=tmp_path, plots=False, workers=0)
+    assert sum("Other processes will refuse" in line and "names functools.partial" in line for line in said) == 1
+    with pytest.raises(Refused, match="names functools.partial"):  # as another process does, or after another write
+        load(model.trainer.best, weights_only=True)
+    Path(model.trainer.best).write_bytes(Path(model.trainer.best).read_bytes())
+    with pytest.raises(Refused, match="names functools.partial"):
+        YOLO(model.trainer.best)
 
 
 def test_a_resumed_file_chooses_no_folder(tmp_path):

@@ -23,7 +23,7 @@ from ultralytics.nn.AddModules.checkout import warn_if_stale  # noqa: E402
 from ultralytics.nn.AddModules.checkpoints import begin, refuse_finished  # noqa: E402
 from ultralytics.nn.AddModules.hooks import checked, embed_by_index, fuse, read_row, route, run, seat  # noqa: E402
 from ultralytics.nn.AddModules.metadata import is_exact, stem  # noqa: E402
-from ultralytics.nn.AddModules.quiet import agrees_in_half, font_on_disk, named, not_installed  # noqa: E402
+from ultralytics.nn.AddModules.quiet import agrees_in_half, at_hand, font_on_disk, named, not_installed  # noqa: E402
 from ultralytics.nn.AddModules.registry import NAMES, READERS  # noqa: E402
 
 __all__ = (
@@ -34,6 +34,7 @@ __all__ = (
     "add_to_tasks",
     "add_to_trainer",
     "agrees_in_half",
+    "at_hand",
     "begin",
     "checked",
     "embed_by_index",

@@ -70,7 +70,10 @@ def atomic(save: Callable) -> Callable:
             return save(obj, f, *args, **kwargs)
         buffer = io.BytesIO()
         save(obj, buffer, *args, **kwargs)
-        return write(f, buffer.getbuffer())
+        again = restricted.is_own(f)  # as upstream strips a run's last checkpoints
+        write(f, buffer.getbuffer())
+        if again:
+            restricted.own(f)
 
     return to_file
 
@@ -84,11 +87,29 @@ def whole(save_model: Callable) -> Callable:
         state = training_state(self)
         with (
             patch.object(torch, "save", lambda obj, *args, **kwargs: into({**obj, **state}, *args, **kwargs)),
-            patch.object(Path, "write_bytes", write),
+            patch.object(Path, "write_bytes", write_own),
         ):
-            return save_model(self)
+            saved = save_model(self)
+        if not getattr(self, "has_saved", False) and self.last.exists():
+            self.has_saved = True
+            warn_of_refusal(self.last)
+        return saved
 
     return save
+
+
+def write_own(file: Path, data: bytes) -> None:
+    """Write a checkpoint of this process's training."""
+    write(file, data)
+    restricted.own(file)
+
+
+def warn_of_refusal(file: Path) -> None:
+    """Say at a run's begin, not at its end, that its checkpoints will not open elsewhere."""
+    try:
+        restricted.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Refused as e:
+        LOGGER.warning(f"Other processes will refuse the checkpoints of this run: {e}")
 
 
 def training_state(trainer: Any) -> dict:

@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 
 from ultralytics.nn.AddModules.errors import Refused, plain, quoted
+from ultralytics.nn.AddModules.model_files import CLASSES
 from ultralytics.utils import LOGGER, ROOT
 from ultralytics.utils.patches import imread
 
@@ -36,7 +37,6 @@ YES = "1", "true", "yes", "on", "y", "t"  # as upstream reads such variables
 SHIPPED = tuple(folder / "datasets" for folder in (ROOT / "cfg", ROOT.parent / "cfg_custom", ROOT / "cfg_custom"))
 FAULTS = OSError, ValueError, SyntaxError, TypeError, KeyError, AssertionError, RuntimeError  # as upstream raises them
 KINDS = FileNotFoundError, SyntaxError, TypeError, AssertionError, RuntimeError  # of them, those that hold a line
-CLASSES = 100_000  # more than any set has; upstream makes a name for each that nc= claims
 
 
 class Unreadable(Refused):
@@ -84,14 +84,19 @@ def asked(convert: Callable) -> Callable:
 
     @functools.wraps(convert)
     def run(data: Any, *args: Any, **kwargs: Any) -> Any:
-        if str(data).endswith(".ndjson") and Path(data).is_file() and not is_allowed():
+        if str(data).endswith(".ndjson") and Path(data).is_file():
             urls = remote(Path(data))
-            if urls:
+            if urls and not is_allowed():
                 raise Refused(
                     f"{data} names {len(urls)} images elsewhere and would fetch them: {quoted(urls[0], 100)} … If you "
                     f"trust that, set {ALLOW}=1; what was converted before is a data.yaml in Ultralytics' datasets_dir"
                 )
-        return convert(data, *args, **kwargs)
+        try:
+            return convert(data, *args, **kwargs)
+        except ModuleNotFoundError as e:
+            raise plain(ImportError(f"{data} needs the package {e.name}, which is not installed")) from e
+        except (AttributeError, *FAULTS) as e:
+            raise one_line(e, data) from e
 
     return run
 
@@ -103,13 +108,25 @@ def remote(file: Path) -> list[str]:
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line) if line.strip() else {}
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
             if not isinstance(record, dict):
                 raise Refused(f"{file}, line {number}: expected a JSON mapping, not {quoted(line, 80)}")
+            check_classes(record, f"{file}, line {number}")
             parts = record, record.get("depth")
             urls += [part["url"] for part in parts if "file" in record and isinstance(part, dict) and part.get("url")]
     return urls
+
+
+def check_classes(record: dict, where: str) -> None:
+    """Raise a `ValueError` for a class number, as upstream makes a list of all up to the largest."""
+    names, found = record.get("class_names"), record.get("annotations")
+    rows = [rows for rows in found.values() if isinstance(rows, list)] if isinstance(found, dict) else []
+    classes = [row[0] for kind in rows for row in kind if isinstance(row, list) and row]
+    for key in [*(names if isinstance(names, dict) else ()), *classes]:
+        number = str(key).removesuffix(".0")
+        if not (number.isdecimal() and len(number) < 7 and int(number) < CLASSES):
+            raise Refused(f"{where}: the class {quoted(key, 40)} is no number below {CLASSES:,}")
 
 
 # The data file --------------------------------------------------------------------------------------------------------
@@ -140,12 +157,13 @@ def check(data: dict) -> None:
         expect("names", found == list(range(len(names))), f"the numbers from 0 to {len(names) - 1}, each once, as keys")
         expect("names", len(names) <= CLASSES, f"{CLASSES:,} classes at most")
     if isinstance(data.get("nc"), (int, float)):
-        expect("nc", 0 < data["nc"] <= CLASSES, f"a number of classes from 1 to {CLASSES:,}")
+        expect("nc", data["nc"] is not True and 0 < data["nc"] <= CLASSES, f"a number of classes from 1 to {CLASSES:,}")
     if data.get("channels") is not None:
         expect("channels", is_whole(data["channels"]) and 0 < data["channels"] <= 1024, "a number from 1 to 1024")
     if data.get("kpt_shape") is not None:
         shape = data["kpt_shape"]
-        expect("kpt_shape", isinstance(shape, list) and len(shape) == 2 and all(map(is_whole, shape)), "two numbers")
+        right = isinstance(shape, list) and len(shape) == 2 and all(is_whole(x) and 0 <= x < 10000 for x in shape)
+        expect("kpt_shape", right, "[points, 2 or 3]")
     for key in ("path", "download"):
         expect(key, data.get(key) is None or isinstance(data[key], str), "text")
 
@@ -221,14 +239,19 @@ def packed(tree: dict) -> bytes:
 def unpacked(data: bytes) -> dict:
     """Read what `packed` has written."""
     head, _, numbers = data.partition(b"\n")
+    left = len(numbers)
 
     def array(value: dict) -> Any:
+        nonlocal left
         if value.keys() != {ARRAY}:
             return value
         kind, shape, start = value[ARRAY]
         if not re.fullmatch(r"[<>|][biuf]\d", kind):
             raise ValueError("no numbers")
         dtype = np.dtype(kind)
+        left -= math.prod(shape) * dtype.itemsize
+        if left < 0:
+            raise ValueError("arrays over one another")
         if not 0 <= start <= len(numbers) - math.prod(shape) * dtype.itemsize:
             raise ValueError("no array of numbers")  # numpy itself would read in front of the buffer
         return np.ndarray(shape, dtype, numbers, start).copy()

@@ -22,8 +22,8 @@ from ultralytics.nn.AddModules.decoder import head_of, shorten
 from ultralytics.nn.AddModules.errors import Refused, plain
 from ultralytics.nn.AddModules.metadata import write_metadata
 from ultralytics.nn.AddModules.parity import BOUNDS, PHOTOGRAPHS, Bounds, compare, inputs, ties
-from ultralytics.nn.AddModules.quiet import hush_openvino
-from ultralytics.utils import LOGGER, MACOS
+from ultralytics.nn.AddModules.quiet import at_hand, hush_openvino
+from ultralytics.utils import DEFAULT_CFG, LOGGER, MACOS
 from ultralytics.utils.checks import check_file
 
 __all__ = ()
@@ -69,11 +69,15 @@ def calibrate(exporter: Any, model: torch.nn.Module) -> None:
     Raises:
         Refused: If that is not known, or not there: upstream would take images of other things.
     """
+    from ultralytics.cfg import TASK2DATA
     from ultralytics.engine.exporter import export_formats
 
     args, formats = exporter.args, export_formats()
     takes = dict(zip(formats["Argument"], formats["Arguments"])).get(args.format, ())
-    if args.quantize not in (8, "w8a16") or args.data or "data" not in takes or head_of(model) is None:
+    if args.quantize not in (8, "w8a16") or args.data or "data" not in takes:
+        return
+    if head_of(model) is None:
+        at_hand(DEFAULT_CFG.data or TASK2DATA.get(getattr(model, "task", None), TASK2DATA["detect"]))
         return
     trained = getattr(model, "args", {})
     data = trained.get("data") if isinstance(trained, dict) else getattr(trained, "data", None)

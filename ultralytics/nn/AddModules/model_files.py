@@ -27,6 +27,7 @@ ROWS = 1000  # of a file; the longest published one has 60
 REPEATS = 1000
 LAYERS = 5000  # of all rows, repeats counted
 LARGEST = 2**24  # number in a row
+CLASSES = 100_000  # more than any data set has; upstream makes a name for each
 TEXT = 200  # characters of an argument
 ITEMS = 1000  # of a row's arguments, all lists counted
 
@@ -95,7 +96,7 @@ def check_sections(d: dict) -> None:
 
 def check_settings(d: dict) -> None:
     """Raise a `RowError` for what stands beside the rows and cannot be what it should."""
-    for key, least, most in (("nc", 0, LARGEST), ("reg_max", 1, LARGEST), ("channels", 1, 1024)):
+    for key, least, most in (("nc", 0, CLASSES), ("reg_max", 1, LARGEST), ("channels", 1, 1024)):
         value = d.get(key)
         if value is not None and not (type(value) is int and least <= value <= most):
             raise RowError(f"{name_of(d)}: `{key}: {short(value)}`, expected a whole number from {least} to {most}")

@@ -10,11 +10,12 @@ import functools
 import re
 import zipfile
 import zlib
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
+from torch import nn
 
 from ultralytics import utils  # not YAML from it: releases that only build models have none
 from ultralytics.nn.AddModules.decoder import head_of
@@ -27,6 +28,8 @@ from ultralytics.utils.downloads import is_url
 __all__ = ()
 
 ARCHIVES = ".pt", ".torchscript"  # zip archives, as torch writes them
+LARGEST = 8192  # side of an image that a checkpoint can ask for, and stride
+KINDS = {"task": (str, type(None)), "yaml": dict, "stride": torch.Tensor, "save": (list, tuple)}  # of a model's parts
 COMPRESSED = 2**26  # bytes of all records: what torch compresses is the code of TorchScript
 PICKLE = b"\x80"  # with which checkpoints of torch before 1.6 begin
 NOT_A_MODEL = {
@@ -78,7 +81,7 @@ def intact(load_checkpoint: Callable) -> Callable:
     """Wrap upstream's `load_checkpoint`: a file that is not as it was written is one line.
 
     RT-DETR's anchors, which a checkpoint holds for its last size, rounded to half precision, are made again: a score
-    would be off by 1e-3, at that size only. A data set that it names by an address is forgotten: it would be fetched.
+    would be off by 1e-3, at that size only. What else it says is taken only as far as upstream can use it.
     """
 
     @functools.wraps(load_checkpoint)
@@ -90,9 +93,13 @@ def intact(load_checkpoint: Callable) -> Callable:
             found = head_of(model)
             if found:
                 found[1].shapes = []
+            said = {}  # both have the same
             for arguments in (getattr(model, "args", None), (others[0] or {}).get("train_args")):
-                forget_address(weight, arguments)
+                said |= dict.fromkeys(forget(arguments) if isinstance(arguments, dict) else ())
+            for line in said:
+                LOGGER.warning(f"{weight} names {line}")
             keep_inside(model)
+            check_kinds(model)
         except Exception as e:
             if getattr(e, "plain", False) or isinstance(e, OSError):
                 raise
@@ -103,21 +110,55 @@ def intact(load_checkpoint: Callable) -> Callable:
     return load
 
 
-def forget_address(weight: Any, args: Any) -> None:
-    """Take from a checkpoint's arguments a data set elsewhere, which would be fetched."""
-    data = args.get("data") if isinstance(args, dict) else None
+def forget(args: dict) -> Iterator[str]:
+    """Take from a checkpoint's arguments a data set elsewhere, which would be fetched, and a size that no image has.
+
+    Yields:
+        What it named.
+    """
+    data, size = args.get("data"), args.get("imgsz")
     if data is not None and (not isinstance(data, (str, Path)) or "://" in str(data)):
         named = quoted(data, 200) if isinstance(data, str) else f"a {type(data).__name__}"
-        LOGGER.warning(f"{weight} names {named} as its data set, which is not fetched: name it by data=")
+        yield f"{named} as its data set, which is not fetched: name it by data="
         args["data"] = None
+    sides = size if isinstance(size, (list, tuple)) else [size]
+    if size is not None and not all(isinstance(x, int) and 0 < x <= LARGEST for x in sides):
+        yield f"{quoted(size, 80)} as its image size, which is none: name it by imgsz="
+        del args["imgsz"]
 
 
 def keep_inside(model: Any) -> None:
     """Take from class names what would lead out of the folder in which `save_crop` makes one for each class."""
     names = getattr(model, "names", None)
-    for key, name in names.items() if isinstance(names, dict) else ():
-        if isinstance(name, str) and (Path(name).is_absolute() or {"..", "\0"} & {*re.split(r"[/\\]", name), *name}):
-            names[key] = re.sub(r"[/\\\0]", "_", name)
+    if names is None:
+        return
+    pairs = names.items() if isinstance(names, dict) else enumerate(names)
+    model.names = {int(key): inside(str(name)) for key, name in pairs}
+    if sorted(model.names) != list(range(len(model.names))):
+        raise ValueError("its classes are not numbered from 0")
+
+
+def inside(name: str) -> str:
+    """Give a class name that is no path to elsewhere, on any system."""
+    path = PureWindowsPath(name)  # which takes both slashes
+    if not (path.drive or path.root or {".", ".."} & {name, *path.parts} or "\0" in name):
+        return name
+    return re.sub(r"[/\\:\0]|^\.+$", "_", name)
+
+
+def check_kinds(model: Any) -> None:
+    """Raise a `ValueError` for a model whose attributes are not of the kinds that upstream computes with."""
+    layers = model.model if isinstance(getattr(model, "model", None), nn.Sequential) else ()
+    layers = [m for m in layers if hasattr(m, "f") and hasattr(m, "i")]
+    froms = [x for m in layers for x in (m.f if isinstance(m.f, (list, tuple)) else [m.f])]
+    stride = getattr(model, "stride", None)
+    wrong = [key for key, kind in KINDS.items() if hasattr(model, key) and not isinstance(getattr(model, key), kind)]
+    if wrong:
+        raise ValueError(f"its {wrong[0]} is a {type(getattr(model, wrong[0])).__name__}")
+    if isinstance(stride, torch.Tensor) and not (stride.numel() and ((stride >= 1) & (stride <= LARGEST)).all()):
+        raise ValueError(f"its stride is {quoted(stride.tolist(), 80)}")
+    if not all(isinstance(x, int) for x in [*froms, *(m.i for m in layers), *(getattr(model, "save", None) or ())]):
+        raise ValueError("its layers come from no layers")
 
 
 def reading(read_metadata: Callable) -> Callable:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = "agrees_in_half", "font_on_disk", "named", "not_installed"
+__all__ = "agrees_in_half", "at_hand", "font_on_disk", "named", "not_installed"
 
 # Settings that send something out. Upstream has had most of them on by itself, so that on in a settings file of its
 # own says nothing of what the user wants
@@ -125,14 +125,29 @@ def named(overrides: dict[str, Any]) -> None:
     from ultralytics.nn.AddModules.errors import Refused
     from ultralytics.utils import SETTINGS
 
-    task = overrides.get("task")
+    task, mode = overrides.get("task"), overrides.get("mode")
     model, data = (table.get(task, table["detect"]) for table in (TASK2MODEL, TASK2DATA))
     if not overrides.get("model", DEFAULT_CFG.model) and not is_there(model, SETTINGS["weights_dir"]):
         raise Refused(f"model= is missing: a file, such as model=rtdetr-l.yaml, or model={model}, which is downloaded")
-    trains = overrides.get("mode") == "train" and not overrides.get("resume")
-    takes_default = trains and not overrides.get("data", DEFAULT_CFG.data)
-    if takes_default and not is_there(Path(data).stem, SETTINGS["datasets_dir"]):
+    takes_default = mode == "train" and not overrides.get("resume") or mode == "benchmark"
+    if takes_default and not overrides.get("data", DEFAULT_CFG.data):
+        at_hand(data)
+
+
+def at_hand(data: Any) -> Any:
+    """Give a data set that nobody has named, upstream's default or a checkpoint's, if it need not be fetched.
+
+    Raises:
+        Refused: If it must be.
+    """
+    from ultralytics.nn.AddModules.errors import Refused
+    from ultralytics.utils import ROOT, SETTINGS, YAML
+
+    file = ROOT / "cfg" / "datasets" / Path(str(data)).name
+    folder = YAML.load(file).get("path") if file.is_file() else None if Path(str(data)).suffix else data
+    if folder and not is_there(str(folder), SETTINGS["datasets_dir"]):
         raise Refused(f"data= is missing: a file, such as data=shapes.yaml, or data={data}, which is downloaded")
+    return data
 
 
 def is_there(name: str, folder: str) -> bool:

@@ -40,9 +40,12 @@ OPT_OUT = f"If you trust where it comes from, open it with {VARIABLE}=0 in the e
 PICKLE_LIMIT = 2**22  # bytes; that of the largest model, in the middle of a training, has 1.5 million
 WORK_LIMIT = 2_000_000  # steps of the unpickler; the same has 1.1 million
 WEIGHTS = {  # of opcodes that make an object of some hundred bytes, in steps
-    10: (pickle.EMPTY_SET, pickle.REDUCE, pickle.BUILD, pickle.FROZENSET, pickle.NEWOBJ, pickle.BINPERSID),
+    16: (pickle.REDUCE,),
+    10: (pickle.EMPTY_SET, pickle.BUILD, pickle.FROZENSET, pickle.NEWOBJ, pickle.BINPERSID),
+    8: (pickle.GLOBAL, pickle.STACK_GLOBAL),
     4: (pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.MARK),
 }
+TUPLES_LIMIT = 1000  # as keys; a model has none
 PLACES_LIMIT = 100_000  # of layers in layers; the same has 1,500
 RECORDS_LIMIT = 2**15  # of an archive; the same model has 6,000
 ENTRY = 2**10  # bytes of a record in its directory: a name, of the file itself and of the record, and some numbers
@@ -102,6 +105,10 @@ UNUSED = (  # opcodes: constructors with arguments, registries, buffers from els
     pickle.READONLY_BUFFER,
 )
 KEYS = str, int, float, bool, bytes, type(None)  # of dictionaries and sets: their hash is a step
+EXACT = 2**53  # up to which whole numbers have a hash each; beyond, as many as one likes share one
+
+
+_own: dict[Path, tuple[int, ...] | None] = {}  # checkpoints of this process's training
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ def load(f: Any, map_location: Any = None, weights_only: bool = False, **kwargs:
             name and what opens it nonetheless.
     """
     # Not torch.load, in whose place older releases put their own
-    if not weights_only and not is_restricted() or is_own(f):
+    if not weights_only and (not is_restricted() or is_own(f)):
         return torch.serialization.load(f, map_location=map_location, **{**kwargs, "weights_only": False})
     kwargs.pop("pickle_module", None)
     where = f if isinstance(f, (str, os.PathLike)) else getattr(f, "name", "the checkpoint")
@@ -151,9 +158,11 @@ def load(f: Any, map_location: Any = None, weights_only: bool = False, **kwargs:
         )
         if isinstance(checkpoint, dict) and checkpoint.get("modelopt"):
             raise Violation("is quantized as the package nvidia-modelopt does, which runs what the file says")
+        total = sizes if type(sizes) is int else sum(sizes.values())
         for value in checkpoint.values() if isinstance(checkpoint, dict) else [checkpoint]:
             if isinstance(value, nn.Module):
                 count_places(value, {})
+                check_numbers(sum(map(numbers_of, value.modules())), total)
         return checkpoint
     except Violation as e:
         raise Refused(f"{where} {quoted(e)}. {OPT_OUT}") from None
@@ -172,11 +181,26 @@ def broken(where: Any, error: Exception) -> Refused:
 
 
 def is_own(f: Any) -> bool:
-    """Whether a file is upstream's note to the processes that it starts for a training on several GPUs."""
+    """Whether a file is a checkpoint of this process's training, or upstream's note to the processes of one."""
     if not isinstance(f, (str, os.PathLike)):
         return False
-    folder = Path(os.path.realpath(f)).parent
-    return folder == Path(os.path.realpath(USER_CONFIG_DIR)) / "DDP"
+    file = Path(os.path.realpath(f))
+    note = file.parent == Path(os.path.realpath(USER_CONFIG_DIR)) / "DDP"
+    return note or file in _own and _own[file] == identity(file)
+
+
+def own(f: str | Path) -> None:
+    """Note that a file is a checkpoint of this process's training, as long as nobody writes it anew."""
+    file = Path(os.path.realpath(f))
+    _own[file] = identity(file)
+
+
+def identity(file: Path) -> tuple[int, ...] | None:
+    """Tell a file from another one in its place."""
+    if not file.exists():
+        return None
+    stat = file.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 @contextmanager
@@ -329,9 +353,14 @@ class Unpickler(pickle._Unpickler):
         self.dispatch = Opcodes(type(self).dispatch)
         self.storages: set[str] = set()  # that were referred to
         self.declared = self.numbers = 0  # bytes of those, numbers of all tensors
+        self.names: dict[str, Any] = {}  # that were found
+        self.tuples = 0  # as keys
 
     def find_class(self, module: str, name: str) -> Any:
-        return find(f"{module}.{name}")
+        path = f"{module}.{name}"
+        if path not in self.names:
+            self.names[path] = find(path)
+        return self.names[path]
 
     def load_reduce(self) -> None:
         args = self.stack.pop()
@@ -339,8 +368,7 @@ class Unpickler(pickle._Unpickler):
         self.stack[-1] = result = call(self.stack[-1], args)
         if isinstance(result, torch.Tensor):  # they may lie over one another, but become as large as they say
             self.numbers += result.numel()
-            if self.numbers > 2**24 + 4 * self.declared:
-                raise Violation(f"declares tensors of {self.numbers} numbers, more than the file holds")
+            check_numbers(self.numbers, self.declared)
 
     def load_newobj(self) -> None:
         args, cls = self.stack.pop(), self.stack.pop()
@@ -363,18 +391,35 @@ class Unpickler(pickle._Unpickler):
                 raise Violation(f"declares storages of {self.declared} bytes, more than the file has")
             self.append(self.persistent_load(pid))
 
+    def load_put(self) -> None:
+        number = self.readline()[:-1]
+        if not 0 <= int(number[:12]) <= PICKLE_LIMIT or len(number) > 12:
+            raise Violation("numbers its objects as no pickle does")
+        self.memo[int(number)] = self.stack[-1]
+
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        put(self.stack[-1], [key, value])
+        self.put([key, value])
 
     def load_setitems(self) -> None:
-        items = self.pop_mark()
-        put(self.stack[-1], items)
+        self.put(self.pop_mark())
 
     def load_dict(self) -> None:
         items = self.pop_mark()
         self.append({})
+        self.put(items)
+
+    def put(self, items: list) -> None:
+        """Put keys and values into the dictionary on top of the stack."""
+        self.count_tuples(items[::2])
         put(self.stack[-1], items)
+
+    def count_tuples(self, keys: list) -> list:
+        """Bound the tuples among keys, whose hashes can be made alike."""
+        self.tuples += sum(type(key) is tuple for key in keys)
+        if self.tuples > TUPLES_LIMIT:
+            raise Violation(f"has more than {TUPLES_LIMIT} tuples as keys")
+        return keys
 
     def load_append(self) -> None:
         value = self.stack.pop()
@@ -386,10 +431,10 @@ class Unpickler(pickle._Unpickler):
 
     def load_additems(self) -> None:
         items = self.pop_mark()
-        expect(self.stack[-1], set).update(hashable(items))
+        expect(self.stack[-1], set).update(hashable(self.count_tuples(items)))
 
     def load_frozenset(self) -> None:
-        self.append(frozenset(hashable(self.pop_mark())))
+        self.append(frozenset(hashable(self.count_tuples(self.pop_mark()))))
 
     def load_refused(self) -> None:
         raise Violation("has an opcode in its pickle that torch does not write")
@@ -400,6 +445,7 @@ for _code, _method in {
     pickle.NEWOBJ: Unpickler.load_newobj,
     pickle.BUILD: Unpickler.load_build,
     pickle.BINPERSID: Unpickler.load_binpersid,
+    pickle.PUT: Unpickler.load_put,
     pickle.SETITEM: Unpickler.load_setitem,
     pickle.SETITEMS: Unpickler.load_setitems,
     pickle.DICT: Unpickler.load_dict,
@@ -556,7 +602,9 @@ def check_attributes(obj: Any, state: dict) -> None:
             raise Violation(f"has a {describe(obj)} with an attribute {key[:40]}")
         if isinstance(value, Name):
             raise Violation(f"has a {describe(obj)} whose {key} is {value.path}")
-        hides = callable(getattr(type(obj), key, None)) and callable(value)
+        there = getattr(type(obj), key, None)
+        # Upstream calls a layer's class its `type`, which hides a method of torch's
+        hides = callable(there) and (callable(value) or there is not getattr(nn.Module, key, None))
         # `forward` of a fused layer
         own = isinstance(value, types.MethodType) and value.__self__ is obj or is_own_forward(type(obj), value)
         if hides and not own:
@@ -603,10 +651,20 @@ def put(target: Any, items: list) -> None:
 
 
 def hashable(keys: list) -> list:
-    """Refuse keys whose hash may take for ever: tuples of tuples of tuples."""
+    """Refuse keys whose hash may take for ever, tuples of tuples of tuples, and those whose hashes are made alike."""
     for key in keys:
-        if not (type(key) in KEYS or type(key) is tuple and all(type(part) in KEYS for part in key)):
+        parts = key if type(key) is tuple else (key,)
+        if not all(type(part) in KEYS for part in parts):
             raise Violation(f"has {describe(key)} as a key")
+        if any(type(part) in (int, float) and abs(part) > EXACT for part in parts):
+            raise Violation("has a number of many digits as a key")
+    return keys
+
+
+def no_tuples(keys: list) -> list:
+    """Refuse tuples among keys where nobody counts them."""
+    if any(type(key) is tuple for key in keys):
+        raise Violation("has a tuple as a key")
     return keys
 
 
@@ -635,6 +693,17 @@ def count_places(layer: nn.Module, known: dict[int, int | None]) -> int:
     if known[id(layer)] > PLACES_LIMIT:
         raise Violation(f"has layers in more than {PLACES_LIMIT} places")
     return known[id(layer)]
+
+
+def numbers_of(layer: nn.Module) -> int:
+    """Count the numbers of a layer's tensors, each as often as it is named: a change of type copies it as often."""
+    return sum(x.numel() for held in (layer._parameters, layer._buffers) for x in held.values() if x is not None)
+
+
+def check_numbers(numbers: int, declared: int) -> None:
+    """Refuse tensors of more numbers than the bytes that a file declares can be meant for."""
+    if numbers > 2**24 + 4 * declared:
+        raise Violation(f"declares tensors of {numbers} numbers, more than the file holds")
 
 
 # Functions that a checkpoint may call ---------------------------------------------------------------------------------
@@ -694,12 +763,16 @@ def interpolation(value: str) -> Any:
 def ordered(items: list = ()) -> OrderedDict:  # noqa: B006
     """Make a dictionary of pairs."""
     pairs = [expect(pair, type(pair) if type(pair) in (tuple, list) else tuple) for pair in items]
-    hashable([key for key, _ in pairs])
+    hashable(no_tuples([key for key, _ in pairs]))
     return OrderedDict(pairs)
 
 
 def make_set(items: list = ()) -> set:
-    return set(hashable(expect(items, list) if items != () else []))
+    return set(hashable(no_tuples(expect(items, list) if items != () else [])))
+
+
+def make_frozenset(items: list = ()) -> frozenset:
+    return frozenset(make_set(items))
 
 
 def make_dtype(code: str, *_: Any) -> np.dtype:
@@ -745,6 +818,7 @@ def of_numbers(make: Callable) -> Callable:
 FUNCTIONS: dict[str, Callable] = {
     "_codecs.encode": encode,
     "builtins.complex": of_numbers(complex),
+    "builtins.frozenset": make_frozenset,
     "builtins.getattr": get_attribute,
     "builtins.set": make_set,
     "builtins.slice": of_numbers(slice),
