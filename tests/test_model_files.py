@@ -185,7 +185,6 @@ def test_no_more_rows_than_a_file_has():
         ([-1, 1, "nn.LSTM", [1, 1, 1000000]], "operations"),
         ([-1, 1000, "C2f", [2048]], "GiB are needed|operations"),
         ([-1, 100000, "nn.Identity", []], "100000 repeats"),
-        ([-1, 1, "TorchVision", [16, "vit_h_14", "None"]], "GiB are needed"),
         ([-1, 1, "TorchVision", [16, "fcn_resnet50", "None"]], "no classifier 'fcn_resnet50'"),
         ([-1, 1, "FocusedLinearAttention", [16, 1000000000]], "no literal"),
     ],
@@ -220,7 +219,7 @@ def test_what_would_take_for_ever(row, tmp_path):
     (tmp_path / "mine.yaml").write_text(
         f"nc: 2\nbackbone: [[-1, 1, Conv, [16, 3, 2]], {row}]\nhead: [[[1], 1, Detect, [nc]]]"
     )
-    with no_hang(300), pytest.raises(RowError, match="mine.yaml, row 1 .*multiplications"):
+    with no_hang(300), pytest.raises(RowError, match="mine.yaml, row 1 .*(multiplications|GiB are needed)"):
         YOLO(tmp_path / "mine.yaml")
 
 
