@@ -52,6 +52,15 @@ def chance() -> random.Random:
     return random.Random(seed)
 
 
+# The files that take minutes, the longest first: begun last, they would keep one process when the others are done
+LONG = "readme", "cli", "exports", "nodes", "cluster", "training", "compare", "install", "verify", "learning"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
 can_kill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 
 
