@@ -361,6 +361,12 @@ def test_what_is_there_need_not_be_named(tmp_path, monkeypatch):
         quiet.named(arguments)
     Path("coco8").unlink()
     quiet.named({"mode": "train", "resume": True})
+    own = tmp_path / "coco8.yaml"
+    own.write_text("path: mine\n")
+    assert quiet.at_hand(own) == own and quiet.at_hand("shapes.yaml") == "shapes.yaml" and quiet.at_hand(None) is None
+    shutil.copy(ROOT / "ultralytics/cfg/datasets/coco8.yaml", own)
+    with pytest.raises(Refused, match="coco8.yaml, which is downloaded"):
+        quiet.at_hand(own)
 
 
 def test_fonts_are_of_this_machine(no_network, monkeypatch, tmp_path):

@@ -140,9 +140,12 @@ def at_hand(data: Any) -> Any:
     Raises:
         Refused: If it must be.
     """
+    from ultralytics.nn.AddModules.datasets import is_shipped
     from ultralytics.nn.AddModules.errors import Refused
     from ultralytics.utils import ROOT, SETTINGS, YAML
 
+    if Path(str(data)).is_file() and not is_shipped(Path(data)):  # the user's own
+        return data
     file = ROOT / "cfg" / "datasets" / Path(str(data)).name
     folder = YAML.load(file).get("path") if file.is_file() else None if Path(str(data)).suffix else data
     if folder and not is_there(str(folder), SETTINGS["datasets_dir"]):
