@@ -178,6 +178,13 @@ pickled("fills a dictionary", reduce("collections.OrderedDict") + dictionary(ite
 pickled("replaces forward", layer(forward=FORWARD))
 pickled("replaces forward by a class", layer(forward=name("ultralytics.nn.tasks.DetectionModel")))
 pickled("replaces forward by a layer", layer(forward=layer()))
+pickled("replaces forward by an activation", layer(forward=name("torch.nn.functional.relu")))
+pickled(
+    "takes torch.load of torch's functions",
+    name("builtins.getattr") + tuple_of(name("torch._C._VariableFunctionsClass"), text("from_file")) + b"R",
+)
+pickled("calls an activation", reduce("torch.nn.functional.relu", tensor((4,), (1,))))
+pickled("calls torch's functions", reduce("torch._C._VariableFunctionsClass"))
 pickled("keeps a class that is called", layer(act=name("ultralytics.nn.tasks.DetectionModel")))
 pickled("hooks into forward", layer(_forward_hooks=b"}" + number(0) + FORWARD + b"s"))
 pickled("hooks into state_dict", layer(_state_dict_hooks=b"}" + number(0) + FORWARD + b"s"))

@@ -49,10 +49,12 @@ def lies_elsewhere(root: Path, download: str, name: str = "data.yaml") -> Path:
 
 
 DOWNLOADS = {
-    "python": ("\nopen({marker!r}, 'w')\nprint(1)\n", "would run as Python: open(", "and 1 more lines"),
+    "python": ("\nopen({marker!r}, 'w')\nprint(1)\n", "would run as Python: open(", "and 1 more lines: read them"),
+    "behind": ("# fetches\nimport os\nopen({marker!r}, 'w')\n", "would run as Python: open(", "and 1 more lines"),
+    "imports": ("import {marker!r}", "would run as Python: import", ""),
     "bash": ("bash -c touch${{IFS}}{marker}", "would run: bash -c touch", ""),
     "url": ("https://example.invalid/set.zip", "would fetch: https://example.invalid/set.zip", ""),
-    "escapes": ("#\x1b]0;title\x07\nopen({marker!r}, 'w')", "would run as Python: #?]0;title?", "and 1 more lines"),
+    "escapes": ("print(1)#\x1b]0;title\x07\nopen({marker!r}, 'w')", "run as Python: print(1)#?]0;title? … and 1", ""),
 }
 
 

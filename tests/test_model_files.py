@@ -295,6 +295,13 @@ def test_the_first_image_names_the_row(tmp_path):
     assert isinstance(error.value, RuntimeError)
 
 
+@pytest.mark.parametrize("typo, meant", [("Ture", "True"), ("Flase", "False"), ("Fasle", "False"), ("Nonee", "None")])
+def test_a_typo_in_a_literal_is_no_text(typo, meant):
+    """A text is true, whatever it says."""
+    with pytest.raises(RowError, match=rf"'{typo}' is a text; did you mean {meant}\?"):
+        parse([-1, 1, "Conv", [16, 1, 1, "None", 1, 1, typo]])
+
+
 HEADS = {
     "Conv, [16, 3, 2]": r"row 1 \(`head:` row 0\) .*expected the head of a task, such as RTDETRDecoder or Detect",
     "Classify, [nc]": "`nc: 0`, expected the number of classes",

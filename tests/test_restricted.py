@@ -16,6 +16,7 @@ import hostile
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import MODELS, ROOT, TINY
 
 from ultralytics import RTDETR, YOLO
@@ -117,6 +118,32 @@ def test_recurrent_layers_open(tmp_path, layer):
     torch.save({"model": layer}, tmp_path / "x.pt")
     x = torch.randn(3, 2, 4)
     assert torch.equal(load(tmp_path / "x.pt")["model"](x)[0], layer(x)[0])
+
+
+@pytest.mark.parametrize(
+    "act", [torch.sigmoid, torch.tanh, F.relu, F.gelu, F.silu, F.softplus], ids=lambda act: act.__name__
+)
+def test_activations_open(tmp_path, act):
+    """A layer of torch's keeps one."""
+    layer = torch.nn.TransformerEncoderLayer(4, 2, activation=act).eval()
+    torch.save({"model": layer}, tmp_path / "x.pt")
+    x = torch.randn(3, 2, 4)
+    assert torch.equal(load(tmp_path / "x.pt")["model"](x), layer(x))
+
+
+def test_a_module_whose_file_is_missing_is_asked_for(tmp_path):
+    body = hostile.layer("ultralytics.nn.AddModules.Gate.Gate")
+    (tmp_path / "x.pt").write_bytes(hostile.archive(hostile.program(body)))
+    with pytest.raises(Refused, match=r"names ultralytics.nn.AddModules.Gate.Gate.* put the file with Gate into ") as e:
+        YOLO(tmp_path / "x.pt")
+    assert "ULTRALYTICS_SAFE_LOAD" not in str(e.value)
+
+
+def test_a_state_dict_is_told(tmp_path):
+    torch.save(YOLO("yolov8n.yaml").model.state_dict(), tmp_path / "x.pt")
+    with pytest.raises(TypeError, match="x.pt holds no model that can be used .it is a state dict") as e:
+        YOLO(tmp_path / "x.pt")
+    assert e.value.plain and "export it" not in str(e.value)
 
 
 def test_marks_of_parameters_stay(tmp_path):

@@ -109,7 +109,10 @@ def warn_of_refusal(file: Path) -> None:
     try:
         restricted.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Refused as e:
-        LOGGER.warning(f"Other processes will refuse the checkpoints of this run: {e}")
+        LOGGER.warning(
+            f"Other processes will refuse the checkpoints of this run: {e}. Better, keep a layer where you keep a "
+            "function, and your classes in a file in ultralytics/nn/AddModules"
+        )
 
 
 def training_state(trainer: Any) -> dict:

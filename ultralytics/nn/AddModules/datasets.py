@@ -70,9 +70,10 @@ def consent(data: dict) -> None:
     file, script = Path(data["yaml_file"]), data["download"].strip()
     if is_allowed() or is_shipped(file):
         return
-    first, _, rest = script.partition("\n")
+    lines = [line for line in script.splitlines() if line.strip() and not line.lstrip().startswith("#")] or [script]
+    first = next((line for line in lines if not re.match(r"\s*(import|from)\s", line)), lines[0])
     does = "fetch" if script.lower().startswith("http") else "run" if script.startswith("bash ") else "run as Python"
-    more = f" … and {len(rest.splitlines())} more lines" if rest.strip() else ""
+    more = f" … and {len(lines) - 1} more lines: read them" if lines[1:] else ""
     raise Refused(
         f"{file}: there are no images in {data['path']}, and `download:` would {does}: {quoted(first, 100)}{more}. "
         f"If you trust that, set {ALLOW}=1; else put the images there"

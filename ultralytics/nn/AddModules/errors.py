@@ -31,10 +31,10 @@ def quoted(text: Any, length: int = 400) -> str:
 
 
 def tell(cls: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Show what ends the command: the line of a plain error or a missing file, none for Ctrl-C, else the traceback."""
+    """Show what ends the command: the line of a plain error, of no file or network; none for Ctrl-C; or all of it."""
     if getattr(error, "plain", False):
         print(getattr(error, "strerror", None) or error, file=sys.stderr)
-    elif issubclass(cls, FileNotFoundError):
+    elif issubclass(cls, (FileNotFoundError, ConnectionError)):  # upstream's, of one line
         print(error, file=sys.stderr)
     elif issubclass(cls, KeyboardInterrupt):
         sys.exit(130)  # as a shell names it; Python forgets it where something is imported while it ends

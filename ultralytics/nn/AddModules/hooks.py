@@ -145,7 +145,9 @@ def route(model: Any, cfg: dict, task: str | None) -> str:
         model.__class__ = RTDETR
         return "detect"
     if type(model).__name__ == "RTDETR":
-        raise RowError(f"{name_of(cfg)}: the last row of an RTDETR is RTDETRDecoder; YOLO(…) builds other models")
+        raise RowError(
+            f"{name_of(cfg)}: the last row of an RTDETR is RTDETRDecoder; other models have another class or name"
+        )
     task = task or guess_model_task(cfg)
     if task is None:
         i = len(cfg["backbone"]) + len(cfg["head"]) - 1

@@ -29,6 +29,7 @@ LAYERS = 5000  # of all rows, repeats counted
 LARGEST = 2**24  # number in a row
 CLASSES = 100_000  # more than any data set has; upstream makes a name for each
 TEXT = 200  # characters of an argument
+LITERALS = "True", "False", "None"
 ITEMS = 1000  # of a row's arguments, all lists counted
 
 
@@ -194,6 +195,9 @@ def check_arguments(args: list, d: dict, variables: set[str], where: str) -> Non
                 what = ", the number of classes" if text == "nc" else ""
                 raise RowError(f"{where}: the file has no `{text}:`{what}")
             continue
+        meant = difflib.get_close_matches(text, LITERALS, n=1, cutoff=0.75) if text[:1] in "TFN" else []
+        if meant and text not in LITERALS:
+            raise RowError(f"{where}: the argument {text!r} is a text; did you mean {meant[0]}?")
         try:
             value = ast.literal_eval(text)
         except ValueError:  # a text

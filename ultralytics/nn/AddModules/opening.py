@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ultralytics import utils  # not YAML from it: releases that only build models have none
+from ultralytics.nn.AddModules import restricted
 from ultralytics.nn.AddModules.decoder import head_of
 from ultralytics.nn.AddModules.errors import Refused, plain, quoted
 from ultralytics.nn.AddModules.metadata import FOLDER, HEAD, WRITERS, broken_file, broken_folder, read_mnn
@@ -38,7 +39,6 @@ NOT_A_MODEL = {
     b"<html": "is a web page",
 }
 NO_FORMAT = "is not a supported model format"  # in upstream's words
-AGAIN = "Copy or download it again, or export it again from the checkpoint"
 
 
 def opened(init: Callable) -> Callable:
@@ -103,11 +103,21 @@ def intact(load_checkpoint: Callable) -> Callable:
         except Exception as e:
             if getattr(e, "plain", False) or isinstance(e, OSError):
                 raise
-            why = quoted(str(e).replace("ERROR ❌️ ", ""), 200)
-            raise plain(TypeError(f"{weight} holds no model that can be used ({why}). {AGAIN}")) from e
+            why = "it is a state dict, weights without layers" if is_state_dict(weight) else str(e)
+            why = quoted(why.replace("ERROR ❌️ ", ""), 200)
+            raise plain(TypeError(f"{weight} holds no model that can be used ({why}). {again(weight)}")) from e
         return model, *others
 
     return load
+
+
+def is_state_dict(weight: Any) -> bool:
+    """Whether a file holds tensors by their names, and nothing else."""
+    try:
+        found = restricted.load(weight, map_location="cpu", mmap=True)
+    except Exception:  # whatever it is, then
+        return False
+    return isinstance(found, dict) and bool(found) and all(isinstance(x, torch.Tensor) for x in found.values())
 
 
 def forget(args: dict) -> Iterator[str]:
@@ -184,13 +194,18 @@ def told(file: Path, error: Exception) -> Exception:
     if isinstance(error, ModuleNotFoundError):
         return plain(ImportError(f"{file} needs the package {error.name}, which is not installed"))
     if isinstance(error, StopIteration):
-        return Refused(f"{file} has not the files of a model of its kind. {AGAIN}")
+        return Refused(f"{file} has not the files of a model of its kind. {again(file)}")
     if NO_FORMAT in str(error):
         ends = "_openvino_model" if file.is_dir() else ".pt, .onnx, .torchscript, .mnn or as the format has it"
         return Refused(f"{file} has a name that tells no format: rename it, so that it ends in {ends}")
     first = error.__cause__ or error  # upstream's own errors are of several lines
-    line = f"{file} cannot be opened ({type(first).__name__}: {' '.join(str(first).split())[:200]}). {AGAIN}"
+    line = f"{file} cannot be opened ({type(first).__name__}: {' '.join(str(first).split())[:200]}). {again(file)}"
     return plain(ImportError(line)) if isinstance(error, ImportError) else Refused(line)
+
+
+def again(file: Any) -> str:
+    """Say what to do about a file that is not as it was written."""
+    return "Copy or download it again" + ("" if Path(file).suffix == ".pt" else ", or export it again")
 
 
 def check(file: Path) -> None:
@@ -198,9 +213,9 @@ def check(file: Path) -> None:
     try:
         problem = damage(file)
     except Violation as e:
-        raise Refused(f"{file} {quoted(e)}. {OPT_OUT if is_restricted() else AGAIN}") from None
+        raise Refused(f"{file} {quoted(e)}. {OPT_OUT if is_restricted() else again(file)}") from None
     if problem:
-        raise Refused(f"{file} {problem}. {AGAIN}")
+        raise Refused(f"{file} {problem}. {again(file)}")
 
 
 def damage(file: Path) -> str | None:

@@ -85,6 +85,8 @@ def recorded(update: Callable) -> Callable:
         update(self, *args, **kwargs)
         before = turned_on(self)
         now = {key for key in OUTWARD & self.keys() if self[key]}
+        for key in sorted(now - before):
+            print(f"{key} is on: it sends data out, until `yolo settings {key}=False`")
         if now != before:
             with contextlib.suppress(OSError):  # where upstream cannot write its file either, and says so
                 register(self).write_text(json.dumps(sorted(now)), encoding="utf-8")

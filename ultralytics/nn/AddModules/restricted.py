@@ -74,10 +74,16 @@ DATA_CLASSES = {
     "torchvision.transforms.transforms.ToTensor",
     "ultralytics.utils.IterableSimpleNamespace",
 }
+ACTIVATIONS = {  # functions of torch
+    *("celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "relu6"),
+    *("selu", "sigmoid", "silu", "softmax", "softplus", "tanh"),
+}
 INERT = {  # functions that are kept and never called with what a file says
     "clip.clip._convert_image_to_rgb",
     "ultralytics.nn.AddModules.Biformer.regional_routing_attention_torch",
+    *(f"{home}.{name}" for home in ("torch.nn.functional", "torch._C._nn") for name in ACTIVATIONS),
 }
+ADDED = "ultralytics.nn.AddModules."
 RENAMED = {  # names of earlier releases, and timm's of what EMO has
     "timm.layers.drop.DropPath": "ultralytics.nn.AddModules.EMO.DropPath",
     "timm.models.layers.drop.DropPath": "ultralytics.nn.AddModules.EMO.DropPath",
@@ -124,6 +130,10 @@ class Violation(Exception):
     """What a checkpoint does that none of a model does; the file is added on the way."""
 
 
+class Missing(Exception):
+    """What a checkpoint names that lies nowhere: to trust it does not help."""
+
+
 def is_restricted() -> bool:
     """Whether checkpoints are opened without running what is in them."""
     return os.environ.get(VARIABLE, "").strip().lower() not in {"0", "false", "no", "off"}
@@ -168,6 +178,8 @@ def load(f: Any, map_location: Any = None, weights_only: bool = False, **kwargs:
         return checkpoint
     except Violation as e:
         raise Refused(f"{where} {quoted(e)}. {OPT_OUT}") from None
+    except Missing as e:
+        raise Refused(f"{where} {quoted(e)}") from None
     except OSError as e:
         if e.errno is not None:  # not found, not readable
             raise
@@ -510,6 +522,10 @@ def find(path: str) -> Any:
         layer = known and issubclass(obj, nn.Module) and is_home(home)
         if layer or path in DATA_CLASSES or module in PLAIN_CLASSES and home == module:
             return Name(path, obj)
+    if obj is None and path.startswith(ADDED):
+        raise Missing(
+            f"names {path[:200]}, which is not here: put the file with {name[:100]} into {Path(__file__).parent}"
+        )
     what = "is no class of a model" if obj is not None else "does not exist here"
     raise Violation(f"names {path[:200]}, which {what}")
 
@@ -757,6 +773,8 @@ def get_attribute(obj: Any, name: str) -> Any:
         return Name("builtins.object.__new__", lambda cls: make(cls, ()))
     if isinstance(obj, Name) and obj.obj is interpolation:
         return interpolation(name.lower())
+    if isinstance(obj, Name) and obj.obj is of_torch and name in ACTIVATIONS and hasattr(torch, name):
+        return getattr(torch, name)
     raise Violation(f"takes {str(name)[:80]!r} of {describe(obj)}")
 
 
@@ -772,6 +790,11 @@ def interpolation(value: str) -> Any:
     from torchvision.transforms.functional import InterpolationMode
 
     return InterpolationMode(value)
+
+
+def of_torch(*_: Any) -> None:
+    """Stand for the class whose methods torch's functions are; nothing but an activation can be taken of it."""
+    raise ValueError("not to be called")
 
 
 def ordered(items: list = ()) -> OrderedDict:  # noqa: B006
@@ -841,6 +864,7 @@ FUNCTIONS: dict[str, Callable] = {
     "numpy.dtype": make_dtype,
     **{f"pathlib.{cls.__name__}": make_path for cls in (pathlib.PosixPath, pathlib.WindowsPath)},
     "torch.Size": of_numbers(torch.Size),
+    "torch._C._VariableFunctionsClass": of_torch,
     "torch._utils._rebuild_parameter": rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": rebuild_parameter,
     "torch._utils._rebuild_tensor": rebuild_tensor,
