@@ -205,7 +205,7 @@ def told(file: Path, error: Exception) -> Exception:
 
 def again(file: Any) -> str:
     """Say what to do about a file that is not as it was written."""
-    return "Copy or download it again" + ("" if Path(file).suffix == ".pt" else ", or export it again")
+    return "Copy or download it again" + ("" if Path(file).suffix == ".pt" else ", or export it again from the checkpoint")
 
 
 def check(file: Path) -> None:
