@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 try:
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -125,12 +125,13 @@ class Budget(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         self.step()
+        if is_in_place(func):
+            return func(*args, **kwargs)
         size = size_of_result(func, args, kwargs)
         self.check(size)
         self.multiply(func, args, size)
         result = func(*args, **kwargs)
-        if not is_in_place(func):
-            self.hold(result)
+        self.hold(result)
         return result
 
     def step(self) -> None:
@@ -160,7 +161,7 @@ class Budget(TorchDispatchMode):
 
     def hold(self, result: Any) -> None:
         """Count what an operation has given."""
-        for x in tree_leaves(result):
+        for x in flat(result if isinstance(result, (list, tuple)) else (result,)):
             if isinstance(x, torch.Tensor) and x.layout == torch.strided and x.is_meta == self.is_rehearsal:
                 self.held.append((StorageWeakRef(x.untyped_storage()), x.numel() * x.element_size()))
                 self.bytes += self.held[-1][1]
@@ -221,10 +222,8 @@ def end_row() -> None:
 
 
 def size_of_result(func: Any, args: tuple, kwargs: dict) -> int:
-    """Compute how many bytes an operation takes; 0 for one in place, for a view, and for a small one."""
-    if is_in_place(func):
-        return 0
-    leaves = tree_leaves((args, kwargs))
+    """Compute how many bytes an operation takes; 0 for a small one."""
+    leaves = flat((*args, *kwargs.values()))
     tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
     if any(x.is_meta for x in tensors) or str(kwargs.get("device")) == "meta":
         return 0
@@ -249,7 +248,8 @@ def size_of_result(func: Any, args: tuple, kwargs: dict) -> int:
         result = func(*args, **{**kwargs, "device": "meta"} if places else kwargs)
     except Exception:  # it has no such form, or fails: then it fails as it does
         return 0
-    return sum(x.numel() * x.element_size() for x in tree_leaves(result) if isinstance(x, torch.Tensor))
+    parts = flat(result if isinstance(result, (list, tuple)) else (result,))
+    return sum(x.numel() * x.element_size() for x in parts if isinstance(x, torch.Tensor))
 
 
 def convolved(x: torch.Tensor, weight: torch.Tensor, stride: list, padding: list, dilation: list, *more: Any) -> int:
@@ -266,6 +266,12 @@ def convolved(x: torch.Tensor, weight: torch.Tensor, stride: list, padding: list
     return max(0, (x.shape[0] * channels * math.prod(sizes) + columns) * x.element_size())
 
 
+def flat(values: list | tuple) -> list:
+    """List what an operation gets or gives; some of it is in lists."""
+    return [x for value in values for x in (value if isinstance(value, (list, tuple)) else (value,))]
+
+
+@functools.cache
 def is_in_place(func: Any) -> bool:
     """Whether an operation writes into what it gets, or gives a view of it."""
     return func._schema.is_mutable or any(value.alias_info for value in func._schema.returns)

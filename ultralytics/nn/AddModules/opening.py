@@ -205,7 +205,8 @@ def told(file: Path, error: Exception) -> Exception:
 
 def again(file: Any) -> str:
     """Say what to do about a file that is not as it was written."""
-    return "Copy or download it again" + ("" if Path(file).suffix == ".pt" else ", or export it again from the checkpoint")
+    more = "" if Path(file).suffix == ".pt" else ", or export it again from the checkpoint"
+    return f"Copy or download it again{more}"
 
 
 def check(file: Path) -> None:
