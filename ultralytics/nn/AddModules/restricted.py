@@ -39,7 +39,7 @@ VARIABLE = "ULTRALYTICS_SAFE_LOAD"
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch, under which it opens no model
 OPT_OUT = f"If you trust where it comes from, open it with {VARIABLE}=0 in the environment, which runs what it names"
 PICKLE_LIMIT = 2**22  # bytes; that of the largest model, in the middle of a training, has 1.5 million
-WORK_LIMIT = 2_000_000  # steps of the unpickler; the same has 1.1 million
+WORK_LIMIT = 2_000_000  # steps of the unpickler; the same has 1.25 million
 WEIGHTS = {  # of opcodes that make an object of some hundred bytes, in steps
     16: (pickle.REDUCE,),
     10: (pickle.EMPTY_SET, pickle.BUILD, pickle.FROZENSET, pickle.NEWOBJ, pickle.BINPERSID),
@@ -524,7 +524,8 @@ def find(path: str) -> Any:
             return Name(path, obj)
     if obj is None and path.startswith(ADDED):
         raise Missing(
-            f"names {path[:200]}, which is not here: put the file with {name[:100]} into {Path(__file__).parent}"
+            f"names {path[:200]}, which is not here: put the file with {name[:100]} into {Path(__file__).parent}; "
+            f"{VARIABLE}=0 does not help"
         )
     what = "is no class of a model" if obj is not None else "does not exist here"
     raise Violation(f"names {path[:200]}, which {what}")
