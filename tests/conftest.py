@@ -21,6 +21,8 @@ import torch  # noqa: E402
 
 from ultralytics import settings  # noqa: E402
 
+pytest_plugins = ["tiers"]
+
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = sorted(file.stem for file in (ROOT / "cfg_custom" / "models").glob("*.yaml"))
 TINY = [name for name in MODELS if "tiny" in name]
@@ -36,6 +38,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--nightly", action="store_true", help="as many random cases as SECURITY.md promises; takes hours, not minutes"
     )
+    parser.addoption(
+        "--measure", action="store_true", help="write the processor time of each test to tests/durations.json"
+    )
 
 
 @pytest.fixture
@@ -50,15 +55,6 @@ def chance() -> random.Random:
     seed = time.time_ns()
     print(f"random.Random({seed})")
     return random.Random(seed)
-
-
-# The files that take minutes, the longest first: begun last, they would keep one process when the others are done
-LONG = "readme", "cli", "exports", "nodes", "cluster", "training", "compare", "install", "verify", "learning"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {f"test_{name}": number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
 can_kill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
@@ -100,7 +96,7 @@ def on_small_disks(folder: Path, disk: Path, command: list[str], following: list
 
     def run(free: int) -> dict:
         commands = json.dumps(command), json.dumps(following)
-        script = [sys.executable, str(ROOT / "tests" / "small_disk.py"), str(folder), str(disk), str(free), *commands]
+        script = [sys.executable, str(ROOT / "tests" / "upstream" / "small_disk.py"), str(folder), str(disk), str(free), *commands]
         done = subprocess.run(["unshare", "--mount", *script], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -183,7 +179,7 @@ def lively(name: str, settled: bool = False):
     one, with random weights, then also what rounding does.
     """
     from ultralytics import RTDETR
-    from ultralytics.nn.AddModules.parity import inputs
+    from ultralytics.fork.export.parity import make_inputs
 
     torch.manual_seed(0)
     model = RTDETR(f"{name}.yaml")
@@ -196,7 +192,7 @@ def lively(name: str, settled: bool = False):
         m.train()
     if norms:
         with torch.no_grad():
-            model.model(torch.cat(list(inputs(1, (96, 96)).values())))
+            model.model(torch.cat(list(make_inputs(1, (96, 96)).values())))
     for m in norms:
         m.momentum = 0.03
         m.eval()

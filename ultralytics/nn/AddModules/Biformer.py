@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from ultralytics.nn.AddModules.compatibility import is_eager, map_size, no_autocast, warn_of_tutorial
-from ultralytics.nn.AddModules.hgblock import HGBlockAttention
+from ultralytics.nn.AddModules.layers.execution_mode import is_eager, map_size, no_autocast
+from ultralytics.nn.AddModules.layers.hg_block import HGBlockAttention
+from ultralytics.nn.AddModules.layers.tokens import project, split_heads
+from ultralytics.nn.AddModules.layers.tutorial_warning import warn_of_tutorial_module
 from ultralytics.nn.AddModules.registry import Layer, Row, hg_block, register
-from ultralytics.nn.AddModules.tokens import project, split_heads
 from ultralytics.nn.modules.conv import Conv  # noqa: F401 - tutorial checkpoints name it by this module's path
 
 __all__ = "BiLevelRoutingAttention_nchw", "HGBlock_Biformer"
@@ -286,7 +287,7 @@ class BiLevelRoutingAttention_nchw(nn.Module):
             state.pop("attn_fn", None) is not None
         ):  # tutorial checkpoints carry the function that this class calls itself
             if state["head_dim"] == 1:
-                warn_of_tutorial(f"{state['num_heads']} heads of one channel")
+                warn_of_tutorial_module(f"{state['num_heads']} heads of one channel")
         super().__setstate__(state)
 
     def forward(self, x: torch.Tensor, ret_attn_mask: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ultralytics.nn.AddModules.compatibility import has_hooks, is_eager
+from ultralytics.nn.AddModules.layers.execution_mode import has_hooks, is_eager
 from ultralytics.nn.AddModules.registry import backbone, register
 from ultralytics.utils.torch_utils import fuse_conv_and_bn
 

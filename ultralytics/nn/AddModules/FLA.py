@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from ultralytics.nn.AddModules.compatibility import is_eager, no_autocast
-from ultralytics.nn.AddModules.hgblock import HGBlockAttention
+from ultralytics.nn.AddModules.layers.execution_mode import is_eager, no_autocast
+from ultralytics.nn.AddModules.layers.hg_block import HGBlockAttention
+from ultralytics.nn.AddModules.layers.tokens import project, project_in_parts, split_heads
 from ultralytics.nn.AddModules.registry import hg_block, keeps_channels, register
-from ultralytics.nn.AddModules.tokens import project, project_in_parts, split_heads
 from ultralytics.nn.modules.conv import Conv  # noqa: F401 - tutorial checkpoints name it by this module's path
 
 __all__ = "FocusedLinearAttention", "HGBlock_FLA"

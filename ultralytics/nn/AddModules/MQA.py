@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ultralytics.nn.AddModules.compatibility import is_eager, warn_of_tutorial
+from ultralytics.nn.AddModules.layers.execution_mode import is_eager
+from ultralytics.nn.AddModules.layers.tutorial_warning import warn_of_tutorial_module
 from ultralytics.nn.AddModules.registry import keeps_channels, register, residual_stage
 from ultralytics.nn.modules.block import ResNetBlock as UpstreamResNetBlock
 from ultralytics.nn.modules.block import ResNetLayer
@@ -118,7 +119,7 @@ class MultiQueryAttentionLayerWithDownSampling(nn.Module):
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         if self.is_tutorial:
-            warn_of_tutorial("the tutorial's attention arithmetic")
+            warn_of_tutorial_module("the tutorial's attention arithmetic")
 
     @property
     def has_query_strides(self) -> bool:

@@ -1,7 +1,7 @@
 """The registry through which a YAML row becomes a layer.
 
-A module's decorator says how its row reads; `hooks.py` is what upstream calls. A new module is one new file beside this
-one:
+A module's decorator says how its row reads; upstream's `parse_model` asks for the reader. A new module is one new file
+beside this one:
 
     @register(keeps_channels)
     class MyAttention(nn.Module):

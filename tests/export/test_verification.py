@@ -1,0 +1,395 @@
+"""An export runs in its own runtime and finds what PyTorch finds, or the command says why not."""
+
+import ast
+import itertools
+import shutil
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from conftest import MODELS, TINY, lively
+from predicted_labels import write_predicted_labels
+
+from ultralytics import RTDETR, YOLO
+from ultralytics.fork.export import parity, verification
+from ultralytics.nn.autobackend import AutoBackend
+from ultralytics.nn.backends.base import BaseBackend
+from ultralytics.nn.tasks import RTDETRDetectionModel
+from ultralytics.utils import ASSETS
+
+SIZE = 96
+NEWEST = torch.onnx._constants.ONNX_TORCHSCRIPT_EXPORTER_MAX_OPSET  # of the exporter that upstream uses
+FORMATS = {
+    "torchscript": {"format": "torchscript"},
+    "torchscript-dynamic": {"format": "torchscript", "dynamic": True},
+    "onnx": {"format": "onnx"},
+    "onnx-17": {"format": "onnx", "opset": 17, "simplify": False, "batch": 2},
+    "onnx-newest": {"format": "onnx", "opset": NEWEST},
+    "onnx-dynamic": {"format": "onnx", "dynamic": True},
+    "onnx-dynamic-17": {"format": "onnx", "dynamic": True, "opset": 17, "simplify": False},
+    "onnx-fp16": {"format": "onnx", "quantize": 16},
+    "onnx-int8": {"format": "onnx", "quantize": 8},
+    "openvino": {"format": "openvino"},
+    "openvino-dynamic": {"format": "openvino", "dynamic": True},
+    "openvino-fp16": {"format": "openvino", "quantize": 16},
+    "openvino-int8": {"format": "openvino", "quantize": 8},
+    "mnn": {"format": "mnn"},
+    "mnn-fp16": {"format": "mnn", "quantize": 16},
+    "mnn-int8": {"format": "mnn", "quantize": 8},
+    "mnn-dynamic": {"format": "mnn", "dynamic": True},
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A checkpoint of each tiny model, under a name that says nothing."""
+    folder = tmp_path_factory.mktemp("exports")
+    found = {name: folder / name.removeprefix("rtdetr-") / "mine.pt" for name in TINY}
+    for name, file in found.items():
+        file.parent.mkdir()
+        lively(name, settled=True).save(file)
+        lively(name).save(file.with_name("calm.pt"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, shapes):
+    """A plain tiny model that has seen the small data set for an epoch."""
+    model = RTDETR("rtdetr-tiny.yaml")
+    folder = tmp_path_factory.mktemp("trained")
+    model.train(data=shapes, epochs=1, imgsz=64, batch=8, plots=False, project=folder, name="run", val=False)
+    return folder / "run" / "weights" / "last.pt"
+
+
+def metadata(file) -> dict:
+    """Read what an export says of itself, without its runtime."""
+    found = BaseBackend.read_metadata(file)["parity"]
+    return ast.literal_eval(found) if isinstance(found, str) else found  # an ONNX property is text
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", TINY)
+def test_every_tiny_model_in_every_format(files, shapes, name, form):
+    """And the file tells what it is, whatever its name."""
+    bits = 8 if "int8" in form else 16 if "fp16" in form else 32
+    calibrated = bits == 8 and "mnn" not in form
+    # So small that each position is a query: among the many equal scores of untrained weights others choose otherwise
+    size = {"imgsz": SIZE if bits == 32 else (32, 64), **({"data": shapes} if calibrated else {})}
+    # INT8 has not the precision for random weights that all count
+    model = files[name] if bits > 8 else files[name].with_name("calm.pt")
+    file = YOLO(model).export(**size, **FORMATS[form])
+    found = metadata(file)
+    assert len(found["inputs"]) == (4 if "dynamic" in form else 2)
+    for row in found["inputs"]:
+        # Of a photograph, INT8 that was calibrated on other images is only asked for finite numbers
+        assert row["detections"] > 0 and row["finite"]
+        assert (
+            row["matched"] + row["tied"] >= found["bounds"]["share"] * row["detections"]
+            or calibrated
+            and "jpg" in row["input"]
+        )
+    exact = bits == 32
+    assert found["bounds"] == vars(parity.BOUNDS[bits])
+    assert not exact or all(row["detections"] >= 60 and row["tied"] <= 2 for row in found["inputs"])
+    model, original = YOLO(file), YOLO(files[name])
+    assert type(model) is RTDETR
+    options = {"imgsz": size["imgsz"], "conf": 0.0, "verbose": False}
+    boxes, expected = (m.predict(ASSETS / "zidane.jpg", **options)[0].boxes for m in (model, original))
+    assert len(boxes) == len(expected) == 60
+    if exact:
+        assert boxes.conf.sort().values == pytest.approx(expected.conf.sort().values, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in TINY])
+def test_every_large_model_in_onnx(name, tmp_path, monkeypatch):
+    """At a small size: the graph's operators are what matters, and that the weights are in it; regions are ragged."""
+    monkeypatch.chdir(tmp_path)
+    file = lively(name).export(format="onnx", imgsz=(64, 480), opset=17, simplify=False)
+    assert all(row["matched"] + row["tied"] == row["detections"] > 0 for row in metadata(file)["inputs"])
+    graph = onnx.load(file, load_external_data=False)
+    assert {entry.domain: entry.version for entry in graph.opset_import}[""] == 17
+    operators = {node.op_type for node in graph.graph.node}
+    # TensorRT has all of them, as its documented list of ONNX operators says; none that a release must be built for
+    assert operators <= TENSORRT, operators - TENSORRT
+
+
+TENSORRT = set(
+    "Abs Add And Cast Ceil Clip Concat Constant ConstantOfShape Conv Cos Div Einsum Equal Erf Exp Expand Flatten "
+    "Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool Greater GreaterOrEqual GridSample "
+    "HardSigmoid Identity InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log MatMul Max "
+    "MaxPool AveragePool Min Mod Mul Neg Not Or Pad Pow PRelu Range Reciprocal ReduceL2 ReduceMax ReduceMean "
+    "ReduceMin ReduceSum Relu Reshape Resize Round ScatterElements ScatterND Shape Sigmoid Sin Slice Softmax "
+    "Softplus Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor".split()
+)
+
+
+def test_int8_with_calibration(trained, shapes, tmp_path):
+    """And what the model is most certain of is found again."""
+    for form in ("openvino", "onnx"):
+        file = YOLO(trained).export(format=form, quantize=8, data=shapes, imgsz=64)
+        found = metadata(file)
+        assert found["bounds"] == vars(parity.BOUNDS[8])
+        assert [row["input"] for row in found["inputs"]] == ["bus.jpg", "4 images of small.yaml"]
+        assert type(YOLO(file)) is RTDETR
+    images = shapes.parent / "data" / "images" / "val"
+    labelled = write_predicted_labels(trained, images, tmp_path / "labelled", 64, count=12)
+    assert YOLO(file).val(data=labelled, imgsz=64, plots=False, project=tmp_path).box.map50 > 0.5
+
+
+def test_a_wrong_export_is_an_error_and_is_not_kept(files, tmp_path, monkeypatch):
+    """Here the runtime's boxes are shifted by two pixels; `verify=False` keeps the file."""
+    forward = AutoBackend.forward
+
+    def shifted(self, x, *args, **kwargs):
+        y = forward(self, x, *args, **kwargs)
+        y = y[0] if isinstance(y, (list, tuple)) else y
+        y = torch.as_tensor(y).clone()
+        y[..., 0] += 2 / SIZE
+        return y
+
+    monkeypatch.setattr(AutoBackend, "forward", shifted)
+    model = YOLO(shutil.copy(files["rtdetr-tiny"], tmp_path / "mine.pt"))
+    file = tmp_path / "mine.torchscript"
+    with pytest.raises(ValueError, match=r"mine\.torchscript .*bus\.jpg: 0 of 60 .*verify=False"):
+        model.export(format="torchscript", imgsz=SIZE)
+    assert not file.exists()
+    model.export(format="torchscript", imgsz=SIZE, verify=False)
+    assert file.exists() and "parity" not in BaseBackend.read_metadata(file)
+    with pytest.raises(ValueError, match="verify='maybe'.*True or False"):
+        model.export(format="torchscript", imgsz=SIZE, verify="maybe")
+
+
+def test_an_export_that_does_not_run_is_an_error_and_is_not_kept(files, monkeypatch):
+    monkeypatch.setattr(AutoBackend, "forward", lambda *_: 1 / 0)
+    folder = files["rtdetr-tiny-MQA"].parent
+    before = sorted(folder.iterdir())
+    with pytest.raises(ValueError, match=r"mine\.torchscript .*ZeroDivisionError.*verify=False"):
+        YOLO(files["rtdetr-tiny-MQA"]).export(format="torchscript", imgsz=SIZE)
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_what_was_exported_before_stays_where_another_export_fails(files, monkeypatch, form, error):
+    """Even where the new one goes through ONNX, and at Ctrl-C."""
+    model = YOLO(files["rtdetr-tiny-EMO"])
+    old = [Path(model.export(format=f, imgsz=SIZE)) for f in ("onnx", form)]
+    contents = [{p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()} for path in old]
+    monkeypatch.setattr(AutoBackend, "forward", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)):
+        YOLO(files["rtdetr-tiny-EMO"]).export(format=form, imgsz=SIZE)
+    assert [{p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()} for path in old] == contents
+    assert not list(files["rtdetr-tiny-EMO"].parent.glob(".*"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_proves_nothing(files, monkeypatch, value):
+    """Not even where the model finds nothing in the photographs, so that nothing is missing."""
+    model = YOLO(files["rtdetr-tiny-FLA"])
+    for p in (head.bias for head in model.model.model[-1].dec_score_head):
+        p.data.sub_(9)
+    forward = AutoBackend.forward
+
+    def spoilt(self, x, *args, **kwargs):
+        y = forward(self, x, *args, **kwargs)
+        return torch.full_like(torch.as_tensor(y[0] if isinstance(y, (list, tuple)) else y), value)
+
+    monkeypatch.setattr(AutoBackend, "forward", spoilt)
+    with pytest.raises(ValueError, match=r"mine\.onnx .*not all .*finite"):
+        model.export(format="onnx", quantize=16, imgsz=SIZE)
+
+
+def test_formats_that_cannot_say_why(files, monkeypatch):
+    model = YOLO(files["rtdetr-tiny"])
+    with pytest.raises(ValueError, match="format=ncnn.*format=mnn"):
+        model.export(format="ncnn", imgsz=SIZE)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="format=engine.*GPU.*format=onnx"):
+        model.export(format="engine", imgsz=SIZE)
+    with pytest.raises(ImportError, match="format=paddle.*x2paddle") as e:
+        model.export(format="paddle", imgsz=SIZE)
+    assert e.value.plain
+
+
+def test_int8_is_calibrated_on_what_the_model_was_trained_on(files, trained, tmp_path, capsys, caplog):
+    model = YOLO(shutil.copy(trained, tmp_path / "mine.pt"))
+    found = metadata(model.export(format="openvino", quantize=8, imgsz=64))
+    assert [row["input"] for row in found["inputs"]] == ["bus.jpg", "4 images of small.yaml"]
+    assert "on which the model was trained" in capsys.readouterr().out + caplog.text
+    with pytest.raises(ValueError, match="quantize=8 needs data="):
+        YOLO(files["rtdetr-tiny"]).export(format="openvino", quantize=8, imgsz=64)
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"imgsz": 0}, {"imgsz": (0, 64)}])
+def test_sizes_that_are_none(files, wrong):
+    with pytest.raises(ValueError, match=r"=.*0.*at least 1") as e:
+        YOLO(files["rtdetr-tiny"]).export(format="torchscript", **{"imgsz": SIZE, **wrong})
+    assert e.value.plain
+
+
+def test_where_nothing_can_be_written(files, monkeypatch):
+    def full(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    model = YOLO(files["rtdetr-tiny"])
+    monkeypatch.setattr(verification.tempfile, "TemporaryDirectory", full)
+    with pytest.raises(ValueError, match=r"mine\.pt.*Permission denied"):
+        model.export(format="torchscript", imgsz=SIZE)
+
+
+def test_a_runtime_of_another_machine_is_warned_of(files, monkeypatch, capsys, caplog):
+    """What is written is kept: only there can it be tried."""
+    monkeypatch.setattr(
+        verification, "open_export", lambda *_: (_ for _ in ()).throw(ImportError("a part of another system"))
+    )
+    file = YOLO(files["rtdetr-tiny"]).export(format="torchscript", imgsz=SIZE)
+    assert "is not verified: its runtime is not on this machine" in capsys.readouterr().out + caplog.text
+    assert "parity" not in BaseBackend.read_metadata(file)
+
+
+def test_a_file_that_another_format_goes_through_is_kept(files):
+    """MNN's way leads through ONNX, to the name of what was exported before."""
+    model = YOLO(files["rtdetr-tiny"])
+    file = Path(model.export(format="onnx", imgsz=SIZE, dynamic=True))
+    before = file.read_bytes()
+    model.export(format="mnn", imgsz=SIZE)
+    assert file.read_bytes() == before and not list(file.parent.glob(".*"))
+
+
+def test_the_model_that_is_compared_with_is_not_the_changed_one(files, monkeypatch):
+    """A fused model that finds something else must not prove itself."""
+    fuse = RTDETRDetectionModel.fuse
+
+    def wrong(self, *args, **kwargs):
+        model = fuse(self, *args, **kwargs)
+        for p in model.model[-1].dec_score_head[-1].parameters():
+            p.data.add_(1)
+        return model
+
+    monkeypatch.setattr(RTDETRDetectionModel, "fuse", wrong)
+    with pytest.raises(ValueError, match=r"mine\.torchscript does not find"):
+        YOLO(files["rtdetr-tiny-FLA"]).export(format="torchscript", imgsz=SIZE)
+
+
+def test_fewer_detections_than_queries(files):
+    file = YOLO(files["rtdetr-tiny"]).export(format="onnx", imgsz=SIZE, max_det=7)
+    assert all(row["matched"] == row["detections"] == 7 for row in metadata(file)["inputs"])
+
+
+def test_other_models_export_as_upstream_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = YOLO("yolo11n.yaml").export(format="torchscript", imgsz=SIZE)
+    assert "parity" not in BaseBackend.read_metadata(file)
+
+
+def test_mnn_s_tools_stay_silent(files):
+    """They would send what they do to their makers, and install a package for it."""
+    YOLO(files["rtdetr-tiny"]).export(format="mnn", imgsz=SIZE)
+    assert sys.modules["MNN.tools.utils.log"] is None and not any(name.startswith("aliyun") for name in sys.modules)
+
+
+# Comparing ------------------------------------------------------------------------------------------------------------
+def rows(*found) -> torch.Tensor:
+    return torch.tensor([found], dtype=torch.float32)
+
+
+A, B, C = (0.2, 0.2, 0.1, 0.1, 0.9, 0), (0.7, 0.6, 0.2, 0.2, 0.6, 1), (0.5, 0.5, 0.3, 0.3, 0.3, 1)
+
+
+def compare(one, other, bits=32, tied=()):
+    bounds, chance = parity.BOUNDS[bits], torch.zeros(one.shape[:2], dtype=torch.bool)
+    chance[0, list(tied)] = True
+    found = parity.compare_detections("x", one, other, (100, 200), bounds, chance)
+    return found, found.is_within(bounds)
+
+
+def test_detections_are_a_set():
+    for order in itertools.permutations((A, B, C)):
+        found, holds = compare(rows(A, B, C), rows(*order))
+        assert holds and found.matched == found.detections == 3 and found.box == found.score == found.raw == 0
+
+
+@pytest.mark.parametrize(
+    "changed, holds",
+    [
+        ((0.204, 0.2, 0.1, 0.1, 0.9, 0), True),  # 0.8 of 200 px
+        ((0.207, 0.2, 0.1, 0.1, 0.9, 0), False),
+        ((0.2, 0.209, 0.1, 0.1, 0.9, 0), True),  # 0.9 of 100 px
+        ((0.2, 0.2, 0.1, 0.1, 0.8995, 0), True),
+        ((0.2, 0.2, 0.1, 0.1, 0.898, 0), False),
+        ((0.2, 0.2, 0.1, 0.1, 0.9, 1), False),
+        ((float("nan"), 0.2, 0.1, 0.1, 0.9, 0), False),
+        ((0.2, 0.2, 0.1, 0.1, float("nan"), 0), False),
+    ],
+)
+def test_bounds_of_fp32(changed, holds):
+    found, held = compare(rows(A, B, C), rows(changed, B, C))
+    assert held is holds and found.matched == (3 if holds else 2)
+
+
+def test_bounds_grow_with_the_image_below_fp32():
+    assert [parity.BOUNDS[bits].pixels((640, 320)) for bits in (32, 16, 8)] == [1, 6.4, 16]
+    assert [parity.BOUNDS[bits].pixels((64, 96)) for bits in (32, 16, 8)] == [1, 2, 4]
+
+
+def test_one_detection_is_not_matched_twice():
+    found, holds = compare(rows(A, A, B), rows(A, B, B))
+    assert not holds and found.matched == 2
+
+
+def test_what_the_end_of_the_list_leaves_to_chance():
+    some, last = (A, B) * 15, (0.9, 0.9, 0.1, 0.1, 0.3, 0)  # as good as C
+    assert compare(rows(*some, C), rows(*some, last))[1]
+    assert not compare(rows(*some, C), rows(*some, (*last[:4], 0.31, 0)))[1]
+    assert not compare(rows(*some, A, C), rows(*some, (*last[:4], 0.9, 0), C))[1]
+
+
+def test_below_fp32_what_counts_must_be_found():
+    weak = (0.9, 0.9, 0.1, 0.1, 0.1, 0)
+    assert compare(rows(A, B, weak), rows(A, B, (0.1, 0.1, 0.1, 0.1, 0.1, 1)), bits=16)[1]
+    assert not compare(rows(A, B, weak), rows(A, (0.1, 0.1, 0.1, 0.1, 0.6, 1), weak), bits=16)[1]
+    assert not compare(rows(weak, weak), rows(A, weak), bits=8)[1]  # nor may there be more
+    other = (0.1, 0.9, 0.1, 0.1, 0.1, 1)
+    assert not compare(rows(weak, weak), rows(other, other), bits=16)[1]  # where all are weak, the best ones count
+
+
+def test_ties_among_the_encoder_s_positions():
+    scores, bounds = torch.tensor([[3.0, 2.0, 1.0, 0.0]]), parity.BOUNDS[32]
+    for queries in (2, 4, 9):
+        assert parity.count_tied_queries(scores, queries, bounds).tolist() == [0]
+    scores = torch.tensor([[3.0, 1.0, 1.0, 0.0], [3.0, 2.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    assert parity.count_tied_queries(scores, 2, bounds).tolist() == [1, 0, 2]
+    assert parity.count_tied_queries(torch.tensor([[3.0, 1.05, 1.0, 0.0]]), 2, parity.BOUNDS[8]).tolist() == [1]
+
+
+def test_only_what_a_tied_query_has_found_may_be_missing():
+    found = rows(*(A, B, C) * 8)
+    found[0, :, 1] = torch.arange(24) / 24
+    other = found.clone()
+    other[0, 3, 0] = 0.8
+    assert compare(found, other, tied=[3])[1]
+    assert not compare(found, other)[1] and not compare(found, other, tied=[2, 4])[1]
+    other[0, :8, 0] = 0.8
+    assert not compare(found, other, tied=range(24))[1]  # most must be found all the same
+
+
+def test_reference_tells_which_detections_are_of_tied_queries(monkeypatch):
+    """Detections are ordered by their own scores, queries by the encoder's."""
+    model = lively("rtdetr-tiny").model.eval()
+    x = torch.rand(2, 3, 160, 160)
+    with torch.no_grad():
+        y = model(x)[0]
+    monkeypatch.setattr(verification, "count_tied_queries", lambda *_: torch.tensor([0, 7]))
+    found, tied = verification.run_reference(model, x, parity.BOUNDS[32])
+    assert torch.equal(found, y) and not tied[0].any() and 0 < tied[1].sum() < 60
+    boxes, scores = model(x)[1][0][-1], model(x)[1][1][-1].sigmoid()  # of each query
+    for row in range(60):
+        query = (boxes[1] - y[1, row, :4]).abs().sum(1) + (scores[1, :, int(y[1, row, 5])] - y[1, row, 4]).abs()
+        assert tied[1, row] == (int(query.argmin()) >= 53)
+
+
+def test_shapes_must_be_equal():
+    with pytest.raises(ValueError, match=r"\(1, 1, 6\).*\(1, 2, 6\)"):
+        compare(rows(A, B), rows(A))

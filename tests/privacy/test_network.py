@@ -1,0 +1,516 @@
+"""Nothing is sent or fetched that nobody asked for: commands run without a network, and are watched for sockets.
+
+Python's own sockets are seen by an audit hook in each of its processes, those of native code by strace, where it is.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import ImageFont
+
+from ultralytics import utils
+from ultralytics.cfg import entrypoint, get_cfg
+from ultralytics.fork.errors import Refused
+from ultralytics.fork.hooks.exporter import verify_what_it_writes
+from ultralytics.fork.hooks.utils import install_settings
+from ultralytics.fork.privacy.downloads import find_font_on_disk, require_local_data, require_names
+from ultralytics.fork.privacy.packages import name_missing_packages
+from ultralytics.fork.privacy.telemetry import OPT_OUT_VARIABLES, OUTGOING_SETTINGS, turned_on_file
+from ultralytics.fork.training.mixed_precision import is_half_precision_accurate
+from ultralytics.utils import ASSETS, SettingsManager, checks
+from ultralytics.utils.plotting import Annotator
+
+# What upstream's 8.4.190 writes for one who has chosen nothing, and what earlier releases of it had on
+THEIRS = {
+    "settings_version": "0.0.8",
+    "uuid": "0" * 64,
+    "sync": True,
+    "api_key": "",
+    "openai_api_key": "",
+    "raytune": True,
+    "tensorboard": False,
+    "vscode_msg": True,
+    "openvino_msg": True,
+    **dict.fromkeys(("clearml", "comet", "dvc", "mlflow", "wandb"), True),
+}
+# Imported by each Python process that has its folder on the path
+WATCH = """
+import os, sys
+
+ASKED = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyaddr", "socket.gethostbyname", "socket.sendmsg",
+         "socket.sendto"}
+AT_HOME = {None, "", "localhost", "::1", "0.0.0.0", "::"}
+FETCHES = {"clone", "curl", "download", "fetch", "install", "pull", "update", "wget"}
+
+def watch(event, args):
+    if event in ASKED:
+        address = args[0] if "get" in event else args[1]
+        host = address[0] if isinstance(address, tuple) else address if "get" in event else None
+        host = host.decode() if isinstance(host, bytes) else host
+        if host in AT_HOME or host.startswith("127."):
+            return
+        what = f"{event} {host}"
+    elif event == "subprocess.Popen" and FETCHES & {os.path.basename(os.fspath(word)) for word in args[1]}:
+        what = f"{event} {args[1]}"
+    else:
+        return
+    with open(os.environ["WATCH"], "a") as f:
+        f.write(f"{what} in {sys.argv}\\n")
+
+sys.addaudithook(watch)
+"""
+# `yolo` with several commands, one after the other
+SEVERAL = """
+import sys
+from ultralytics.cfg import entrypoint
+for command in sys.argv[1:]:
+    entrypoint(command)
+"""
+
+
+@cache
+def apart() -> tuple[str, ...]:
+    """The command that takes the network away from another one; none where this machine does not allow it."""
+    for way in (("unshare", "-n"), ("unshare", "-rn")):
+        script = ["sh", "-c", "ip link set lo up || ifconfig lo up"]
+        if shutil.which(way[0]) and subprocess.run([*way, *script], capture_output=True).returncode == 0:
+            return *way, "sh", "-c", '(ip link set lo up || ifconfig lo up) && exec "$@"', "sh"
+    return ()
+
+
+@cache
+def traced() -> tuple[str, ...]:
+    """The command that notes what a command and its children send; none where this machine does not allow it."""
+    way = "strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg"
+    works = shutil.which("strace") and subprocess.run([*way, "true"], capture_output=True).returncode == 0
+    return way if works else ()
+
+
+class Workplace:
+    """A folder with settings that upstream wrote, in which commands are run and watched."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        (folder / "watch").mkdir(parents=True)
+        (folder / "watch" / "sitecustomize.py").write_text(WATCH)
+        (folder / "yolo").write_text(SEVERAL)
+        self.settings = folder / "config" / "Ultralytics" / "settings.json"
+        self.settings.parent.mkdir(parents=True)
+        folders = {f"{name}_dir": str(folder / name) for name in ("datasets", "weights", "runs")}
+        self.settings.write_text(json.dumps({**THEIRS, **folders}))
+        self.log, self.calls = folder / "log", folder / "calls"
+        # What a test or a CI says of itself would keep upstream's analytics off
+        ours = {"YOLO_OFFLINE", "PYTEST_CURRENT_TEST", "CI", "GITHUB_ACTIONS", "YOLO_AUTOINSTALL", *OPT_OUT_VARIABLES}
+        self.env = {name: value for name, value in os.environ.items() if name not in ours}
+        self.env |= {
+            "HOME": str(folder),
+            "PYTHONPATH": str(folder / "watch"),
+            "WATCH": str(self.log),
+            "YOLO_CONFIG_DIR": str(folder / "config"),
+        }
+
+    def run(self, *argv: object, **variables: str) -> str:
+        """Run a command without a network; give what it printed."""
+        trace = [*traced(), "-A", "-o", str(self.calls)] if traced() else []
+        argv = [*apart(), *trace, *map(str, argv)]
+        done = subprocess.run(argv, cwd=self.folder, env=self.env | variables, capture_output=True, text=True)
+        assert done.returncode == 0, f"{argv}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        return done.stdout + done.stderr
+
+    def python(self, *argv: object, **variables: str) -> str:
+        return self.run(sys.executable, *argv, **variables)
+
+    def yolo(self, *commands: str, **variables: str) -> str:
+        return self.python("yolo", *(f"yolo {command}" for command in commands), **variables)
+
+    def seen(self) -> list[str]:
+        """What went out, or was tried to."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        calls = self.calls.read_text().splitlines() if self.calls.exists() else []
+        out = [call for call in calls if re.search(r"sa_family=AF_INET6?\b", call)]
+        return lines + [call for call in out if not re.search(r'"((::ffff:)?127\.[\d.]+|::1|0\.0\.0\.0|::)"', call)]
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    return Workplace(tmp_path / "work")
+
+
+def test_the_watch_sees_what_goes_out(workplace):
+    code = "import socket, subprocess, sys\n"
+    code += (
+        "for f in (lambda: socket.create_connection(('192.0.2.1', 9), 0.1), lambda: socket.getaddrinfo('a.invalid', 9),"
+    )
+    code += " lambda: socket.socket(type=socket.SOCK_DGRAM).sendto(b'', ('192.0.2.2', 9))):\n"
+    code += "    try: f()\n    except OSError: pass\n"
+    child = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.connect(('192.0.2.3', 9))"
+    code += f"subprocess.run([sys.executable, '-c', {child!r}], stderr=-3)\n"
+    code += "server = socket.create_server(('127.0.0.1', 0)); socket.create_connection(server.getsockname())\n"
+    workplace.python("-c", code)
+    seen = workplace.seen()
+    for host in ("192.0.2.1", "a.invalid", "192.0.2.2", "192.0.2.3"):
+        assert any(host in line for line in seen), (host, seen)
+    assert not any("127.0.0.1" in line for line in seen)
+
+
+@pytest.mark.skipif(not traced(), reason="needs strace, and to be allowed to use it")
+def test_the_watch_sees_native_code(workplace):
+    code = "import ctypes, socket, struct\n"
+    code += "s = socket.socket(); a = struct.pack('=H', 2) + struct.pack('!H4s8x', 9, bytes([192, 0, 2, 9]))\n"
+    code += "s.settimeout(0.1); ctypes.CDLL(None).connect(s.fileno(), a, len(a))"
+    workplace.python("-c", code)
+    assert [line for line in workplace.seen() if "192.0.2.9" in line and "connect(" in line]
+
+
+@pytest.mark.skipif(not apart(), reason="needs to be allowed to make a network namespace")
+def test_there_is_no_network(workplace):
+    found = workplace.python("-c", "import socket; print(socket.if_nameindex())")
+    assert "'lo'" in found and found.count("(") == 1
+
+
+def test_yolo_on_local_files(workplace, shapes, often):
+    """What the README begins with, in one process, its children with it."""
+    photographs = workplace.folder / "photographs"
+    photographs.mkdir()
+    for name in ("bus.jpg", "zidane.jpg"):
+        shutil.copy(ASSETS / name, photographs)
+    run = f"project={workplace.folder / 'runs'} name=run exist_ok=True"
+    best = "model=runs/run/weights/best.pt imgsz=64"
+    printed = workplace.yolo(
+        "version",
+        "checks",
+        "settings",
+        f"train model=rtdetr-tiny.yaml data={shapes} epochs=1 imgsz=64 batch=4 workers=2 {run}",
+        f"val {best} data={shapes} plots=True save_json=True",
+        f"predict {best} source=photographs/bus.jpg save=True",
+        f"predict {best} source=photographs save=True save_txt=True conf=0.01",
+        f"track {best} source=photographs save=True conf=0.01",
+        *(f"export {best} format={form}" for form in ("torchscript", "onnx", "openvino", "mnn")),
+        *often([], [f"export {best} format={form} quantize=8 data={shapes}" for form in ("openvino", "onnx")]),
+        "predict model=runs/run/weights/best.onnx imgsz=64 source=photographs/bus.jpg",
+        "settings runs_dir=runs",
+    )
+    assert (workplace.folder / "runs" / "run" / "labels.jpg").is_file() and "best.mnn" in printed
+    assert workplace.seen() == []
+    assert "WARNING" not in "".join(
+        line for line in printed.splitlines(True) if re.search("font|glyph|install", line, re.I)
+    )
+    assert not list(workplace.settings.parent.rglob("*.ttf"))
+    assert json.loads(workplace.settings.read_text())["sync"] is False
+
+
+def test_a_study(workplace, shapes):
+    study = ["--models", "rtdetr-tiny.yaml", "--data", shapes, "--seeds", 0, "--epochs", 1, "--out", "study"]
+    workplace.python(ROOT / "scripts" / "compare.py", *study, "imgsz=64", "batch=4", "workers=0")
+    assert (workplace.folder / "study" / "report.html").is_file()
+    assert workplace.seen() == []
+
+
+def test_explanations_and_several_processes(workplace, shapes, often):
+    """Those that take longer, in the nightly run."""
+    if not often(False, True):
+        pytest.skip("in the nightly run")
+    explain = ROOT / "scripts" / "explain.py", "rtdetr-tiny-FLA.yaml", ASSETS / "bus.jpg"
+    workplace.python(*explain, "--what", "cam", "focusing", "--imgsz", 64)
+    command = f"yolo train model=rtdetr-tiny.yaml data={shapes} epochs=1 imgsz=64 batch=4 device=cpu project=runs"
+    assert workplace.seen() == []
+    workplace.python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "yolo", command)
+    # The launcher and gloo ask for the name and the address of the machine that they are on, and for nothing else
+    own = re.compile(rf"gethostbyaddr {re.escape(socket.gethostname())} |sin6?_port=htons\(53\)")
+    assert [line for line in workplace.seen() if not own.search(line)] == []
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+# After each of some commands, an event is sent to the loopback, as each command sends one to upstream's makers
+SENDS = """
+import http.server, sys, threading
+from ultralytics import utils
+from ultralytics.cfg import entrypoint, get_cfg
+utils.ONLINE = True  # without a network nothing would be sent
+from ultralytics.utils import events
+
+class Server(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        got.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(204)
+        self.end_headers()
+    def log_message(self, *_): pass
+
+server = http.server.HTTPServer(("127.0.0.1", 0), Server)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+events.Events.url = f"http://127.0.0.1:{server.server_port}"
+for command in sys.argv[1:]:
+    got, before = [], set(threading.enumerate())
+    if command:
+        entrypoint(f"yolo {command}")
+    events.Events()(get_cfg(overrides={"mode": "val", "task": "detect"}))
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+    print("SENT", len(got), file=sys.stderr)
+"""
+
+
+def test_analytics_are_sent_only_where_they_are_turned_on(workplace):
+    def sent(*commands: str) -> list[int]:
+        return [int(n) for n in re.findall(r"SENT (\d)", workplace.python("-c", SENDS, *commands))]
+
+    assert json.loads(workplace.settings.read_text())["sync"] is True
+    assert sent("", "settings runs_dir=runs", "settings sync=True") == [0, 0, 1]
+    assert sent("", "settings sync=False", "settings sync=True", "settings reset") == [1, 0, 1, 0]
+    assert sent("") == [0]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A settings file that upstream wrote."""
+    file = tmp_path / "settings.json"
+    folders = {f"{name}_dir": str(tmp_path / name) for name in ("datasets", "weights", "runs")}
+    file.write_text(json.dumps({**THEIRS, **folders}))
+    return file
+
+
+def on(file: Path) -> set[str]:
+    """What a new process finds turned on, of what sends something out."""
+    return {key for key in OUTGOING_SETTINGS if SettingsManager(file).get(key)}
+
+
+def test_what_upstream_turned_on_is_off_and_the_rest_stays(file):
+    settings = SettingsManager(file)
+    assert on(file) == set() and settings["runs_dir"] == str(file.parent / "runs") and settings["raytune"] is True
+    settings.update(runs_dir="elsewhere")
+    assert on(file) == set() and SettingsManager(file)["runs_dir"] == "elsewhere"
+
+
+def test_what_the_user_turned_on_stays_on(file):
+    SettingsManager(file).update({"comet": True, "sync": True})
+    assert on(file) == {"comet", "sync"}
+    SettingsManager(file)["wandb"] = True
+    SettingsManager(file).update(comet=False, runs_dir="elsewhere")
+    assert on(file) == {"sync", "wandb"}
+    SettingsManager(file, version="0.0.9")  # of another release, which migrates them
+    assert on(file) == {"sync", "wandb"}
+    SettingsManager(file).reset()
+    assert on(file) == set()
+
+
+def test_new_settings_send_nothing(tmp_path):
+    assert on(tmp_path / "settings.json") == set()
+
+
+def test_upstream_finds_its_settings_as_it_knows_them(file):
+    """Its keys and no other, or it would write them anew, with a warning."""
+    SettingsManager(file).update(sync=True)
+    assert json.loads(file.read_text()).keys() == SettingsManager(file).defaults.keys()
+
+
+def test_a_choice_that_cannot_be_read_is_none(file):
+    SettingsManager(file).update(sync=True)
+    for text in ("", "3", "[[]]", "\0"):
+        turned_on_file(SettingsManager(file)).write_text(text)
+        assert on(file) == set()
+
+
+# What upstream would fetch --------------------------------------------------------------------------------------------
+@pytest.fixture
+def no_network(monkeypatch):
+    """Fails where anything is fetched."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"asked for {args} {kwargs}")
+
+    for name in ("is_url", "safe_download", "attempt_download_asset"):
+        monkeypatch.setattr(checks.downloads, name, refuse)
+    monkeypatch.setattr(checks.subprocess, "check_output", refuse)
+    for ask in (checks.check_font, find_font_on_disk):
+        getattr(ask, "cache_clear", lambda: None)()
+
+
+@pytest.mark.parametrize(
+    "command, missing",
+    [
+        ("predict source=bus.jpg", "model= is missing.*model=yolo26n.pt"),
+        ("segment val", "model= is missing.*model=yolo26n-seg.pt"),
+        ("train model=rtdetr-tiny.yaml", "data= is missing.*data=coco8.yaml"),
+        ("val model=rtdetr-tiny.yaml", "data= is missing.*data=coco8.yaml"),
+        ("val model=yolo11n-cls.yaml", "data= is missing.*data=imagenet10"),
+        ("benchmark model=yolo11n.yaml", "data= is missing.*data=coco8.yaml"),
+        (
+            "export model=yolo11n.yaml format=onnx quantize=8",
+            "data= is missing.*data=coco8.yaml",
+        ),
+    ],
+)
+def test_what_nobody_names_is_not_fetched(no_network, tmp_path, monkeypatch, command, missing):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused, match=missing):
+        entrypoint(f"yolo {command}")
+
+
+def test_what_is_there_need_not_be_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("yolo26n.pt", "coco8"):
+        Path(name).touch()
+    for arguments in ({"mode": "predict"}, {"mode": "train"}, {"mode": "train", "model": "a.yaml", "data": "b.yaml"}):
+        require_names(arguments)
+    Path("coco8").unlink()
+    require_names({"mode": "train", "resume": True})
+    own = tmp_path / "coco8.yaml"
+    own.write_text("path: mine\n")
+    assert (
+        require_local_data(own) == own
+        and require_local_data("shapes.yaml") == "shapes.yaml"
+        and require_local_data(None) is None
+    )
+    shutil.copy(ROOT / "ultralytics/cfg/datasets/coco8.yaml", own)
+    with pytest.raises(Refused, match="data= is missing.*coco8.yaml"):
+        require_local_data(own)
+
+
+def test_fonts_are_of_this_machine(no_network, monkeypatch, tmp_path):
+    monkeypatch.setattr(checks, "USER_CONFIG_DIR", tmp_path)
+    for name in ("Arial.ttf", "Arial.Unicode.ttf"):
+        assert ImageFont.truetype(str(find_font_on_disk(name)), 12)
+    image = np.zeros((200, 400, 3), dtype=np.uint8)
+    pictures = []
+    for text in ("circle", "Ёж"):
+        annotator = Annotator(image.copy(), pil=True, font_size=30, example=text)
+        annotator.box_label((20, 80, 300, 180), text, (0, 0, 255))
+        width, height = annotator.font.getsize(text)
+        assert 30 < width < 200 and 20 < height < 45  # load_default() would be of 10
+        pictures.append(annotator.result())
+    assert not np.array_equal(*pictures)
+
+
+def test_a_wide_font_is_taken_where_there_is_one(monkeypatch, tmp_path, capsys, caplog):
+    from matplotlib import font_manager
+
+    dejavu = find_font_on_disk("Arial.ttf")
+    wide = shutil.copy(dejavu, tmp_path / "wide.ttf")
+    entry = font_manager.FontEntry(fname=wide, name="WenQuanYi Zen Hei")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+    assert find_font_on_disk("Arial.Unicode.ttf") == dejavu
+    told = capsys.readouterr().out + caplog.text
+    assert "no font of this machine has Chinese, Japanese and Korean" in told and "Arial.Unicode.ttf" in told
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [entry])
+    assert find_font_on_disk("Arial.Unicode.ttf") == wide
+
+
+def test_half_precision_is_checked_without_a_model_to_fetch(no_network, monkeypatch):
+    class Model(torch.nn.Linear):
+        """Says that it is on a GPU."""
+
+        def parameters(self, recurse=True):
+            return iter([type("Parameter", (), {"device": torch.device("meta")})()])
+
+    asked = []
+    monkeypatch.setattr(
+        "ultralytics.fork.training.mixed_precision.is_half_precision_accurate",
+        lambda device: asked.append(device) or True,
+    )
+    assert checks.check_amp(Model(1, 1)) is True and asked == [torch.device("meta")]
+
+
+def test_half_precision(monkeypatch):
+    state = torch.get_rng_state()
+    assert is_half_precision_accurate(torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
+    forward = torch.nn.Conv2d.forward
+
+    def spoil(self, x):
+        y = forward(self, x)
+        return wrong(y) if torch.is_autocast_enabled("cpu") else y
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", spoil)
+    for wrong in (lambda y: y * float("nan"), lambda y: y + 0.3 * torch.randn_like(y)):  # noqa: B007, as `spoil` has it
+        assert not is_half_precision_accurate(torch.device("cpu"))
+
+
+def test_packages_are_installed_only_where_asked(no_network, monkeypatch, capsys, caplog):
+    assert checks.check_requirements("no-such-package>=1.2", cmds="--no-deps") is False
+    told = capsys.readouterr().out + caplog.text
+    assert "no-such-package>=1.2 is not installed" in told and "`pip install 'no-such-package>=1.2' --no-deps`" in told
+    assert checks.check_requirements("no-such-package", install=False) is False
+    assert "no-such-package" not in capsys.readouterr().out
+    installed = []
+    monkeypatch.setattr(checks, "AUTOINSTALL", True)
+    monkeypatch.setattr(checks, "ONLINE", True)
+    monkeypatch.setattr(checks.subprocess, "check_output", lambda argv, **_: installed.append(argv) or "")
+    checks.check_requirements("no-such-package")
+    assert "no-such-package" in installed[0]
+
+
+def test_missing_packages_of_an_extra_are_told_with_it(capsys, caplog):
+    name_missing_packages(["onnxslim>=0.1.82"])
+    assert "`uv run --extra export …` or `pip install 'onnxslim>=0.1.82'`" in capsys.readouterr().out + caplog.text
+
+
+@pytest.fixture
+def names():
+    """What `install_settings` takes of the globals of upstream's utils."""
+    return {"AUTOINSTALL": True}
+
+
+@pytest.mark.parametrize("value, installs", [(None, False), ("true", True)])
+def test_yolo_autoinstall(names, monkeypatch, value, installs):
+    monkeypatch.delenv("YOLO_AUTOINSTALL", raising=False)
+    if value:
+        monkeypatch.setenv("YOLO_AUTOINSTALL", value)
+    install_settings(names)
+    assert names["AUTOINSTALL"] is installs
+
+
+def test_what_others_send_is_off_unless_the_user_has_said_otherwise(names, monkeypatch):
+    for name in OPT_OUT_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    install_settings(names)
+    expected = {**OPT_OUT_VARIABLES, "ORT_DISABLE_TELEMETRY": "0"}
+    assert {name: os.environ[name] for name in OPT_OUT_VARIABLES} == expected
+
+
+def test_importing_asks_nothing_and_turns_off_what_others_send(workplace):
+    code = "import os, ultralytics.utils.checks as c; print(c.AUTOINSTALL, os.environ['ORT_DISABLE_TELEMETRY'])"
+    assert workplace.python("-c", code).split()[-2:] == ["False", "1"]
+    assert workplace.seen() == []
+
+
+def test_being_online_is_asked_where_it_matters(monkeypatch):
+    monkeypatch.setenv("YOLO_OFFLINE", "false")
+    asked = []
+    monkeypatch.setattr(utils.socket, "getaddrinfo", lambda host, *_: asked.append(host))
+    online = utils.is_online()
+    assert asked == []
+    assert online and asked == ["one.one.one.one"] and utils.ONLINE and len(asked) == 2
+    monkeypatch.setenv("YOLO_OFFLINE", "true")
+    assert not online and not utils.is_online() and len(asked) == 2
+
+
+def test_openvino_reports_only_with_consent(workplace):
+    """Even where it was imported before, and takes its user's silence for a yes."""
+    file = workplace.folder / "intel" / "openvino_telemetry"
+    code = "import openvino\nfrom ultralytics.fork.privacy.telemetry import disable_openvino_telemetry as disable\n"
+    code += "from openvino_telemetry.main import OptInChecker, Telemetry\n"
+    code += "before = Telemetry().consent; disable(); disable(); print(before, Telemetry().consent)\n"
+    code += "for consent in '01':\n"
+    code += f"    open({str(file)!r}, 'w').write(consent)\n"
+    code += "    print(OptInChecker().check(False).name)"
+    assert workplace.python("-c", code).split()[-4:] == ["True", "False", "DECLINED", "ACCEPTED"]
+
+
+def test_an_export_to_openvino_disables_its_telemetry(monkeypatch):
+    asked = []
+    monkeypatch.setattr("ultralytics.fork.export.verification.disable_openvino_telemetry", lambda: asked.append(1))
+    exporter = type("Exporter", (), {"args": get_cfg(overrides={"format": "onnx"}), "model": torch.nn.Identity()})()
+    assert verify_what_it_writes(lambda self: "file", "openvino")(exporter) == "file"
+    assert asked

@@ -1,0 +1,32 @@
+"""The tiers hold what they promise, by the recorded times."""
+
+import pytest
+import tiers
+
+
+def test_recorded_times_fit_the_budgets(request):
+    """The fast tier takes at most ten minutes of processor time, the slow one thirty-five."""
+    durations = tiers.read_durations()
+    assert durations
+    items = request.session.items
+    fast = sum(durations.get(item.nodeid, tiers.RECORDED) for item in items if not tiers.is_slow(item, durations))
+    assert fast <= tiers.FAST_BUDGET
+    assert sum(s for s in durations.values() if s > tiers.SLOW) <= tiers.SLOW_BUDGET
+
+
+def test_slow_tests_are_recorded_under_their_names(request):
+    """A test that was renamed would lose its time, and a slow one would be in the fast tier again."""
+    names = request.config.stash[tiers.collected]
+    files = {name.partition("::")[0] for name in names}
+    slow = [name for name, seconds in tiers.read_durations().items() if seconds > tiers.SLOW]
+    gone = [name for name in slow if name.partition("::")[0] in files and name not in names]
+    if any("::" in argument for argument in request.config.args):
+        pytest.skip("only some tests of a file were collected")
+    assert not gone, "write the times anew by: uv run pytest -m '' --measure"
+
+
+def test_each_promise_has_an_end_to_end_case(request):
+    """The fast tier has at least one case of each promise, marked with its name."""
+    if request.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        pytest.skip("only some files were collected")
+    assert request.config.stash[tiers.promises] == sorted(tiers.PROMISES)

@@ -1,0 +1,141 @@
+"""The official recipe and its switches; what is said of a start from nothing."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import MODELS, ROOT
+from torch import nn
+
+from ultralytics.cfg import get_cfg
+from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.fork.training import nonfinite_steps, recipe
+from ultralytics.fork.training.run_state import RunState
+from ultralytics.models.rtdetr.train import RTDETRTrainer
+from ultralytics.nn.tasks import RTDETRDetectionModel
+from ultralytics.utils import YAML
+from ultralytics.utils.checks import check_yaml
+
+RECIPES = sorted(file.name for file in (ROOT / "cfg_custom" / "recipes").glob("*.yaml"))
+OFFICIAL = dict(optimizer="AdamW", lr0=1e-4, backbone_lr=0.1, weight_decay=1e-4, clip_grad=0.1, epochs=72, batch=16)
+
+
+def build(name):
+    return RTDETRDetectionModel(f"{name}.yaml", nc=3, verbose=False)
+
+
+def trainer(model, **settings):
+    """Stand for a trainer that has built its optimiser, as upstream's code does."""
+    args = get_cfg(overrides=settings)
+    self = SimpleNamespace(args=args, model=model, data={"nc": 3}, resume=False)
+    self.optimizer = BaseTrainer.build_optimizer(
+        self, model, args.optimizer, args.lr0, args.momentum, args.weight_decay
+    )
+    return self
+
+
+@pytest.mark.parametrize("file", RECIPES)
+def test_recipes_are_found_by_bare_name_and_hold_only_what_upstream_reads(file):
+    settings = YAML.load(check_yaml(file))
+    read = get_cfg(overrides=settings)
+    assert all(getattr(read, key) == value for key, value in settings.items())
+
+
+def test_the_official_settings():
+    settings = YAML.load(check_yaml("rtdetr.yaml"))
+    assert {key: settings[key] for key in OFFICIAL} == OFFICIAL
+    assert settings["nbs"] == settings["batch"]  # weight decay and steps are not scaled
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_backbone_is_slow_and_norms_and_biases_do_not_decay(name):
+    model = build(name)
+    groups = trainer(model, **YAML.load(check_yaml("rtdetr.yaml"))).optimizer.param_groups
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    group = {id(p): g for g in groups for p in g["params"]}
+    assert len(group) == len(list(model.parameters()))
+    rows = len(model.yaml["backbone"])
+    for i, m in enumerate(model.model):
+        assert all(group[id(p)]["lr"] == pytest.approx(1e-5 if i < rows else 1e-4) for p in m.parameters())
+    norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm))]
+    free = [p for m in norms for p in m.parameters()] + [p for key, p in model.named_parameters() if "bias" in key]
+    assert norms and all(group[id(p)]["weight_decay"] == 0 for p in free)
+    decayed = [g for g in groups if g["weight_decay"]]
+    assert decayed and all(g["weight_decay"] == 1e-4 and min(p.ndim for p in g["params"]) > 1 for g in decayed)
+
+
+def test_without_the_switch_the_groups_are_upstream_s():
+    model = build("rtdetr-tiny")
+    build_optimizer = BaseTrainer.build_optimizer.__wrapped__
+    before = build_optimizer(SimpleNamespace(args=get_cfg()), model, "AdamW", 1e-3, 0.9, 1e-4).param_groups
+    after = trainer(model, optimizer="AdamW", lr0=1e-3).optimizer.param_groups
+    assert [len(g["params"]) for g in before] == [len(g["params"]) for g in after]
+    assert {g["lr"] for g in after} == {1e-3}
+
+
+def test_gradients_are_clipped_to_the_norm():
+    for norm in (0.1, 10.0):
+        model = nn.Linear(3, 2)
+        self = SimpleNamespace(model=model, scaler=torch.amp.GradScaler("cpu", enabled=False), args=get_cfg())
+        self.fork = RunState()
+        self.args.clip_grad, self.loss = norm, torch.ones(())
+        for p in model.parameters():
+            p.grad = torch.full_like(p, 100.0)
+        nonfinite_steps.clip_gradients(self, torch.nn.utils.clip_grad_norm_)
+        total = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+        assert total == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("key, value", [*(("clip_grad", v) for v in (0.0, -1, "a", True)), ("backbone_lr", 1.5)])
+def test_wrong_values_are_refused_before_anything_is_made(key, value, tmp_path):
+    overrides = {"model": "rtdetr-tiny.yaml", "data": "shapes.yaml", "project": str(tmp_path), key: value}
+    with pytest.raises(ValueError, match=f"{key}={value!r}: expected a number"):
+        RTDETRTrainer(overrides=overrides)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_slow_backbone_without_weights_is_warned_of(monkeypatch):
+    source, target, other = build("rtdetr-l"), build("rtdetr-l-FLA"), build("rtdetr-l-EMO")
+    said = []
+    monkeypatch.setattr(recipe.LOGGER, "warning", said.append)
+    target.load(source, verbose=False)
+    other.load(source, verbose=False)
+    assert recipe.pretrained_share(target, len(target.yaml["backbone"])) > 0.9
+    assert recipe.pretrained_share(other, len(other.yaml["backbone"])) == recipe.pretrained_share(source, 10) == 0
+    for model in (target, other):
+        trainer(model, optimizer="AdamW", backbone_lr=0.1)
+    assert len(said) == 1 and "100% of the backbone starts from scratch" in said[0] and "backbone_lr=1" in said[0]
+
+
+@pytest.mark.parametrize(
+    "name, start",
+    [
+        ("rtdetr-l", "pretrained=timm/hgnetv2_b4"),
+        ("rtdetr-l-HGBlock_FLA", "pretrained=timm/hgnetv2_b4"),
+        ("rtdetr-x", "pretrained=timm/hgnetv2_b5"),
+        ("rtdetr-resnet50", "pretrained=timm/resnet50"),
+        ("rtdetr-resnet101", "pretrained=timm/resnet101"),
+        ("rtdetr-ResNetLayer_MQA", "pretrained=timm/resnet50"),
+        ("rtdetr-l-EMO", "pretrained=rtdetr-l.pt"),
+        ("rtdetr-tiny-EMO", None),
+        ("rtdetr-tiny-MQA", None),
+    ],
+)
+def test_the_advice_names_what_fits(name, start):
+    assert recipe.suggest_pretrained(build(name)) == start
+
+
+def test_the_advice_is_one_line_for_a_start_from_nothing_on_few_images(monkeypatch):
+    said = []
+    monkeypatch.setattr(recipe.LOGGER, "warning", said.append)
+    few = SimpleNamespace(dataset=range(512))
+    self = SimpleNamespace(model=build("rtdetr-tiny"), train_loader=few, resume=False, fork=RunState())
+    recipe.warn_of_start_from_scratch(self)
+    assert len(said) == 1 and "from scratch on 512 images" in said[0] and "\n" not in said[0]
+    for changed in (
+        {"fork": RunState(has_pretrained_weights=True)},
+        {"resume": True},
+        {"train_loader": SimpleNamespace(dataset=range(5000))},
+    ):
+        recipe.warn_of_start_from_scratch(SimpleNamespace(**{**vars(self), **changed}))
+    assert len(said) == 1

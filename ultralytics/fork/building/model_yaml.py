@@ -1,0 +1,319 @@
+"""What a model file may say, checked before anything of it is built.
+
+A file of a stranger's names layers and gives them literals. Upstream looks names up among all that nn/tasks.py has
+imported, takes an argument that is called like a variable of `parse_model` for that variable, and evaluates
+`activation:`; here a name is a layer's, a variable is one that the file itself sets, an activation is a class of
+`torch.nn`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import sys
+from numbers import Integral, Real
+from typing import Any
+
+from torch import nn
+
+from ultralytics.fork.limits import MAX_CLASSES
+from ultralytics.nn.AddModules.registry import NAMES, READERS, RowError, backbone
+
+MAP_COUNT = 4  # of a multi-output backbone: layer index i is the map of stride 2 ** (i + 1), index 0 stays empty
+FILE_VARIABLES = "nc", "kpt_shape", "reg_max", "end2end"  # of a file, which its rows can name
+MAX_ROWS = 1000  # of a file; the longest published one has 60
+MAX_REPEATS = 1000
+MAX_LAYERS = 5000  # of all rows, repeats counted
+MAX_NUMBER = 2**24  # number in a row
+MAX_TEXT = 200  # characters of an argument
+ADDED = "ultralytics.nn.AddModules."  # where users put modules
+LITERALS = "True", "False", "None"
+MAX_ARGUMENTS = 1000  # of a row's arguments, all lists counted
+
+
+def check_rows(d: dict, names: dict[str, Any], variables: set[str]) -> list[list]:
+    """Check what can be checked before anything is built, and give the rows.
+
+    Args:
+        d: The file.
+        names: Where `parse_model` looks names up.
+        variables: Names of `parse_model`'s own, for which it would take an argument.
+
+    Raises:
+        RowError: For a row of another form than `[from, repeats, module, arguments]`, a module that nobody has, what is
+            no literal, a backbone elsewhere than in row 0, or a layer index that does not exist.
+    """
+    check_sections(d)
+    check_settings(d)
+    for i, row in enumerate([*d["backbone"], *d["head"]]):
+        check_form(row, d, i)
+    rows = [copy_lists(row) for row in [*d["backbone"], *d["head"]]]  # as they stand in the file: they are rewritten
+    layers, empty, total = 0, set(), 0
+    for i, row in enumerate(rows):
+        where = describe_row(d, i, row)
+        f, n, name, args = row
+        check_arguments(args, d, variables, where)
+        cls = require_layer_class(name, names, where)
+        depth = read_scale(d)[0] if n > 1 else 1
+        if not n * depth <= MAX_REPEATS:
+            raise RowError(f"{where}: {n:g} repeats, {n * depth:g} with the depth of the scale; at most {MAX_REPEATS}")
+        total += max(1, n * depth)
+        if total > MAX_LAYERS:
+            raise RowError(f"{where}: {total:g} layers with the rows before it; at most {MAX_LAYERS}")
+        if name == "TorchVision":
+            check_torchvision(args, where)
+        if cls in NAMES.values() and not (isinstance(n, Integral) and n >= 1):
+            raise RowError(f"{where}: repeats are {n!r}, expected a whole number of at least 1")
+        if is_backbone(cls) and i:
+            raise RowError(f"{where}: {name} is a multi-output backbone; expected in row 0, the first of `backbone:`")
+        for x in f if isinstance(f, (list, tuple)) else [f]:
+            if not isinstance(x, Integral):
+                raise RowError(f"{where}: 'from' is {x!r}, expected a layer index or a list of them")
+            if x == -1:
+                continue
+            if not -layers <= x < layers:
+                there = f"layers 0 to {layers - 1} are before this one" if layers else "the first layer is from -1"
+                raise RowError(f"{where}: 'from' names layer {x}, which does not exist here; {there}")
+            if x % layers in empty:
+                raise RowError(f"{where}: 'from' names layer {x}, which {rows[0][2]} leaves empty; its maps are 1 to 4")
+        if is_backbone(cls):
+            layers, empty = MAP_COUNT + 1, {0}
+        else:
+            layers += 1
+    return rows
+
+
+def check_sections(d: dict) -> None:
+    """Raise a `RowError` for a model file without its two lists of rows."""
+    for section in ("backbone", "head"):
+        if not isinstance(d.get(section), (list, tuple)):
+            raise RowError(f"{file_name(d)}: no `{section}:` with a list of rows [from, repeats, module, arguments]")
+    rows = len(d["backbone"]) + len(d["head"])
+    if not 1 <= rows <= MAX_ROWS:
+        raise RowError(f"{file_name(d)}: {rows} rows in `backbone:` and `head:`, expected 1 to {MAX_ROWS}")
+
+
+def check_settings(d: dict) -> None:
+    """Raise a `RowError` for what stands beside the rows and cannot be what it should."""
+    for key, least, most in (("nc", 0, MAX_CLASSES), ("reg_max", 1, MAX_NUMBER), ("channels", 1, 1024)):
+        value = d.get(key)
+        if value is not None and not (type(value) is int and least <= value <= most):
+            raise RowError(
+                f"{file_name(d)}: `{key}: {shorten_value(value)}`, expected a whole number from {least} to {most}"
+            )
+    shape = d.get("kpt_shape")
+    if shape is not None and not (
+        isinstance(shape, (list, tuple)) and len(shape) == 2 and all(type(x) is int and 0 <= x < 10000 for x in shape)
+    ):
+        raise RowError(f"{file_name(d)}: `kpt_shape: {shorten_value(shape)}`, expected [points, 2 or 3]")
+    if d.get("end2end") not in (None, True, False):
+        raise RowError(f"{file_name(d)}: `end2end: {shorten_value(d['end2end'])}`, expected true or false")
+    read_scale(d)
+    if d.get("activation"):
+        check_activation(d["activation"], file_name(d))
+
+
+def read_scale(d: dict) -> tuple[float, float, float]:
+    """Give depth, width and the most channels, as `parse_model` will choose them."""
+    scales, key = d.get("scales"), "scales"
+    if scales:
+        if not isinstance(scales, dict):
+            raise RowError(
+                f"{file_name(d)}: `scales: {shorten_value(scales)}`, expected names with [depth, width, max_channels]"
+            )
+        name = d.get("scale") or next(iter(scales))
+        if name not in scales:
+            raise RowError(
+                f"{file_name(d)}: `scales:` has no {name!r}; there are {', '.join(map(str, scales))}"[:MAX_TEXT]
+            )
+        key, values = f"scales: {name}", scales[name]
+    else:
+        values = [1.0 if d.get(k) is None else d[k] for k in ("depth_multiple", "width_multiple")] + [MAX_NUMBER]
+        key = "depth_multiple, width_multiple"
+    if not (isinstance(values, (list, tuple)) and len(values) == 3 and all(is_number(x) and x > 0 for x in values)):
+        raise RowError(
+            f"{file_name(d)}: `{key}: {shorten_value(values)}`, expected numbers above 0: depth, width, max_channels"
+        )
+    return tuple(values)
+
+
+def check_activation(spec: Any, file: str) -> None:
+    """Raise a `RowError` for an activation that is no class of `torch.nn` with literals as its arguments."""
+    try:
+        call = ast.parse(spec.strip()[: MAX_TEXT + 1], mode="eval").body
+        *home, name = ast.unparse(call.func).split(".")
+        literals = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg)]
+        right = (
+            home in (["nn"], ["torch", "nn"])
+            and is_layer(vars(nn.modules.activation).get(name))
+            and len(spec) <= MAX_TEXT
+        )
+        right &= len(literals) == len(call.args) + len(call.keywords)
+        for literal in literals:
+            value = ast.literal_eval(literal)
+            check_literal(value, "")
+            right &= not isinstance(value, int) or abs(value) <= 10_000
+    except (AttributeError, SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
+        right = False
+    if not right:
+        raise RowError(
+            f"{file}: `activation: {shorten_value(spec)}`, expected a class of torch.nn, such as nn.LeakyReLU(0.1)"
+        )
+
+
+def check_form(row: Any, d: dict, i: int) -> None:
+    """Raise a `RowError` for a row that is none, or that has more in it than a row."""
+    form = isinstance(row, (list, tuple)) and len(row) == 4
+    if not (form and isinstance(row[2], str) and isinstance(row[3], (list, tuple))):
+        raise RowError(f"{describe_row(d, i, row)}: expected [from, repeats, module, arguments]")
+    if not isinstance(row[1], Real):
+        raise RowError(f"{describe_row(d, i, row)}: repeats are {shorten_value(row[1])}, expected a number")
+    for part in (row[0], row[1], row[3]):
+        check_literal(part, f"{describe_row(d, i, row)}: ")
+
+
+def check_literal(value: Any, where: str) -> None:
+    """Raise a `RowError` for an argument that is no literal of a reasonable size."""
+    left, seen = [(value, 0)], 0
+    while left:
+        x, depth = left.pop()
+        seen += 1
+        if seen > MAX_ARGUMENTS or depth > 8:
+            raise RowError(f"{where}more than {MAX_ARGUMENTS} arguments, or lists in lists in lists")
+        if isinstance(x, (list, tuple)):
+            left += [(item, depth + 1) for item in x[: MAX_ARGUMENTS + 1]]
+        elif isinstance(x, str):
+            if len(x) > MAX_TEXT:
+                raise RowError(f"{where}a text of {len(x)} characters, at most {MAX_TEXT}")
+        elif not (x is None or is_number(x)):
+            raise RowError(
+                f"{where}{shorten_value(x)} is no literal of a row: a number up to {MAX_NUMBER}, a text, a list of them"
+            )
+
+
+def is_number(x: Any) -> bool:
+    return isinstance(x, (int, float)) and -MAX_NUMBER <= x <= MAX_NUMBER  # which neither nan nor infinity is
+
+
+def check_arguments(args: list, d: dict, variables: set[str], where: str) -> None:
+    """Raise a `RowError` for an argument that `parse_model` would take for something of its own."""
+    for text in (x for x in args if isinstance(x, str)):
+        if text in variables:
+            if text not in FILE_VARIABLES:
+                raise RowError(f"{where}: the argument {text!r} is a variable of parse_model; a row can name `nc`")
+            if text in ("nc", "kpt_shape") and d.get(text) is None:
+                what = ", the number of classes" if text == "nc" else ""
+                raise RowError(f"{where}: the file has no `{text}:`{what}")
+            continue
+        meant = difflib.get_close_matches(text, LITERALS, n=1, cutoff=0.75) if text[:1] in "TFN" else []
+        if meant and text not in LITERALS:
+            raise RowError(f"{where}: the argument {text!r} is a text; did you mean {meant[0]}?")
+        try:
+            value = ast.literal_eval(text)
+        except ValueError:  # a text
+            continue
+        except (SyntaxError, TypeError, RecursionError, MemoryError):
+            raise RowError(f"{where}: the argument {shorten_value(text)} is neither a name nor a literal") from None
+        check_literal(value, f"{where}: ")
+
+
+def check_torchvision(args: list, where: str) -> None:
+    """Raise a `RowError` for a model that torchvision would give weights of its own accord: all but its classifiers."""
+    import torchvision
+
+    if not hasattr(torchvision.models, "list_models"):  # before 0.14, which makes models by other names only
+        return
+    known = torchvision.models.list_models(module=torchvision.models)
+    if args[1:] and args[1] not in known:
+        near = difflib.get_close_matches(str(args[1]), known, n=3)
+        raise RowError(
+            f"{where}: torchvision has no classifier {shorten_value(args[1])}; there are {', '.join(near or known[:3])}"
+        )
+
+
+def require_layer_class(name: str, names: dict[str, Any], where: str) -> type[nn.Module]:
+    """Give the class that a row names.
+
+    Raises:
+        RowError: If there is none, with those that are called alike.
+    """
+    cls = find_class(name, names)
+    if is_layer(cls) and not is_model_or_loss(cls, names):
+        return cls
+    if cls is not None:
+        raise RowError(f"{where}: {name[:MAX_TEXT]!r} is no layer")
+    near = difflib.get_close_matches(name[:MAX_TEXT], list_module_names(names), n=3, cutoff=0.5)
+    advice = f"did you mean {' or '.join(near)}?" if near else "see ultralytics/nn/AddModules for what there is"
+    undecorated = [key for key, m in sys.modules.items() if key.startswith(ADDED) and is_layer(vars(m).get(name))]
+    if undecorated:
+        advice = f"the class of that name in {undecorated[0]} has no decorator @register(...)"
+    raise RowError(f"{where}: no module is named {name[:MAX_TEXT]!r}; {advice}")
+
+
+def find_class(name: str, names: dict[str, Any]) -> Any:
+    """Give what `parse_model` finds under a row's module name, or None."""
+    if name.startswith("nn."):
+        return vars(nn).get(name[3:])
+    if name.startswith("torchvision.ops."):
+        import torchvision
+
+        return vars(torchvision.ops).get(name[16:])
+    return names.get(name)
+
+
+def is_layer(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, nn.Module)
+
+
+def is_model_or_loss(cls: type, names: dict[str, Any]) -> bool:
+    """Whether a class is a whole model, of tasks.py itself, or a loss: none is a layer."""
+    return cls.__module__ == names["__name__"] or cls.__module__.startswith("ultralytics.utils.")
+
+
+def list_module_names(names: dict[str, Any]) -> list[str]:
+    """List the module classes among the names that a row can use."""
+    return [name for name, cls in names.items() if is_layer(cls) and not is_model_or_loss(cls, names)]
+
+
+def describe_row(d: dict, i: int, row: Any) -> str:
+    """Say where a row stands: file, number, section and text."""
+    backbone_rows = len(d["backbone"])
+    section, j = ("backbone", i) if i < backbone_rows else ("head", i - backbone_rows)
+    return f"{file_name(d)}, row {i} (`{section}:` row {j}) {shorten_value(row)}"
+
+
+def file_name(d: dict) -> str:
+    """Name the file."""
+    return str(d.get("yaml_file", "model YAML"))
+
+
+def shorten_value(value: Any, depth: int = 4) -> str:
+    """Write a value in a line of bounded length, whatever it holds."""
+    if isinstance(value, (list, tuple)) and depth:
+        text = f"[{', '.join(shorten_value(x, depth - 1) for x in value[:20])}{', …' if len(value) > 20 else ''}]"
+    elif isinstance(value, (list, tuple, dict, set)):
+        text = f"a {type(value).__name__} of {len(value)}"
+    elif isinstance(value, int) and abs(value) > 10**20:
+        text = "a number of many digits"
+    elif isinstance(value, (str, bytes)):
+        text = repr(value[:MAX_TEXT])
+    else:
+        text = repr(value)
+    return text if len(text) <= 2 * MAX_TEXT else f"{text[: 2 * MAX_TEXT]}…"
+
+
+def copy_lists(value: Any) -> Any:
+    """Copy lists in lists."""
+    return [copy_lists(x) for x in value] if isinstance(value, (list, tuple)) else value
+
+
+def show_signature(cls: type) -> str:
+    """Show how a class is constructed, for an error message."""
+    parameters = inspect.signature(cls).parameters.values()
+    return f"{cls.__name__}({', '.join(str(p.replace(annotation=p.empty)) for p in parameters)})"
+
+
+def is_backbone(cls: Any) -> bool:
+    """Whether a class is registered as a multi-output backbone."""
+    return inspect.isclass(cls) and READERS.get(cls) is backbone

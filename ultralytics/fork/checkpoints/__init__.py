@@ -1,0 +1,1 @@
+"""Open checkpoints (.pt) without running what is in them."""

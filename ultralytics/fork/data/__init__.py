@@ -1,0 +1,1 @@
+"""Data sets: download consent, data YAML, label caches and errors, images, archives."""

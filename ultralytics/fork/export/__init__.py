@@ -1,0 +1,1 @@
+"""Exports: verification against PyTorch, metadata, seals, integrity."""

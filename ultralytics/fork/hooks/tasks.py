@@ -1,0 +1,63 @@
+"""What this fork does to upstream's nn/tasks.py.
+
+`parse_model` builds rows of registered modules within limits; forward loops run multi-output backbones; `fuse()` fuses
+our modules; weights are aligned by what a layer is; checkpoints are checked, and may be timm's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ultralytics.fork.building.forward import fuse_layer, run_layer
+from ultralytics.fork.building.memory_limit import construct_within_limit
+from ultralytics.fork.building.rows import build_rows, index_layer, read_row
+from ultralytics.fork.checkpoints.contents import load_checked
+from ultralytics.fork.hooks import downloads
+from ultralytics.fork.hooks import override as overrides
+from ultralytics.fork.hooks.override import override
+from ultralytics.fork.installation import warn_if_tree_is_stale
+from ultralytics.fork.pretrained.alignment import load_aligned
+from ultralytics.fork.pretrained.timm_backbones import load_weights_or_timm
+from ultralytics.nn.AddModules.registry import READERS
+
+__all__ = "READERS", "fuse_layer", "index_layer", "install", "read_row", "run_layer"
+
+TASKS = "ultralytics.nn.tasks"
+
+
+def install(names: dict[str, Any]) -> None:
+    """Put the overrides of nn/tasks.py in place, given its globals, behind `parse_model`."""
+    import ultralytics.nn.AddModules  # noqa: F401 - registers the modules of its files
+
+    model = names["BaseModel"]
+    overrides.install(model)
+    overrides.install(names)
+    for cls in [cls for cls in names.values() if isinstance(cls, type) and issubclass(cls, model)]:
+        if "__init__" in vars(cls):
+            cls.__init__ = construct_within_limit(cls.__init__)
+    downloads.install()
+    warn_if_tree_is_stale()
+
+
+@override(TASKS)
+def parse_model(original: Any, d: dict, ch: int, verbose: bool = True) -> tuple:
+    """Build rows of registered modules, within limits; what is wrong names file and row."""
+    return build_rows(original, d, ch, verbose)
+
+
+@override("ultralytics.nn.tasks.BaseModel")
+def load(original: Any, self: Any, weights: Any, verbose: bool = True) -> None:
+    """Align weights by what a layer is, not by its number."""
+    load_aligned(original, self, weights, verbose)
+
+
+@override(TASKS, since="8.3.193")
+def load_checkpoint(original: Any, *args: Any, **kwargs: Any) -> tuple:
+    """Check the file and its contents; accept names and files of timm's weights."""
+    return load_checked(load_weights_or_timm, original, *args, **kwargs)
+
+
+@override(TASKS, until="8.3.193")
+def attempt_load_one_weight(original: Any, *args: Any, **kwargs: Any) -> tuple:
+    """Do what `load_checkpoint` does, under the name of earlier releases."""
+    return load_checked(load_weights_or_timm, original, *args, **kwargs)

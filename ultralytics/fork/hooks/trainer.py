@@ -1,0 +1,110 @@
+"""What this fork does to upstream's engine/trainer.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ultralytics.fork import decoder_size
+from ultralytics.fork.data.dataset_errors import raise_plain_cause
+from ultralytics.fork.distributed import elastic_launch
+from ultralytics.fork.hooks.override import install, override
+from ultralytics.fork.pretrained.transfer_report import write_transfer_report
+from ultralytics.fork.rtdetr import unwrap_model
+from ultralytics.fork.training import nonfinite_steps, recipe, resume
+from ultralytics.fork.training.batch_norm_gradients import match_gradient_layout
+from ultralytics.fork.training.interruption import explain_interruption
+from ultralytics.fork.training.resume import begin_epoch
+from ultralytics.fork.training.run_state import RunState
+from ultralytics.fork.training.save_checkpoint import save_resumable_checkpoint
+
+__all__ = "begin_epoch", "install"
+
+TRAINER = "ultralytics.engine.trainer.BaseTrainer"
+
+
+@override(TRAINER)
+def check_resume(original: Any, self: Any, overrides: dict) -> None:
+    """Join the other processes of a launcher; check what the user asked for; resume in the checkpoint's folder.
+
+    The constructor calls this first, so it also makes `trainer.fork`.
+    """
+    vars(self).setdefault("fork", RunState())
+    if elastic_launch.is_launched():
+        from ultralytics.fork.distributed.launched_trainer import join_launcher
+        from ultralytics.fork.hooks import ops
+
+        ops.install()
+        if join_launcher(self, overrides):
+            return
+    decoder_size.refuse_in_mode("train", self.args, overrides)
+    original(self, overrides)
+    resume.stay_in_checkpoint_folder(self, overrides)
+    recipe.check_recipe(self.args)
+
+
+@override(TRAINER)
+def get_dataset(original: Any, self: Any) -> dict:
+    """Raise an error of one line as it is, where upstream wraps it into another."""
+    with raise_plain_cause():
+        return original(self)
+
+
+@override(TRAINER)
+def setup_model(original: Any, self: Any) -> Any:
+    """Write into the run's folder which pretrained weights arrived."""
+    checkpoint = original(self)
+    write_transfer_report(self)
+    return checkpoint
+
+
+@override(TRAINER)
+def build_optimizer(original: Any, self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+    """Let the backbone learn at the share `backbone_lr` of the learning rate."""
+    optimizer = original(self, model, *args, **kwargs)
+    recipe.slow_backbone(self, model, optimizer)
+    return optimizer
+
+
+@override(TRAINER)
+def _setup_train(original: Any, self: Any, *args: Any) -> None:
+    """Watch each loss, and give batch norms on a CPU gradients in the layout of their outputs."""
+    original(self, *args)
+    recipe.warn_of_start_from_scratch(self)
+    nonfinite_steps.watch_losses(self)
+    if self.device.type == "cpu":
+        match_gradient_layout(unwrap_model(self.model))
+
+
+@override(TRAINER)
+def optimizer_step(original: Any, self: Any) -> None:
+    """Clip gradients to `clip_grad`, and skip a step whose gradient is not finite."""
+    with nonfinite_steps.clip_gradients_instead(self):
+        original(self)
+
+
+@override(TRAINER)
+def save_model(original: Any, self: Any) -> Any:
+    """Write checkpoints atomically, with all that a resume needs."""
+    return save_resumable_checkpoint(original, self)
+
+
+@override(TRAINER)
+def resume_training(original: Any, self: Any, ckpt: dict | None) -> None:
+    """Keep the training state of the checkpoint for `begin_epoch`."""
+    resume.keep_training_state(original, self, ckpt)
+
+
+@override(TRAINER)
+def _handle_nan_recovery(original: Any, self: Any, epoch: int) -> bool:
+    """Run an epoch again only if it had no finite loss at all."""
+    return nonfinite_steps.recover_epoch(original, self, epoch)
+
+
+@override(TRAINER)
+def _do_train(original: Any, self: Any, *args: Any) -> None:
+    """End a run that is interrupted with one line that says what is saved and how to go on."""
+    with explain_interruption(self):
+        original(self, *args)

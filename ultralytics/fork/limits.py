@@ -1,0 +1,5 @@
+"""Limits that several rooms share."""
+
+from __future__ import annotations
+
+MAX_CLASSES = 100_000  # more than any data set has; upstream makes a name for each

@@ -1,0 +1,1 @@
+"""Pretrained weights: alignment with changed architectures, and backbones of timm."""

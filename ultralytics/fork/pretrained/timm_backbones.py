@@ -1,0 +1,261 @@
+"""Load backbones pretrained on ImageNet from timm: `pretrained=timm/hgnetv2_b4`, or a file of such weights.
+
+PP-HGNetV2's B4, B5 and B6 are the backbones of RT-DETR, block by block (RT-DETR, arXiv 2304.08069, starts from them),
+and so are the bottleneck ResNets. The weights become rows of upstream's, which `alignment` then aligns with any model
+like those of a checkpoint. What differs follows the weights: eps is 1e-5 in timm, 1e-3 upstream; ResNet's activation
+is ReLU in timm, SiLU upstream.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import itertools
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ultralytics.fork.errors import Refused, mark_as_plain
+from ultralytics.utils import ONLINE, SETTINGS
+
+PREFIX = "timm/"
+SUFFIXES = ".safetensors", ".pth", ".bin"  # of files that are never checkpoints of Ultralytics
+SAME_COMPUTATION = r"hgnetv2_b\d|(wide_)?resnet\d+(_\d)?"  # others, with anti-aliasing for one, may have equal tensors
+EXPECTED = f"Expected a checkpoint (.pt), a name such as {PREFIX}resnet50, or a file of timm's ({', '.join(SUFFIXES)})"
+CLASSIFIER = "head.", "fc.", "classifier."
+TIMM_EPS = 1e-5  # of timm's batch norms
+
+
+def load_weights_or_timm(
+    load_checkpoint: Callable, weight: str | Path, device: torch.device | None = None, *args: Any, **kwargs: Any
+) -> tuple:
+    """Load a checkpoint, or a timm backbone where its name or its file is given.
+
+    Args:
+        load_checkpoint: Upstream's function.
+        weight: What to load.
+        device: Where to put it.
+
+    Raises:
+        Refused: If it is not a file of weights.
+    """
+    if is_timm_weights(weight):
+        return load_timm_backbone(weight, device)
+    try:
+        return load_checkpoint(weight, device, *args, **kwargs)
+    except FileNotFoundError:
+        line = f"{weight} does not exist, and could not be downloaded. {EXPECTED}"
+        raise mark_as_plain(FileNotFoundError(line)) from None
+    except (AssertionError, IsADirectoryError) as e:
+        if Path(weight).suffix == ".pt":
+            raise
+        missing = " and does not exist" if not Path(weight).exists() else ""
+        raise Refused(f"{weight} is no file of weights{missing}. {EXPECTED}") from e
+
+
+def is_timm_weights(weights: Any) -> bool:
+    """Whether weights are named, or are a file, of timm's kind."""
+    if not isinstance(weights, (str, Path)):
+        return False
+    file = Path(weights)
+    return str(weights).startswith(PREFIX) or (file.suffix in SUFFIXES or has_timm_backbone(file)) and file.is_file()
+
+
+def has_timm_backbone(file: Path) -> bool:
+    """Whether a .pt file is the state dict of a timm backbone, by the keys in it; nothing is unpickled."""
+    if file.suffix != ".pt" or not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        pickles = [archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")]
+    return any(key.encode() in pickled and b"ultralytics" not in pickled for pickled in pickles for key in FAMILIES)
+
+
+def load_timm_backbone(weights: str | Path, device: torch.device | None = None) -> tuple[nn.Module, dict]:
+    """Give a timm backbone as a model of upstream's rows, as `load_checkpoint` gives a checkpoint.
+
+    Args:
+        weights: `timm/` and a model's name, with or without a tag, or a file of its weights, with or without `timm/`.
+        device: Where to put it.
+
+    Returns:
+        The model, which has no head, and a checkpoint of it.
+
+    Raises:
+        ValueError: For a name that timm does not know, a model of other blocks, or a file that is not of tensors.
+        FileNotFoundError: For a file that is not there.
+        ConnectionError: If the weights are not on this machine and cannot be fetched.
+    """
+    name = str(weights).removeprefix(PREFIX)
+    file = find_file(name)
+    tensors = read_tensors(file) if file else fetch_tensors(name)
+    model = build_rows(tensors, str(file or weights)).to(device).eval()
+    return model, {"model": model}
+
+
+def find_file(name: str) -> Path | None:
+    """Find a file of weights by its path, or by a model's name in the folder of weights."""
+    if Path(name).is_file():
+        return Path(name)
+    if Path(name).suffix in (*SUFFIXES, ".pt"):
+        raise mark_as_plain(
+            FileNotFoundError(f"{name} does not exist; expected a file, or the name of a model: pretrained=timm/NAME")
+        )
+    files = (Path(SETTINGS["weights_dir"], name + suffix) for suffix in SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a file, and nothing else that may be in it."""
+    from timm.models import load_state_dict
+
+    try:
+        tensors = load_state_dict(str(file), weights_only=True)
+        assert tensors and all(isinstance(t, torch.Tensor) for t in tensors.values()), "it holds something else"
+    except Exception as e:
+        reason = " ".join(str(e).split())[:200]
+        raise Refused(f"{file} is not a file of tensors (a state dict, as timm saves it): {reason}") from None
+    return tensors
+
+
+def fetch_tensors(name: str) -> dict[str, torch.Tensor]:
+    """Let timm fetch a model's weights, once it is known that they would fit upstream's blocks."""
+    import timm
+
+    if not timm.is_model(name):
+        known = [*timm.list_models("hgnetv2*"), *timm.list_models("resnet*")]
+        near = difflib.get_close_matches(name.partition(".")[0], known, n=3) or ["hgnetv2_b4", "resnet50"]
+        raise Refused(f"timm has no model {name!r}; did you mean {' or '.join(near)}? (or a file that does not exist)")
+    try:
+        with torch.device("meta"):
+            bare = timm.create_model(name)
+    except RuntimeError as e:  # a tag that the model has not
+        raise Refused(f"timm/{name}: {e}") from None
+    build_rows(bare.state_dict(), PREFIX + name)  # or an error
+    if not re.fullmatch(SAME_COMPUTATION, name.partition(".")[0]):
+        raise misfit_error(PREFIX + name, "its tensors have their shapes, but it computes something else with them")
+    try:
+        with nullcontext() if ONLINE else use_cache_only():
+            return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as e:
+        origin = bare.pretrained_cfg
+        where = (
+            f"model.safetensors of {origin['hf_hub_id']}" if origin.get("hf_hub_id") else origin.get("url", "its file")
+        )
+        place = Path(SETTINGS["weights_dir"], f"{name}.safetensors")
+        raise mark_as_plain(
+            ConnectionError(
+                f"timm/{name}: its weights are not on this machine and could not be fetched ({type(e).__name__}); "
+                f"put {where} at {place}, or anywhere and say pretrained=FILE"
+            )
+        ) from None
+
+
+@contextmanager
+def use_cache_only() -> Iterator[None]:
+    """Let the hub's client look into its cache without asking for what is newer, six times and with pauses."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def build_rows(tensors: dict[str, torch.Tensor], name: str) -> nn.Module:
+    """Build the rows of upstream's that timm's tensors are the weights of, and put them in.
+
+    Args:
+        tensors: The state dict of a timm model, on the meta device to see only whether it would fit.
+        name: What to call it in errors and in the report.
+    """
+    from ultralytics.nn.tasks import BaseModel, parse_model
+
+    tensors = {key: t for key, t in tensors.items() if not key.startswith(CLASSIFIER)}
+    family = next((rows for key, rows in FAMILIES.items() if key in tensors), None)
+    if family is None:
+        raise misfit_error(name, "it is neither a PP-HGNetV2 nor a ResNet")
+    rows, names, activation = family({key: tuple(t.shape) for key, t in tensors.items()})
+    model = BaseModel()
+    model.yaml = {"backbone": rows, "head": [], "nc": 0, "activation": activation}
+    with torch.device("meta"):
+        model.model, model.save = parse_model(copy.deepcopy(model.yaml), 3, verbose=False)
+    wanted = model.state_dict()
+    found = {key: torch.tensor(0) for key in wanted if key.endswith(".num_batches_tracked")}  # old files have none
+    for key, tensor in tensors.items():
+        prefix = next((prefix for prefix in names if key.startswith(prefix)), None)
+        renamed = key.replace(prefix, names[prefix], 1) if prefix else None
+        if renamed not in wanted or wanted[renamed].shape != tensor.shape:
+            raise misfit_error(name, f"{key} has no place")
+        found[renamed] = tensor
+    missing = next((key for key in wanted if key not in found), None)
+    if missing:
+        raise misfit_error(name, f"it has nothing for {missing}")
+    model.load_state_dict(found, assign=True)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.eps = TIMM_EPS
+    model.names, model.pt_path, model.timm = {}, name, Path(name).stem
+    return model
+
+
+def misfit_error(name: str, why: str) -> ValueError:
+    """Say that a model has other blocks than upstream's."""
+    fits = "expected hgnetv2_b4, b5 or b6, or a bottleneck ResNet such as resnet50 or resnet101"
+    return Refused(f"{name} does not fit the blocks of RT-DETR's backbones: {why}; {fits}")
+
+
+# Rows, timm's prefixes to ours, an activation that is not upstream's
+Rows = tuple[list[list], dict[str, str], str | None]
+
+
+def read_hgnet_rows(shape: dict[str, tuple[int, ...]]) -> Rows:
+    """Read the rows of a PP-HGNetV2 off the shapes of its tensors."""
+    rows: list[list] = [[-1, 1, "HGStem", [shape["stem.stem1.conv.weight"][0], shape["stem.stem4.conv.weight"][0]]]]
+    names = {"stem.": "model.0."}
+    for stage in list_numbered(shape, "stages."):
+        down = shape.get(f"{stage}.downsample.conv.weight")
+        if down:
+            names[f"{stage}.downsample."] = f"model.{len(rows)}."
+            rows.append([-1, 1, "DWConv", [down[0], 3, 2, 1, False]])
+        for i, block in enumerate(list_numbered(shape, f"{stage}.blocks.")):
+            for theirs, ours in (("layers", "m"), ("aggregation.0", "sc"), ("aggregation.1", "ec")):
+                names[f"{block}.{theirs}."] = f"model.{len(rows)}.{ours}."
+            layers = list(list_numbered(shape, f"{block}.layers."))
+            light = f"{layers[0]}.conv1.conv.weight" in shape
+            cm, *_, k = shape[f"{layers[0]}.conv2.conv.weight" if light else f"{layers[0]}.conv.weight"]
+            c2 = shape[f"{block}.aggregation.1.conv.weight"][0]
+            rows.append([-1, len(layers), "HGBlock", [cm, c2, k, light, i > 0]])
+    return rows, names, None
+
+
+def read_resnet_rows(shape: dict[str, tuple[int, ...]]) -> Rows:
+    """Read the rows of a bottleneck ResNet off the shapes of its tensors."""
+    rows: list[list] = [[-1, 1, "ResNetLayer", [3, shape.get("conv1.weight", (64,))[0], 1, True, 1]]]
+    names = {"conv1.": "model.0.layer.0.conv.", "bn1.": "model.0.layer.0.bn."}
+    for i, stage in enumerate(list_numbered(shape, "layer", first=1)):
+        blocks = list(list_numbered(shape, f"{stage}."))
+        for b, block in enumerate(blocks):
+            place = f"model.{len(rows)}.layer.{b}."
+            names |= {f"{block}.conv{n}.": f"{place}cv{n}.conv." for n in (1, 2, 3)}
+            names |= {f"{block}.bn{n}.": f"{place}cv{n}.bn." for n in (1, 2, 3)}
+            names |= {f"{block}.downsample.{n}.": f"{place}shortcut.0.{part}." for n, part in enumerate(("conv", "bn"))}
+        cm, c1 = shape[f"{stage}.0.conv1.weight"][:2]
+        expansion = shape.get(f"{stage}.0.conv3.weight", (cm,))[0] // cm
+        rows.append([-1, 1, "ResNetLayer", [c1, cm, 2 if i else 1, False, len(blocks), expansion]])
+    return rows, names, "torch.nn.ReLU()"
+
+
+def list_numbered(keys: Iterable[str], prefix: str, first: int = 0) -> Iterator[str]:
+    """Give the numbered names that begin with `prefix`, as long as there are such keys."""
+    numbers = itertools.takewhile(lambda n: any(k.startswith(f"{prefix}{n}.") for k in keys), itertools.count(first))
+    return (f"{prefix}{n}" for n in numbers)
+
+
+FAMILIES: dict[str, Callable] = {"stem.stem1.conv.weight": read_hgnet_rows, "layer1.0.conv1.weight": read_resnet_rows}

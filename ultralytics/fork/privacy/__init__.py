@@ -1,0 +1,1 @@
+"""Nothing is sent, fetched or installed unless the user asked for it."""

@@ -1,0 +1,22 @@
+"""Find RT-DETR's head in a model, and take a model out of its wrappers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ultralytics.nn.modules.head import RTDETRDecoder
+
+
+def find_head(model: Any) -> tuple[str, RTDETRDecoder] | None:
+    """Find RT-DETR's head in a model: its path and itself."""
+    layers = model.named_modules() if isinstance(model, nn.Module) else ()
+    return next(((path, m) for path, m in layers if isinstance(m, RTDETRDecoder)), None)
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """Take a model out of what compiles or distributes it."""
+    while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
+        model = inner
+    return model

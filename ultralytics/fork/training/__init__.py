@@ -1,0 +1,1 @@
+"""Training: recipe switches, resume, non-finite steps, interruption."""

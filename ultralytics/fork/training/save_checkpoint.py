@@ -1,0 +1,102 @@
+"""Checkpoints that a run can be resumed from to the bit, written atomically.
+
+Upstream writes a checkpoint in place, so that a kill or a full disk leaves half a file, and it keeps only the average
+of the weights, in half precision. Until the run is over, checkpoints here also hold the weights, their average and the
+optimiser in full, the gradients that wait for a step, and the state of every random generator.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from ultralytics.fork.atomic_write import write_atomically
+from ultralytics.fork.checkpoints import load, own_checkpoints
+from ultralytics.fork.errors import Refused
+from ultralytics.fork.rtdetr import unwrap_model
+from ultralytics.fork.training.nonfinite_steps import restore_spoiled_statistics
+from ultralytics.utils import LOGGER
+
+KEY = "training"  # of a checkpoint: what a resume needs beside what upstream keeps; final checkpoints lack it
+
+
+def save_resumable_checkpoint(save_model: Callable, trainer: Any) -> Any:
+    """Let upstream's `save_model` write checkpoints atomically, with the training state in them."""
+    save, state = torch.save, training_state(trainer)
+    with (
+        patch.object(torch, "save", lambda obj, *args, **kwargs: save({**obj, **state}, *args, **kwargs)),
+        patch.object(Path, "write_bytes", write_own_checkpoint),
+    ):
+        saved = save_model(trainer)
+    if not trainer.fork.has_saved and trainer.last.exists():
+        trainer.fork.has_saved = True
+        warn_if_refused_elsewhere(trainer.last)
+    return saved
+
+
+def write_own_checkpoint(file: Path, data: bytes) -> None:
+    """Write a checkpoint of this process's training."""
+    write_atomically(file, data)
+    own_checkpoints.add(file)
+
+
+def warn_if_refused_elsewhere(file: Path) -> None:
+    """Warn when a run begins, not when it ends, that other processes will not open its checkpoints."""
+    try:
+        load.load_checkpoint(file, map_location="cpu", weights_only=True, mmap=True)
+    except Refused as e:
+        LOGGER.warning(
+            f"Other processes will refuse the checkpoints of this run: {e}. Better, keep a layer where you keep a "
+            "function, and your classes in a file in ultralytics/nn/AddModules"
+        )
+
+
+def training_state(trainer: Any) -> dict:
+    """Give what a checkpoint must hold so that the run can go on from it as if it had never stopped."""
+    model = unwrap_model(trainer.model)
+    if hasattr(model, "teacher_model"):
+        return {}  # knowledge distillation: upstream's own resume, which rebuilds the teacher
+    restore_spoiled_statistics(trainer)
+    loader, run = trainer.train_loader, trainer.fork
+    gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    state = {
+        "epochs": trainer.epoch + 1 if run.has_begun else 0,
+        "done": has_ended(trainer),
+        "is_best": trainer.fitness == trainer.best_fitness,
+        "seconds": time.time() - trainer.train_time_start,
+        "model": model.state_dict(),
+        "ema": trainer.ema.ema.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "pending": run.accumulated_batches,
+        "gradients": gradients if run.accumulated_batches else {},
+        "stopper": vars(trainer.stopper),
+        "python": random.getstate(),
+        "numpy": (lambda s: (s[0], s[1].tolist(), *s[2:]))(np.random.get_state()),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(trainer.device) if trainer.device.type == "cuda" else None,
+        "loader": loader.generator.get_state() if loader.generator is not None else None,
+        "iterates": loader.iterator is not None,
+        "buffer": list(mosaic_buffer(loader.dataset)),
+    }
+    return {KEY: state}
+
+
+def has_ended(trainer: Any) -> bool:
+    """Whether a run has had all its epochs, or its patience has ended; a callback's `stop` only stops it."""
+    if not trainer.stop or trainer.args.time:
+        return False
+    epoch, stopper = trainer.epoch + 1, trainer.stopper
+    return epoch >= trainer.epochs or epoch - stopper.best_epoch >= stopper.patience
+
+
+def mosaic_buffer(dataset: Any) -> list:
+    """Give the indices of the images in memory that mosaics are made of."""
+    buffer = getattr(dataset, "buffer", [])
+    return buffer if isinstance(buffer, list) else []

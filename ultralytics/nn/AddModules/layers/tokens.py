@@ -1,0 +1,61 @@
+"""Feature maps as tokens, (B, N, C): heads, and the layers that work on each token alone."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ultralytics.nn.AddModules.layers.execution_mode import has_hooks, is_eager
+
+__all__ = ()
+
+
+def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """Part the heads: (B, N, C) to (B, heads, N, d), a view."""
+    B, N, C = x.shape
+    return x.reshape(B, N, heads, C // heads).transpose(1, 2)  # unflatten() fixes the shape of an ONNX graph
+
+
+def project(layer: nn.Linear | nn.Conv2d, tokens: torch.Tensor) -> torch.Tensor:
+    """Apply a linear layer or a 1x1 convolution to (B, N, C) tokens; returns (B, N, C')."""
+    return project_in_parts(layer, tokens, 1)[0]
+
+
+def project_in_parts(layer: nn.Linear | nn.Conv2d, tokens: torch.Tensor, parts: int) -> list[torch.Tensor]:
+    """Apply such a layer and cut its result's channels; each part has memory of its own, which lives as long as it."""
+    if is_hooked(layer):
+        linear = isinstance(layer, nn.Linear)
+        whole = layer(tokens) if linear else layer(tokens.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+        return [t.contiguous() for t in cut(whole, parts, -1)]
+    biases = [None] * parts if layer.bias is None else cut(layer.bias, parts, 0)
+    weights, convolution = cut(layer.weight.flatten(1), parts, 0), isinstance(layer, nn.Conv2d)
+    return [multiply(tokens, weight, bias, convolution) for weight, bias in zip(weights, biases)]
+
+
+def cut(x: torch.Tensor, parts: int, dim: int) -> tuple[torch.Tensor, ...]:
+    """Cut a tensor into equal parts; converters to LiteRT and CoreML fail at a chunk() into one."""
+    return (x,) if parts == 1 else x.chunk(parts, dim=dim)
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether a layer must be called as a module: it was replaced, or hooks, such as profilers', want to see it."""
+    replaced = type(layer) not in (nn.Linear, nn.Conv2d) or "forward" in vars(layer)
+    return replaced or has_hooks(layer) or bool(layer._backward_hooks or layer._backward_pre_hooks)
+
+
+def multiply(
+    tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, convolution: bool = False
+) -> torch.Tensor:
+    """Multiply (B, N, C) tokens with (C', C) weights.
+
+    On a CPU it is a 1x1 convolution, channels last: on AMD's processors its kernels have been twice as fast as the
+    matrix product that torch's builds for x86 have for a linear layer. On a GPU what is a convolution stays one, which
+    by default may use TF32 where a matrix product may not.
+    """
+    on_cpu = tokens.device.type == "cpu"
+    if not (tokens.dtype == torch.float32 if on_cpu else convolution) or not (tokens.numel() and is_eager()):
+        return F.linear(tokens, weight, bias)
+    pixels = tokens.reshape(1, -1, 1, tokens.shape[2]).permute(0, 3, 1, 2)  # (1, C, B * N, 1), channels last
+    out = F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    return out.reshape(*tokens.shape[:2], len(weight))
