@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Packages:  MNN 3.6.1, onnx 1.23.2, onnxruntime 1.32.0, numpy 2.4.6
 # Expected:  GELU by the error function is computed to the precision of fp32. GELU by tanh differs from it by 4.7e-4.
-# Seen:      MNN's converter recognises three forms (Gelu, Gelu with approximate="tanh", and x * (Erf(x / sqrt(2)) + 1)
-#            * 0.5) and gives all three one approximation, which is 4.7e-4 from the exact values. A fourth form,
-#            x * (0.5 * Erf(x * sqrt(0.5)) + 0.5), is not recognised and is exact.
+# Seen:      MNN's converter recognises three forms (Gelu, Gelu with approximate="tanh", and x * (Erf(x / sqrt(2)) +
+#            1) * 0.5) and gives all three one approximation, which is 4.7e-4 from the exact values. A fourth form, x
+#            * (0.5 * Erf(x * sqrt(0.5)) + 0.5), is not recognised and is exact.
 # Matters:   the errors of a deep network's layers add up; nothing says that an approximation is taken.
 # Source:    ONNX's operator specification; compared with math.erf in float64. MNN's log client is switched off:
 #            otherwise the converter installs it with pip and reports each run.

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Packages:  MNN 3.6.1, onnx 1.23.2, onnxruntime 1.32.0, numpy 2.4.6
-# Expected:  ONNX's reductions reduce the axes that the graph names, by an attribute before opset 18, by an input since.
+# Expected:  ONNX's reductions reduce the axes that the graph names, by an attribute before opset 18, by an input
+#            since.
 # Seen:      MNN's converter takes ReduceL1, L2, SumSquare, LogSum and LogSumExp of opset 18 for reductions over all
 #            axes, without a word. ReduceSum, Mean, Max and Prod of opset 18, and all of opset 13, are right.
 # Matters:   torch's exporters write a norm (`x.norm(dim=-1)`) as ReduceL2.
-# Source:    ONNX's operator specification; compared with ONNX Runtime. MNN's log client is switched off: otherwise the
-#            converter installs it with pip and reports each run.
+# Source:    ONNX's operator specification; compared with ONNX Runtime. MNN's log client is switched off: otherwise
+#            the converter installs it with pip and reports each run.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

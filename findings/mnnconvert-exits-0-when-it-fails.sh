@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Packages:  MNN 3.6.1, onnx 1.23.2
 # Expected:  a converter that converted nothing exits with another status than 0.
-# Seen:      for a valid model with an operator that MNN does not have (Hardmax), `mnnconvert` prints "Converted
-#            Failed!" and exits 0. An older model with the output's name stays as it was: a script takes it for the new one.
+# Seen:      for a valid model with an operator that MNN lacks (Hardmax), `mnnconvert` prints "Converted Failed!" and
+#            exits 0. An older model with the output's name stays as it was: a script takes it for the new one.
 # Matters:   a caller must delete the output first, and look whether it is there afterwards.
 # Source:    the command's entry point, called with MNN's log client switched off: otherwise the command installs it
 #            with pip, into the environment to which the first `pip` on PATH belongs, and reports each run.

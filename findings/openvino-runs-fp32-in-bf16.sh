@@ -4,8 +4,8 @@
 # Seen:      where the processor has bf16 (AVX-512 BF16, AMX), the default is bf16: the error of a matrix product is
 #            some thousand times larger. INFERENCE_PRECISION_HINT=f32 gives fp32 back.
 # Matters:   the same file gives other detections on another processor.
-# Source:    compared with float64 in numpy. On a processor without bf16 the script says so and checks nothing more than
-#            that the default is f32 there. Installed without openvino-telemetry: nothing is sent.
+# Source:    compared with float64 in numpy. On a processor without bf16 the script says so and checks nothing more
+#            than that the default is f32 there. Installed without openvino-telemetry: nothing is sent.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Packages:  torch 2.15.0, numpy 2.4.6, CPU
-# Expected:  the memory order of a tensor does not change any value: BatchNorm2d and InstanceNorm give the gradient that
-#            their formula gives.
+# Expected:  the memory order of a tensor does not change any value: BatchNorm2d and InstanceNorm give the gradient
+#            that their formula gives.
 # Seen:      for a batch of one, a contiguous input and an output gradient of strides (C, 1, W*C, C), the gradient of
 #            the input is wrong, in float64 too, without an error. Batches of two or more are right.
 # Matters:   layers that turn a (1, C, H, W) map into (1, H*W, C) tokens send such gradients back.
