@@ -38,6 +38,7 @@ for runs_before in (0, 1):
         module(x)
     torch.export.export(module, (x,), strict=False)
     out = module(x).sum().item()
-    print(f"{runs_before} forward(s) before: the grid is a {type(module.grid).__name__}, the sum a {type(out).__name__}")
+    grid = type(module.grid).__name__
+    print(f"{runs_before} forward(s) before the export: the grid is a {grid}, the sum a {type(out).__name__}")
     assert isinstance(out, float) == bool(runs_before), "this has changed"
 EOF
