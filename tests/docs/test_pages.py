@@ -55,7 +55,7 @@ def yolo_arguments(command: str, folder: Path) -> list[str]:
     words = words[words.index("yolo") + 1 :]
     if words[0] == "train":
         words = [word for word in words if not word.startswith(("epochs=", "imgsz="))]
-        words += ["epochs=1", "imgsz=64", "batch=2", f"fraction={0.5 if 'data=my-data.yaml' in words else 0.03}"]
+        words += ["epochs=1", "imgsz=64", "batch=8", f"fraction={0.5 if 'data=my-data.yaml' in words else 0.03}"]
     if words[0] in ("train", "val"):
         words += ["plots=False"]
         words += [] if any(word.startswith("project=") for word in words) else [f"project={folder}"]
