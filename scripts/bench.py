@@ -6,7 +6,8 @@
     python scripts/bench.py deploy               every model in each runtime that it is exported to: latency, file size
     python scripts/bench.py startup              import and build against the untouched release
     python scripts/bench.py profile --only FLA   the operations that a case's time goes to
-    python scripts/bench.py kept                 sum up what is kept in benchmarks/, as the README does
+    python scripts/bench.py kept                 print the tables of the records in benchmarks/
+    python scripts/bench.py pages                write these tables into the pages of docs/
 
 The floor of a case is the time of its own matrix products and convolutions, one read of its input and one write of its
 output: in the textbook's form, and the best floor in the fastest form that torch has for each product. All sides of a
@@ -202,6 +203,16 @@ def kept() -> None:
         print(report.summary(data), "\n")
 
 
+def write_pages() -> None:
+    """Write the recorded tables into the pages of docs/."""
+    for file in sorted((ROOT / "docs").glob("*.md")):
+        page = file.read_text(encoding="utf-8")
+        filled = report.fill_page(page, ROOT / "benchmarks")
+        if filled != page:
+            file.write_text(filled, encoding="utf-8")
+            print(file.relative_to(ROOT))
+
+
 BENCHES = {
     "modules": (bench_modules, show_modules),
     "models": (bench_models, show_models),
@@ -217,7 +228,7 @@ def parse() -> argparse.Namespace:
     summary, _, details = __doc__.partition("\n")
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=summary, epilog=details, formatter_class=style)
-    parser.add_argument("what", choices=[*BENCHES, "kept"])
+    parser.add_argument("what", choices=[*BENCHES, "kept", "pages"])
     parser.add_argument("--only", default="", metavar="TEXT", help="cases, or models, whose name has this in it")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
     parser.add_argument("--dtype", choices=TYPES, default="fp32", help="what autocast gives products; fp32: none")
@@ -286,6 +297,9 @@ def main() -> int:
     args = parse()
     if args.what == "kept":
         kept()
+        return 0
+    if args.what == "pages":
+        write_pages()
         return 0
     bench, show = BENCHES[args.what]
     try:

@@ -83,7 +83,7 @@ def table(rows: list[dict], columns: list[str]) -> str:
 
 
 def summary(data: dict) -> str:
-    """Sum a machine's kept results up, as the README has them: a heading for what is not in fp32 and eager mode."""
+    """Sum a machine's kept results up, as the pages have them: a heading for what is not in fp32 and eager mode."""
     parts = []
     for section, kept in sorted(data.items()):
         what, *variant = section.split()
@@ -93,6 +93,26 @@ def summary(data: dict) -> str:
             parts.append(f"{what}, {' '.join(variant)}:")
         parts += SUMMARIES[what](kept["results"])
     return "\n\n".join(parts)
+
+
+MARKED = re.compile(r"(?ms)^(<!-- table: (\S+) (.+?) (\d+) -->\n).*?^(<!-- end of table -->)$")
+
+
+def fill_page(page: str, folder: Path) -> str:
+    """Write the recorded tables into a Markdown page, each between its marker comments.
+
+    Args:
+        page: Text with `<!-- table: FILE SECTION NUMBER -->` and `<!-- end of table -->`; NUMBER counts from 0 within a
+            section.
+        folder: Folder of the records, FILE.json.
+    """
+
+    def marked(found: re.Match) -> str:
+        begin, file, section, number, end = found.groups()
+        record = json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))[section]
+        return f"{begin}\n{SUMMARIES[section.split()[0]](record['results'])[int(number)]}\n\n{end}"
+
+    return MARKED.sub(marked, page)
 
 
 def summarise_modules(results: dict) -> list[str]:
