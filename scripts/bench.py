@@ -28,10 +28,12 @@ sys.path.insert(0, str(ROOT / "scripts"))
 os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and look-ups take time
 
 import torch  # noqa: E402
-from benchmark import cases, deploy, depth, measure, models, naive, report, startup, timing  # noqa: E402
-from flops import count_flops  # noqa: E402
-from maintain.pin import UpstreamError  # noqa: E402
-from maintain.progress import Progress  # noqa: E402
+
+from _bench import cases, deploy, depth, measure, models, naive_formulas, plots, report, startup  # noqa: E402
+from _shared import timing  # noqa: E402
+from _shared.flops import count_flops  # noqa: E402
+from _shared.progress import Progress  # noqa: E402
+from _upstream.pin import UpstreamError  # noqa: E402
 
 TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -104,7 +106,7 @@ def bench_growth(args: argparse.Namespace) -> dict[str, list[dict]]:
 
 def operations_exponent(found: list[cases.Case]) -> float:
     """Fit how the operations of a family's formula grow: what its time cannot grow slower than for long."""
-    counts = [count_flops(naive.naive(case.build()), case.shape) for case in found]
+    counts = [count_flops(naive_formulas.naive(case.build()), case.shape) for case in found]
     return timing.exponent([case.shape[2] * case.shape[3] for case in found], counts)
 
 
@@ -271,13 +273,13 @@ def save(args: argparse.Namespace, results: dict) -> None:
     file = report.keep(ROOT / "benchmarks", args.device, section, results)
     picture = file.with_name(f"{file.stem}-{section.replace(' ', '-')}.png")
     if args.what == "modules":
-        report.plot_growth(results["growth"], picture)
+        plots.plot_growth(results["growth"], picture)
     elif args.what == "models":
-        report.plot_models(results["models"], picture)
+        plots.plot_models(results["models"], picture)
     elif args.what == "depth":
-        report.plot_depth(results, picture)
+        plots.plot_depth(results, picture)
     elif args.what == "deploy":
-        report.plot_deploy(results, picture)
+        plots.plot_deploy(results, picture)
     print(f"\nkept in {file.relative_to(ROOT)}", file=sys.stderr)
 
 

@@ -33,15 +33,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from benchmark.report import machine  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
-from study import cluster, local, tables, taken  # noqa: E402
-from study.cost import costs  # noqa: E402
-from study.plan import OWN, Run, Study, absolute, known, labels, trained_with  # noqa: E402
-from study.report import report  # noqa: E402
-from study.results import check_images, summarise  # noqa: E402
-from study.run import STRIDE, device_of, summary  # noqa: E402
 
+from _compare import existing_runs, local_runs, ray_cluster, tables  # noqa: E402
+from _compare.cost import costs  # noqa: E402
+from _compare.html_report import report  # noqa: E402
+from _compare.results import check_images, summarise  # noqa: E402
+from _compare.study_folder import OWN, Run, Study, absolute, known, labels, trained_with  # noqa: E402
+from _compare.training_run import STRIDE, device_of, summary  # noqa: E402
+from _shared.machine import describe_machine  # noqa: E402
 from ultralytics.cfg import TASK2DATA, get_cfg, smart_value  # noqa: E402
 from ultralytics.data.utils import check_det_dataset  # noqa: E402
 from ultralytics.nn.AddModules.checkpoints import write  # noqa: E402
@@ -62,7 +62,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", metavar="YAML", help="the data set")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="0 1 2 unless told")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="runs/studies/DATA unless told")
-    parser.add_argument("--from", dest="taken", nargs="+", default=[], type=Path, metavar="RUN", help=taken.__doc__)
+    parser.add_argument(
+        "--from", dest="taken", nargs="+", default=[], type=Path, metavar="RUN", help=existing_runs.__doc__
+    )
     nodes = parser.add_argument_group("on a Ray cluster")
     nodes.add_argument("--on", choices=["here", "ray"], default="here", help="where runs are done (here)")
     nodes.add_argument("--address", default="auto", metavar="HOST:PORT", help="the cluster (this machine's)")
@@ -113,7 +115,7 @@ def settings(args: argparse.Namespace) -> dict:
         raise Refused(" ".join(str(e).split())) from None
     finally:
         LOGGER.setLevel(logging.INFO)
-    found, data = taken.take(args.taken, args.data) if args.taken else ({}, args.data)
+    found, data = existing_runs.take(args.taken, args.data) if args.taken else ({}, args.data)
     data = data or (YAML.load(check_yaml(recipe)).get("data") if recipe else None)
     if not data:
         raise Refused(f"--data is missing: the YAML of a data set, such as shapes.yaml or {TASK2DATA['detect']}")
@@ -164,7 +166,7 @@ def measured(study: Study, ready: dict[str, Run], args: argparse.Namespace) -> d
     batch = max(1, int(arguments["batch"]))
     if args.on == "here":
         device = select_device(device_of(arguments, study.settings), verbose=False)
-        where = machine(device)
+        where = describe_machine(device)
     else:
         where = [args.address, resources(args)]
     of = {
@@ -176,13 +178,13 @@ def measured(study: Study, ready: dict[str, Run], args: argparse.Namespace) -> d
     before = study.before.get("costs", {})
     if before.get("of") == of:
         return before
-    local.say(f"timing {len(ready)} models")
+    local_runs.say(f"timing {len(ready)} models")
     try:
         if args.on == "ray":
-            return {"of": of, **cluster.time_models(files, sizes, batch, args.address, resources(args))}
+            return {"of": of, **ray_cluster.time_models(files, sizes, batch, args.address, resources(args))}
         return {"of": of, **costs(files, sizes, device, batch)}
     except Exception as e:  # what was trained is shown all the same
-        local.say(f"the costs could not be measured ({summary(e)})")
+        local_runs.say(f"the costs could not be measured ({summary(e)})")
         return {"failed": summary(e)}
 
 
@@ -208,9 +210,9 @@ def main() -> int:
             study = Study(folder, asked)
             study.save(results=[])  # those of other models or seeds, until there are new ones
             if args.on == "ray":
-                cluster.run_all(study, args.address, resources(args), args.retries)
+                ray_cluster.run_all(study, args.address, resources(args), args.retries)
             else:
-                local.run_all(study)
+                local_runs.run_all(study)
             rows = finish(study, args)
             failed = [run for run in study.runs if not run.is_done]
             if rows:

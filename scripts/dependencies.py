@@ -16,9 +16,10 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from maintain.pin import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from _upstream.pin import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "uv run --all-extras python scripts/dependencies.py"

@@ -27,12 +27,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and look-ups take time
 
-from explanation import cam, click, field, focusing, routing, sheet  # noqa: E402
-from explanation.detections import allowed_classes, choose_query  # noqa: E402
-from explanation.frame import look  # noqa: E402
-from explanation.network import Opened, chosen_sources, open_model  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+from _explain import click_query, drawing, focusing, receptive_field, routing  # noqa: E402
+from _explain.detections import allowed_classes, choose_query  # noqa: E402
+from _explain.image_view import look  # noqa: E402
+from _explain.layer_cam import draw as draw_cam  # noqa: E402
+from _explain.layer_cam import layer_cam  # noqa: E402
+from _explain.network import Opened, chosen_sources, open_model  # noqa: E402
 from ultralytics.nn.AddModules.errors import Refused  # noqa: E402
 
 MODULES = {"routing": routing.MODULE, "focusing": focusing.MODULE}
@@ -134,7 +136,7 @@ def queries(args: argparse.Namespace, opened: Opened) -> list[tuple[float, float
     for image in args.images:
         view = look(image, opened)
         if args.click:
-            points.append(click.ask(view))
+            points.append(click_query.ask(view))
         else:
             points.append(choose_query(opened, view, args.query, args.conf, args.classes))
     return points
@@ -147,14 +149,18 @@ def figures(
     for name, image, query in zip(stems(args.images), args.images, points):
         view = look(image, opened)
         if "cam" in what:
-            found = cam.layer_cam(opened, view, args.layers, args.conf, args.classes)
-            yield f"{name}-cam", cam.draw(found, view, opened)
+            found = layer_cam(opened, view, args.layers, args.conf, args.classes)
+            yield f"{name}-cam", draw_cam(found, view, opened)
         if "routing" in what:
             yield f"{name}-routing", routing.draw(routing.routing(opened, view, query), view, opened)
         if "focusing" in what:
             yield f"{name}-focusing", focusing.draw(focusing.focusing(opened, view, query), view, opened)
     if "field" in what:
-        yield f"{opened.name}-field", field.draw(field.receptive_fields(opened, args.images, args.layers), opened)
+        found = receptive_field.receptive_fields(opened, args.images, args.layers)
+        yield (
+            f"{opened.name}-field",
+            receptive_field.draw(found, opened),
+        )
 
 
 def explain(args: argparse.Namespace) -> None:
@@ -168,9 +174,9 @@ def explain(args: argparse.Namespace) -> None:
     points, pictures = queries(args, opened), []
     out = folder(args.out, opened.name)
     for name, figure in figures(args, opened, what, points):
-        pictures.append(sheet.save(figure, out / f"{name}.png", args.small))
+        pictures.append(drawing.save(figure, out / f"{name}.png", args.small))
         print(out / f"{name}.png", flush=True)
-    sheet.contact(pictures, out / "contact.png", args.small)
+    drawing.contact(pictures, out / "contact.png", args.small)
     print(out / "contact.png")
 
 

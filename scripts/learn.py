@@ -19,9 +19,8 @@ import torch  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from study.plan import Run  # noqa: E402
-from study.run import epochs, train  # noqa: E402
-
+from _compare.study_folder import Run  # noqa: E402
+from _compare.training_run import epochs, train  # noqa: E402
 from ultralytics import RTDETR, __version__  # noqa: E402
 from ultralytics.utils.torch_utils import get_cpu_info  # noqa: E402
 

@@ -5,8 +5,8 @@
 
     uv run scripts/releases.py
 
-PyPI's list is read, and nothing else downloaded. What scripts/maintain/releases.toml has already stays in it: the
-releases that carried malware are on no list any more, and a file whose sha256 has changed stops this.
+This reads PyPI's list and downloads nothing else. What scripts/_upstream/fetch/releases.toml has already stays in it:
+PyPI no longer lists the releases that carried malware. A file whose sha256 has changed stops this.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import re
 import sys
 from pathlib import Path
 
-from maintain.pin import PACKAGE, version
-from maintain.releases import RECORD, Known, recorded
+from _upstream.fetch.releases import RECORD, Known, recorded
+from _upstream.pin import PACKAGE, version
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST = (8, 3, 0)

@@ -13,7 +13,7 @@ summary with its layers, parameters, gradients and GFLOPs. The queue is put on t
 with what the release requires and the profiler of the tutorials' time, ultralytics-thop 2.0.13. The published figures
 are those of 8.3.50; on another release the lines that differ are listed. One thing differs from a user's run: the
 first convolution of bi-level routing attention is called as in the published code, `qkv_linear.forward(x)`, which the
-profiler does not see (`AsPublished` in scripts/summaries.py). The modules themselves are not changed for it.
+profiler does not see (`AsPublished` in _reproduce/layer_summaries.py). The modules themselves are not changed for it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import TYPE_CHECKING, Any
 
-from maintain.environment import OUR_REQUIREMENTS, find_uv, python_command, requirements
-from maintain.pin import PACKAGE, UpstreamError, version
-from maintain.scratch import clear_errors
-from maintain.staging import stage
+from _upstream.pin import PACKAGE, UpstreamError, version
+from _upstream.queue.release_trees import stage
+from _upstream.queue.scratch_folder import clear_errors
+from _upstream.verify.environment import OUR_REQUIREMENTS, find_uv, python_command, requirements
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import RTDETRDetectionModel
 
 ROOT = Path(__file__).resolve().parents[1]
-PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+PUBLISHED = json.loads(Path(__file__).with_name("_reproduce").joinpath("published.json").read_text(encoding="utf-8"))
 PROFILER, PROFILER_VERSION = "ultralytics-thop", "2.0.13"
 
 # As upstream prints them
@@ -55,7 +55,9 @@ Pair = tuple[str | None, str | None]  # a published line and ours
 # The models here ------------------------------------------------------------------------------------------------------
 def build(name: str) -> tuple[RTDETRDetectionModel, list[str]]:
     """Build a model from its file; give it, and the rows that upstream prints of it."""
-    from summaries import summarize  # imports ultralytics, which --release does without in this process
+    from _reproduce.layer_summaries import (
+        summarize,  # imports ultralytics, which --release does without in this process
+    )
 
     model, lines = summarize(name)
     return model, [line.rstrip() for line in lines if line[:3].strip().isdigit()]
@@ -63,7 +65,7 @@ def build(name: str) -> tuple[RTDETRDetectionModel, list[str]]:
 
 def totals(model: RTDETRDetectionModel) -> dict[str, int | float]:
     """Count a model: modules, parameters, gradients, and GFLOPs at 640 pixels with attention in them."""
-    from flops import count_gflops
+    from _shared.flops import count_gflops
 
     parameters = list(model.parameters())
     return {
@@ -178,8 +180,12 @@ def summaries_on(release: str, names: list[str]) -> Iterator[tuple[str, list[str
         print(f"putting the queue on {PACKAGE} {release} …", flush=True)
         needs = with_profiler(requirements(stage(ROOT, release, tree)))
         print("making an environment with what it requires; the first time, uv downloads torch …", flush=True)
-        settings = {"PYTHONPATH": str(tree), "YOLO_CONFIG_DIR": str(Path(scratch, "settings")), "YOLO_OFFLINE": "true"}
-        command = [str(Path(__file__).with_name("summaries.py")), *names]
+        settings = {
+            "PYTHONPATH": os.pathsep.join([str(tree), str(ROOT / "scripts")]),
+            "YOLO_CONFIG_DIR": str(Path(scratch, "settings")),
+            "YOLO_OFFLINE": "true",
+        }
+        command = ["-m", "_reproduce.layer_summaries", *names]
         # The working directory is an empty one, as upstream looks there first for a model's file
         for found in stream([*needs, *OUR_REQUIREMENTS], *command, cwd=scratch, env={**os.environ, **settings}):
             if "lines" in found:

@@ -20,13 +20,14 @@ import json
 import sys
 from pathlib import Path
 
-from maintain import check, rebase, suite
-from maintain.apply import apply
-from maintain.export import export
-from maintain.pin import Pin, UpstreamError
-from maintain.processes import stop_on_terminate
-from maintain.progress import Progress
-from maintain.status import status
+from _shared.progress import MissingPackageError, Progress
+from _upstream.pin import Pin, UpstreamError
+from _upstream.processes import stop_on_terminate
+from _upstream.queue import check, rebase
+from _upstream.queue.apply import apply
+from _upstream.queue.export import export
+from _upstream.queue.status import status
+from _upstream.tests import suite
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -127,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             with stop_on_terminate():
                 sys.exit(RUN[args.command](args))
-    except UpstreamError as e:
+    except (UpstreamError, MissingPackageError) as e:
         if getattr(args, "json", False):
             print(json.dumps({"outcome": "error", "message": str(e)}))
         sys.exit(f"{Path(__file__).name}: {e}")

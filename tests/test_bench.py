@@ -4,13 +4,14 @@ import json
 import sys
 from types import SimpleNamespace
 
-import bench
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmark import cases, deploy, depth, floor, measure, models, report, timing
 from conftest import ROOT
 
+import bench
+from _bench import cases, deploy, depth, lower_bound, measure, models, report
+from _shared import timing
 from ultralytics import RTDETR, YOLO
 from ultralytics.nn.AddModules import decoder
 from ultralytics.nn.AddModules.FLA import FocusedLinearAttention
@@ -21,7 +22,7 @@ CPU = torch.device("cpu")
 
 def test_floor_of_fla_is_its_products():
     """q, k and v, the two products of attention, the depth-wise convolution and the output projection."""
-    products = floor.record(FocusedLinearAttention(64), torch.zeros(2, 64, 6, 5))
+    products = lower_bound.record(FocusedLinearAttention(64), torch.zeros(2, 64, 6, 5))
     names = [func._schema.name.partition("::")[2] for func, *_ in products]
     assert sorted(names) == ["addmm", "bmm", "bmm", "convolution", "mm", "mm"]
     shapes = [
@@ -34,17 +35,17 @@ def test_floor_of_fla_is_its_products():
 def test_floor_of_mqa_is_fused_attention():
     """Else it would count the scores in memory, which is what the module is faster for leaving out."""
     module = MultiQueryAttentionLayerWithDownSampling(16, 2, 8, 8, 1, 1, 1)
-    products = [func for func, *_ in floor.record(module, torch.zeros(1, 16, 8, 8))]
+    products = [func for func, *_ in lower_bound.record(module, torch.zeros(1, 16, 8, 8))]
     assert products.count(F.scaled_dot_product_attention) == 1
     assert products.count(torch.ops.aten.convolution.default) == 4 and len(products) == 5
 
 
 def test_floor_runs_every_product():
     module, x = FocusedLinearAttention(16), torch.zeros(1, 16, 4, 4)
-    run = floor.floor(module, x, [x])
-    with torch.no_grad(), floor.Recorder() as recorder:
+    run = lower_bound.floor(module, x, [x])
+    with torch.no_grad(), lower_bound.Recorder() as recorder:
         run()
-    assert [func for func, *_ in recorder.products] == [func for func, *_ in floor.record(module, x)]
+    assert [func for func, *_ in recorder.products] == [func for func, *_ in lower_bound.record(module, x)]
 
 
 def test_compare_alternates_and_takes_ratios_of_the_same_round(monkeypatch):

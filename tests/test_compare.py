@@ -15,23 +15,35 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import compare
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, draw_shapes
-from flops import count_published_gflops
-from study import architecture, cost, figures, local, plan, report, results, statistics, tables, taken, validation
-from study.run import device_of, perform, train
-from study.validation import Validation
 
+import compare
+from _compare import (
+    architecture,
+    cost,
+    existing_runs,
+    figures,
+    html_report,
+    local_runs,
+    results,
+    statistics,
+    study_folder,
+    tables,
+    validation,
+)
+from _compare.training_run import device_of, perform, train
+from _compare.validation import Validation
+from _shared.flops import count_published_gflops
 from ultralytics import YOLO
 from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.nn.tasks import RTDETRDetectionModel
 from ultralytics.utils.metrics import ap_per_class, box_iou
 
 MODELS = ["rtdetr-tiny.yaml", "rtdetr-tiny-EMO.yaml"]
-PUBLISHED = json.loads((ROOT / "scripts" / "published.json").read_text())
+PUBLISHED = json.loads((ROOT / "scripts" / "_reproduce" / "published.json").read_text())
 
 
 # The figures ----------------------------------------------------------------------------------------------------------
@@ -178,14 +190,14 @@ def test_findings_by_hand():
     def finding(low: float, high: float, seeds: bool = True) -> str:
         value, shown = (low + high) / 2, seeds and not low <= 0 <= high
         difference = {"value": value, "low": low, "high": high, "seeds": seeds, "shown": shown}
-        return report.findings([base, {"model": "new", "difference": difference, "cost": {"over_first": 1.2}}])[0]
+        return html_report.findings([base, {"model": "new", "difference": difference, "cost": {"over_first": 1.2}}])[0]
 
     assert finding(0.01, 0.03) == "new: better than base by +2.0 mAP50-95 (+1.0 to +3.0) at 1.20 times its latency."
     assert finding(-0.03, -0.01).startswith("new: worse than base by −2.0 mAP50-95")
     assert finding(-0.01, 0.03).startswith("new: no difference shown to base: +1.0 mAP50-95")
     assert finding(0.01, 0.03, seeds=False).startswith("new: one seed, which does not tell")
-    assert report.findings([base, {"model": "new"}]) == ["new: nothing to compare yet."]
-    assert report.findings([base]) == ["base alone: nothing to compare it with."]
+    assert html_report.findings([base, {"model": "new"}]) == ["new: nothing to compare yet."]
+    assert html_report.findings([base]) == ["base alone: nothing to compare it with."]
 
 
 def test_changed_rows():
@@ -242,17 +254,26 @@ def test_names_that_matplotlib_reads_otherwise():
 
 
 def test_names_and_times(tmp_path):
-    assert plan.labels(["a/x.yaml", "b/x.yaml"]) == ["a-x", "b-x"]
-    assert plan.labels(["a/x.yaml", "b/x.yaml", "y.yaml"], {"a/x.yaml": "x"}) == ["x", "b-x", "y"]  # it keeps its name
-    assert plan.labels(["/x.yaml"], {"elsewhere/x.yaml": "x"}) == ["x-2"]  # at the root no folder tells it apart
+    assert study_folder.labels(["a/x.yaml", "b/x.yaml"]) == ["a-x", "b-x"]
+    assert study_folder.labels(["a/x.yaml", "b/x.yaml", "y.yaml"], {"a/x.yaml": "x"}) == [
+        "x",
+        "b-x",
+        "y",
+    ]  # it keeps its name
+    assert study_folder.labels(["/x.yaml"], {"elsewhere/x.yaml": "x"}) == [
+        "x-2"
+    ]  # at the root no folder tells it apart
     mine = tmp_path / "mine.yaml"
     mine.touch()
-    assert plan.absolute(os.path.relpath(mine)) == str(mine) and plan.absolute("rtdetr-l.yaml") == "rtdetr-l.yaml"
-    assert plan.absolute(0.5) == 0.5
-    assert plan.labels(["x.yaml", "y.pt"]) == ["x", "y"]
+    assert (
+        study_folder.absolute(os.path.relpath(mine)) == str(mine)
+        and study_folder.absolute("rtdetr-l.yaml") == "rtdetr-l.yaml"
+    )
+    assert study_folder.absolute(0.5) == 0.5
+    assert study_folder.labels(["x.yaml", "y.pt"]) == ["x", "y"]
     with pytest.raises(Refused, match="x 2 times"):
-        plan.labels(["x.yaml", "x.pt"])
-    assert [local.duration(s) for s in (10, 100, 7300)] == ["less than a minute", "2 min", "2 h 02 min"]
+        study_folder.labels(["x.yaml", "x.pt"])
+    assert [local_runs.duration(s) for s in (10, 100, 7300)] == ["less than a minute", "2 min", "2 h 02 min"]
 
 
 # A study --------------------------------------------------------------------------------------------------------------
@@ -397,7 +418,9 @@ def test_a_failing_model_is_reported_and_the_rest_goes_on(folder, data, tmp_path
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Failed: broken, seed 0" in page and "Traceback" in page
     # As the first, it leaves nothing to compare with
-    first_failed = plan.Study(out, {**study["settings"], "models": {"broken": str(broken), "rtdetr-tiny": MODELS[0]}})
+    first_failed = study_folder.Study(
+        out, {**study["settings"], "models": {"broken": str(broken), "rtdetr-tiny": MODELS[0]}}
+    )
     rows = results.summarise(first_failed, study["costs"]["models"])
     assert "ms" in rows[1]["cost"] and "over_first" not in rows[1]["cost"] and "difference" not in rows[1]
     # Mended, it is tried again, and nothing else
@@ -459,10 +482,10 @@ def test_a_run_goes_on_with_what_the_machine_has_now(tmp_path, monkeypatch):
         def train(self, **arguments):
             given.update(arguments)
 
-    begun = plan.Run("x", "x.yaml", 0, tmp_path / "x" / "seed-0")
+    begun = study_folder.Run("x", "x.yaml", 0, tmp_path / "x" / "seed-0")
     begun.last.parent.mkdir(parents=True)
     torch.save({"optimizer": {}}, begun.last)
-    monkeypatch.setattr("study.run.YOLO", Model)
+    monkeypatch.setattr("_compare.training_run.YOLO", Model)
     settings = {"arguments": {"workers": 1, "device": "cpu", "imgsz": 96, "verbose": False}}
     assert train(begun, settings)
     assert given == {"file": begun.last, "resume": True, "workers": 1, "device": "cpu"}
@@ -470,16 +493,16 @@ def test_a_run_goes_on_with_what_the_machine_has_now(tmp_path, monkeypatch):
 
 def test_digests_of_model_files(tmp_path):
     """Upstream's scaled names are no files; a comment is no other model; what cannot be parsed has a digest, too."""
-    small, large = plan.described("yolo11n.yaml"), plan.described("yolo11x.yaml")
+    small, large = study_folder.described("yolo11n.yaml"), study_folder.described("yolo11x.yaml")
     assert small["file"] == "yolo11n.yaml" and small["digest"] != large["digest"]
     mine = tmp_path / "mine.yaml"
     digests = []
     for text in ("a: 1", "a: 1  # one", "a: 2", "{"):
         mine.write_text(text, encoding="utf-8")
-        digests.append(plan.described(str(mine))["digest"])
+        digests.append(study_folder.described(str(mine))["digest"])
     assert digests[0] == digests[1] and len(set(digests)) == 3
     with pytest.raises(Refused, match="nothing.pt does not exist"):
-        plan.described("nothing.pt")
+        study_folder.described("nothing.pt")
 
 
 def test_devices(monkeypatch):
@@ -529,7 +552,7 @@ def test_what_the_models_were_made_with_is_known_without_the_study(folder, data,
     (out / "study.json").unlink()
     assert main(monkeypatch, *arguments(data, out), "imgsz=96") == 2
     assert "rtdetr-tiny was made with other settings: imgsz was 64, is now 96." in capsys.readouterr().err
-    assert plan.known(out) == {model: Path(model).stem for model in MODELS}
+    assert study_folder.known(out) == {model: Path(model).stem for model in MODELS}
     (out / "runs" / "rtdetr-tiny" / "made.json").unlink()
     assert main(monkeypatch, *arguments(data, out)) == 2
     assert "made with other settings: made.json is missing" in capsys.readouterr().err
@@ -589,12 +612,12 @@ def test_models_that_are_not_named_again(folder, data, tmp_path, monkeypatch, pr
 
 def test_what_the_trainer_rounds_and_renames(data, tmp_path):
     """A side that is no multiple of the stride, a batch that is chosen, one class."""
-    trained = plan.Run("one", MODELS[0], 0, tmp_path / "one" / "seed-0")
+    trained = study_folder.Run("one", MODELS[0], 0, tmp_path / "one" / "seed-0")
     arguments = {"epochs": 1, "imgsz": 50, "batch": -1, "single_cls": True, "plots": False, "workers": 0}
     outcome = perform(trained, {"data": str(data), "arguments": arguments})
     assert outcome["state"] == "done", outcome["traceback"]
     assert outcome["imgsz"] == 64 and list(outcome["figures"]["classes"]) == ["item"]
-    assert list(Validation.load(trained.folder / plan.FOUND).names) == ["item"]
+    assert list(Validation.load(trained.folder / study_folder.FOUND).names) == ["item"]
 
 
 def test_runs_of_others_are_taken_in(folder, data, tmp_path, monkeypatch, capsys, priced):
@@ -610,13 +633,13 @@ def test_runs_of_others_are_taken_in(folder, data, tmp_path, monkeypatch, capsys
         assert a["mAP50-95"] == b["mAP50-95"] and a["seeds"] == b["seeds"] and a["classes"] == b["classes"]
     assert theirs["results"][1]["difference"] == pytest.approx(ours["results"][1]["difference"])
     with pytest.raises(Refused, match="with seed 0 and the same arguments"):
-        taken.take([there[0], runs[0]], None)
+        existing_runs.take([there[0], runs[0]], None)
     changed = there[1] / "weights" / "best.pt"
     checkpoint = torch.load(changed, weights_only=False)
     checkpoint["train_args"] |= {"lr0": 0.02, "seed": 0}
     checkpoint["optimizer"] = {}  # as before the training is over
     torch.save(checkpoint, changed)
-    found, _ = taken.take(there[:2], None)
+    found, _ = existing_runs.take(there[:2], None)
     assert (
         theirs["settings"]["seeds"] == []
         and list(found) == ["0", "1"]
@@ -754,7 +777,7 @@ def test_hostile_names_stay_text(folder, tmp_path):
     label, evil = "rtdetr-tiny", "<img src=x onerror=alert(1)>"
     study["results"][0]["classes"] = {evil: 0.5}
     settings = {**study["settings"]}
-    made = plan.Study(out, settings)
-    report.report(made, study["results"], f"compare.py {evil}")
+    made = study_folder.Study(out, settings)
+    html_report.report(made, study["results"], f"compare.py {evil}")
     page = (out / "report.html").read_text(encoding="utf-8")
     assert evil not in page and "&lt;img src=x onerror=alert(1)&gt;" in page and label in page

@@ -7,18 +7,18 @@ import sys
 from pathlib import Path
 
 import cv2
-import explain
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, TINY, lively
-from explanation import cam, click, field, focusing, network, routing, sheet
-from explanation.detections import allowed_classes, strongest
-from explanation.frame import Frame, look
 from PIL import Image, ImageColor
 from torch import nn
 
+import explain
+from _explain import click_query, drawing, focusing, layer_cam, network, receptive_field, routing
+from _explain.detections import allowed_classes, strongest
+from _explain.image_view import Frame, look
 from ultralytics import YOLO
 from ultralytics.data.augment import LetterBox
 from ultralytics.models.rtdetr.predict import RTDETRPredictor
@@ -67,8 +67,8 @@ def test_cam_is_upstreams(name, models, monkeypatch, tmp_path):
     """Of the decoder's inputs, for several detections; upstream's is of a fused copy, rounded to bytes."""
     image = blobs(96, 96)
     theirs = evidence_of_upstream(models[name], image, tmp_path, monkeypatch, conf=0.001)
-    ours = cam.layer_cam(models[name], image, conf=0.001, imgsz=96)
-    assert len(ours.detections.scores) == cam.TOP < ours.detections.above
+    ours = layer_cam.layer_cam(models[name], image, conf=0.001, imgsz=96)
+    assert len(ours.detections.scores) == layer_cam.TOP < ours.detections.above
     assert theirs.std() > 10
     assert np.abs(ours.together * 255 - theirs).max() <= 2
     assert np.array_equal(ours.together, np.max([layer.heat for layer in ours.layers], axis=0))
@@ -78,11 +78,13 @@ def test_cam_is_upstreams(name, models, monkeypatch, tmp_path):
 def test_cam_is_upstreams_for_a_single_query_and_for_a_class(chosen, models, monkeypatch, tmp_path):
     image, model = blobs(96, 96), models["rtdetr-tiny"]
     theirs = evidence_of_upstream(model, image, tmp_path, monkeypatch, **chosen)
-    ours = cam.layer_cam(model, image, imgsz=96, **chosen)
+    ours = layer_cam.layer_cam(model, image, imgsz=96, **chosen)
     assert np.abs(ours.together * 255 - theirs).max() <= 2
     if "classes" in chosen:
         assert set(ours.detections.classes) == {2}
-        assert not np.allclose(ours.together, cam.layer_cam(model, image, conf=0.001, imgsz=96).together, atol=0.01)
+        assert not np.allclose(
+            ours.together, layer_cam.layer_cam(model, image, conf=0.001, imgsz=96).together, atol=0.01
+        )
     else:
         assert (len(ours.detections.scores), ours.detections.above) == (1, 0)
 
@@ -91,7 +93,7 @@ def test_cam_is_upstreams_for_a_single_query_and_for_a_class(chosen, models, mon
 def test_cam_of_other_layers_is_the_gradient_from_the_image(name, row, models):
     """The graph that begins at the first layer that is asked for gives what one that begins at the image gives."""
     image, model = blobs(64, 64), lively(name)
-    ours = cam.layer_cam(model, image, layers=[row], conf=1.0, imgsz=64)
+    ours = layer_cam.layer_cam(model, image, layers=[row], conf=1.0, imgsz=64)
     net, maps = model.model.eval(), []
     net.model[row].register_forward_hook(lambda m, x, y: maps.extend(y if isinstance(y, list) else [y]))
     x = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None] / 255
@@ -265,7 +267,7 @@ def test_receptive_field_of_plain_convolutions_is_the_theoretical_one():
         p.data.uniform_(0.1, 1)
     x = torch.rand(1, 2, 64, 48, requires_grad=True)
     m = net(x)
-    gradient = field.gradient_of_middle(m, x)
+    gradient = receptive_field.gradient_of_middle(m, x)
     side, first, step = 1, 0, 1
     for k, s, d in layers:
         first -= step * d * (k // 2)
@@ -281,28 +283,28 @@ def test_squares_hold_their_shares():
     """Counted by hand: of 11 x 11 equal pixels, 9 x 9 hold more than half, and 7 x 7 less."""
     gradient = np.zeros((31, 41))
     gradient[10:21, 15:26] = 1
-    assert field.squares(gradient, (20.5, 15.5), (0.5, 0.95, 1)) == (9, 11, 11)
-    assert field.squares(gradient, (20.0, 15.5), (1,)) == (12,)
-    assert (field.median(gradient.sum(axis=0)), field.median(gradient.sum(axis=1))) == (20.5, 15.5)
+    assert receptive_field.squares(gradient, (20.5, 15.5), (0.5, 0.95, 1)) == (9, 11, 11)
+    assert receptive_field.squares(gradient, (20.0, 15.5), (1,)) == (12,)
+    assert (receptive_field.median(gradient.sum(axis=0)), receptive_field.median(gradient.sum(axis=1))) == (20.5, 15.5)
     gradient = np.zeros((8, 8))
-    assert field.median(gradient[0]) == 4
+    assert receptive_field.median(gradient[0]) == 4
     gradient[4, 4] = 1
-    assert field.median(gradient[4]) == 4.5
-    assert field.median(np.array([1.0, 1, 0, 0, 1, 1])) in (2, 4)
-    assert field.squares(gradient, (4, 4)) == (2, 2)
-    assert np.isnan(field.squares(np.zeros((4, 4)), (2, 2))).all()
+    assert receptive_field.median(gradient[4]) == 4.5
+    assert receptive_field.median(np.array([1.0, 1, 0, 0, 1, 1])) in (2, 4)
+    assert receptive_field.squares(gradient, (4, 4)) == (2, 2)
+    assert np.isnan(receptive_field.squares(np.zeros((4, 4)), (2, 2))).all()
 
 
 def test_receptive_fields_grow_and_are_means(models):
     """Of the inputs, of which one image gives four."""
     model, image = models["rtdetr-tiny"], blobs(64, 96)
-    found = field.receptive_fields(model, [image], layers=[0, 1, 3], imgsz=(64, 96))
+    found = receptive_field.receptive_fields(model, [image], layers=[0, 1, 3], imgsz=(64, 96))
     assert [one.inputs for one in found] == [4] * 3 and found[0].gradient.shape == (64, 96)
     assert found[0].sides[1] < found[1].sides[1] < found[2].sides[1] <= 96
     assert [one.position for one in found] == [(50.0, 34.0), (50.0, 34.0), (52.0, 36.0)]
     assert all(np.abs(np.subtract(one.position, one.centre)).max() <= one.stride for one in found)
-    alone = [field.receptive_fields(model, [i] * 4, [3], (64, 96))[0] for i in (image, image[:, ::-1].copy())]
-    both = field.receptive_fields(model, [image, image[:, ::-1].copy()] * 2, [3], (64, 96))[0]
+    alone = [receptive_field.receptive_fields(model, [i] * 4, [3], (64, 96))[0] for i in (image, image[:, ::-1].copy())]
+    both = receptive_field.receptive_fields(model, [image, image[:, ::-1].copy()] * 2, [3], (64, 96))[0]
     np.testing.assert_allclose(both.gradient, (alone[0].gradient + alone[1].gradient) / 2, rtol=1e-4)
 
 
@@ -410,13 +412,13 @@ def test_models_are_left_as_they_were(name, models):
         return hooks, modes, needed, extra, head.shapes, "valid_mask" in vars(head), Regions.route
 
     before = seen()
-    for explanation in (cam.layer_cam, routing.routing, focusing.focusing):
+    for explanation in (layer_cam.layer_cam, routing.routing, focusing.focusing):
         explanation(model, image, imgsz=64)
-    field.receptive_fields(model, [image], imgsz=64)
+    receptive_field.receptive_fields(model, [image], imgsz=64)
     bias = net.model[-1].dec_score_head[-1].bias.data
     right = bias.clone()
     bias[:] = float("nan")
-    for explanation in (cam.layer_cam, routing.routing, focusing.focusing):
+    for explanation in (layer_cam.layer_cam, routing.routing, focusing.focusing):
         with pytest.raises(ValueError, match="not finite"):
             explanation(model, image, imgsz=64)
     bias.copy_(right)
@@ -427,14 +429,14 @@ def test_models_are_left_as_they_were(name, models):
 def test_fused_models_and_callers_without_gradients(models):
     """The same map, to rounding, of a fused network; under inference mode; after a prediction."""
     model, image = lively("rtdetr-tiny-Biformer"), blobs(64, 64)
-    plain = cam.layer_cam(model, image, layers=[0, 19], conf=0.001, imgsz=64)
+    plain = layer_cam.layer_cam(model, image, layers=[0, 19], conf=0.001, imgsz=64)
     with torch.inference_mode():
         model.model.eval()(torch.rand(1, 3, 64, 64))  # its anchors are of inference mode
-        again = cam.layer_cam(model, image, layers=[0, 19], conf=0.001, imgsz=64)
-        assert field.receptive_fields(model, [image], [1], 64)[0].gradient.sum() > 0
+        again = layer_cam.layer_cam(model, image, layers=[0, 19], conf=0.001, imgsz=64)
+        assert receptive_field.receptive_fields(model, [image], [1], 64)[0].gradient.sum() > 0
     np.testing.assert_array_equal(again.together, plain.together)
     model.model.fuse(verbose=False)
-    fused = cam.layer_cam(model.model, image, layers=[0, 19], conf=0.001, imgsz=64)
+    fused = layer_cam.layer_cam(model.model, image, layers=[0, 19], conf=0.001, imgsz=64)
     np.testing.assert_allclose(fused.together, plain.together, atol=0.02)
     assert routing.routing(model.model, image, imgsz=64)[0].grid == (4, 4)
 
@@ -498,10 +500,10 @@ def test_small_files(monkeypatch, tmp_path, picture):
     assert 2 * small.stat().st_size < whole.stat().st_size
     rng = np.random.default_rng(0)
     drawn = Image.fromarray(rng.integers(0, 256, (200, 200, 3), np.uint8))
-    for x, colour in enumerate(sheet.COLOURS):  # one pixel of each kind of mark
+    for x, colour in enumerate(drawing.COLOURS):  # one pixel of each kind of mark
         drawn.putpixel((x, 0), ImageColor.getrgb(colour))
-    few = sheet.fewer_colours(drawn).convert("RGB")
-    assert [few.getpixel((x, 0)) for x in range(len(sheet.COLOURS))] == [*map(ImageColor.getrgb, sheet.COLOURS)]
+    few = drawing.fewer_colours(drawn).convert("RGB")
+    assert [few.getpixel((x, 0)) for x in range(len(drawing.COLOURS))] == [*map(ImageColor.getrgb, drawing.COLOURS)]
     assert len(few.getcolors()) <= 256
 
 
@@ -642,7 +644,7 @@ def test_click(monkeypatch, capsys, tmp_path, picture):
     words = ["rtdetr-tiny-FLA.yaml", picture, "--imgsz=64", "--what=focusing", "--click", f"--out={tmp_path / 'out'}"]
     assert run(monkeypatch, *words) == 1
     assert "error: --click needs a display" in capsys.readouterr().err
-    assert asked == list(click.BACKENDS) and not (tmp_path / "out").exists()
+    assert asked == list(click_query.BACKENDS) and not (tmp_path / "out").exists()
 
     monkeypatch.setattr(plt, "switch_backend", lambda name: switch("agg"))
     monkeypatch.setattr(plt, "ginput", lambda *_, **__: [])
@@ -660,9 +662,9 @@ def test_click(monkeypatch, capsys, tmp_path, picture):
 
 def test_numbers_of_detections_do_not_hide_each_other():
     """Of sixteen detections in one place, each has its own."""
-    side, taken = sheet.TAG * 100, []
+    side, taken = drawing.TAG * 100, []
     for box in [(30.0, 20.0, 60, 50), (97.0, 90.0, 100, 100)]:
-        points = [sheet.free(box, (100, 100), taken) for _ in range(16)]
+        points = [drawing.free(box, (100, 100), taken) for _ in range(16)]
         assert points[0] == pytest.approx([min(t, 100 - side) for t in box[:2]])
     assert len(set(taken)) == 32
     assert all(max(abs(a[0] - b[0]), abs(a[1] - b[1])) > side - 1e-9 for a in taken for b in taken if a != b)

@@ -8,10 +8,10 @@ from importlib import metadata
 
 import pytest
 from conftest import ROOT
-from maintain.pin import Pin, patches, queue_sha256
 from packaging.requirements import Requirement
 
 import ultralytics
+from _upstream.pin import Pin, patches, queue_sha256
 from ultralytics.nn.AddModules import checkout
 from ultralytics.utils import LOGGER, checks
 

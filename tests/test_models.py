@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 from conftest import MODELS, ROOT, TINY, load_file
-from maintain.pin import Pin
-from maintain.staging import untouched_tree
-from maintain.verify import shipped_models, vanilla_models
 
+from _upstream.pin import Pin
+from _upstream.queue.release_trees import untouched_tree
+from _upstream.verify.build_models import shipped_models, vanilla_models
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, WorldModel, YOLOEModel, parse_model
 
@@ -172,7 +172,7 @@ def test_vanilla_models_are_upstreams_to_the_bit(tmp_path):
 
 def fingerprints(tree: Path, names: list[str]) -> dict[str, dict]:
     """Build models in a process that imports ultralytics from `tree`."""
-    command = [sys.executable, str(ROOT / "scripts" / "probe.py"), "vanilla", *names]
+    command = [sys.executable, str(ROOT / "scripts" / "_upstream" / "verify" / "model_probe.py"), "vanilla", *names]
     done = subprocess.run(
         command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True, text=True
     )

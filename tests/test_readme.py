@@ -7,14 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import compare
-import explain
 import pytest
 import timm
 import torch
-from benchmark import report
 from conftest import MODELS, ROOT, load_file
 
+import compare
+import explain
+from _bench import report
 from ultralytics import RTDETR, settings
 from ultralytics.nn import tasks
 from ultralytics.nn.AddModules import registry

@@ -16,15 +16,16 @@ from pathlib import Path
 
 import pytest
 from conftest import can_kill, killed_in_time, on_small_disks
-from maintain import rebase
-from maintain.apply import apply
-from maintain.export import export
-from maintain.pin import Pin, UpstreamError
-from maintain.rebase import describe, resume
-from maintain.releases import RECORD, Known
-from maintain.status import status
-from maintain.tree import manifest, tree_sha256
-from maintain.verify import Verdict
+
+from _upstream.fetch.releases import RECORD, Known
+from _upstream.pin import Pin, UpstreamError
+from _upstream.queue import rebase
+from _upstream.queue.apply import apply
+from _upstream.queue.export import export
+from _upstream.queue.rebase import describe, resume
+from _upstream.queue.status import status
+from _upstream.queue.tree import manifest, tree_sha256
+from _upstream.verify.build_models import Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 OLD, NEW = "9.0.0", "9.1.0"
@@ -144,7 +145,7 @@ def template(tmp_path_factory) -> Path:
     (root / "cfg_custom" / "models").mkdir(parents=True)
     (root / "cfg_custom" / "models" / "tiny.yaml").write_text("nc: 1\n")
     shutil.copytree(ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "scripts" / "parameters.json").write_text('{"tiny": 7}')
+    (root / "scripts/_upstream/verify/parameters.json").write_text('{"tiny": 7}')
     (root / "pyproject.toml").write_text(PYPROJECT)
     (root / "README.md").write_text(f"On **{OLD}**, version `{OLD}+addmodules.3`; once it was 9.0.00.\n")
     (root / "CHANGELOG.md").write_text(f"# Changelog\n\n## {OLD}+addmodules.3\n\n- Began.\n")

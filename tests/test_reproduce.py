@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 import pytest
-import reproduce
 import torch
 from conftest import ROOT
-from maintain.pin import UpstreamError
-from summaries import AsPublished, summarize
 
+import reproduce
+from _reproduce.layer_summaries import AsPublished, summarize
+from _upstream.pin import UpstreamError
 from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw
 
 SCRIPT = ROOT / "scripts" / "reproduce.py"

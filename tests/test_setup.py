@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 from conftest import PYTHONS, can_kill, find_python, killed_in_time, on_small_disks
-from maintain.apply import apply
-from maintain.pin import Pin, UpstreamError, queue_sha256
-from maintain.tree import edits, manifest, read_stamp, tree_sha256
-from maintain.wheel import download
+
+from _upstream.fetch.wheel import download
+from _upstream.pin import Pin, UpstreamError, queue_sha256
+from _upstream.queue.apply import apply
+from _upstream.queue.tree import edits, manifest, read_stamp, tree_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = [".gitignore", "LICENSE", "README.md", "cfg_custom", "hatch_build.py", "patches", "pyproject.toml", "scripts"]

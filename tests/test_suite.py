@@ -17,11 +17,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from maintain import checkpoints, outcomes, sdist, suite, watch
-from maintain.outcomes import ABSENT, ERROR, FAILED, PASSED, SKIPPED, Difference, Outcome
-from maintain.pin import Pin, UpstreamError, queue_sha256
-from maintain.tree import manifest, write_stamp
 
+from _upstream.fetch import sdist
+from _upstream.pin import Pin, UpstreamError, queue_sha256
+from _upstream.queue.tree import manifest, write_stamp
+from _upstream.tests import assets, outcomes, run_progress, suite
+from _upstream.tests.outcomes import ABSENT, ERROR, FAILED, PASSED, SKIPPED, Difference, Outcome
 from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.data import utils as data_utils
@@ -185,10 +186,10 @@ def test_without_a_difference_nothing_is_run_again(tmp_path, monkeypatch):
 
 def test_progress_is_read_from_the_log(tmp_path, capsys):
     log = tmp_path / "log"
-    assert watch.progress(log) == "starting"
+    assert run_progress.progress(log) == "starting"
     log.write_text("1 worker [4 items]\n\ntests/a.py::b \n[gw0] [ 25%] PASSED tests/a.py::b \n[gw0] [ 50%] ERROR a \n")
-    assert watch.progress(log) == "2 of 4, 1 failed"
-    display = watch.Display()
+    assert run_progress.progress(log) == "2 of 4, 1 failed"
+    display = run_progress.Display()
     display.show("no line yet")
     display.show("the last line", last=True)
     assert capsys.readouterr().err.startswith("the last line  0:0")
@@ -261,9 +262,9 @@ def test_an_sdist_that_cannot_be_had_is_named(tmp_path, monkeypatch):
 def test_a_random_checkpoint_sees_something(tmp_path, name, size):
     """It loads as upstream's do, and its output depends on its input."""
     torch.manual_seed(0)
-    checkpoints.save(checkpoints.make_model(name), tmp_path / f"{name}.pt")
+    assets.save(assets.make_model(name), tmp_path / f"{name}.pt")
     model = YOLO(tmp_path / f"{name}.pt")
-    *_, data, task, channels = checkpoints.CHECKPOINTS[name]
+    *_, data, task, channels = assets.CHECKPOINTS[name]
     assert model.task == task and model.ckpt["train_args"]["data"] == f"{data}.yaml" and model.names[0] == "person"
     assert next(model.model.parameters()).dtype == torch.float32  # loaded, from half precision
     found = [model(ASSETS / picture, imgsz=size, verbose=False)[0].boxes for picture in ("bus.jpg", "zidane.jpg")]
@@ -272,14 +273,14 @@ def test_a_random_checkpoint_sees_something(tmp_path, name, size):
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_the_text_encoder_gives_unit_vectors(tmp_path):
-    checkpoints.make_text_encoder(tmp_path / "encoder.ts")
+    assets.make_text_encoder(tmp_path / "encoder.ts")
     vectors = torch.jit.load(tmp_path / "encoder.ts")(torch.randint(49408, (3, 77)))
     assert vectors.shape == (3, 512) and torch.allclose(vectors.norm(dim=1), torch.ones(3))
 
 
 def test_drawn_data_sets(tmp_path, monkeypatch):
     """Upstream finds each by its own YAML, and reads every picture, label and map of it without a complaint."""
-    checkpoints.make_datasets(tmp_path)
+    assets.make_datasets(tmp_path)
     monkeypatch.setattr(data_utils, "DATASETS_DIR", tmp_path)
     for name, task in (("coco8", "detect"), ("coco8-seg", "segment"), ("coco8-pose", "pose"), ("dota8", "obb")):
         dataset = read(name, task)
@@ -300,9 +301,9 @@ def read(name: str, task: str):
 
 
 def test_films_can_be_read(tmp_path):
-    checkpoints.make_film(tmp_path / "film.mp4", (64, 48))
+    assets.make_film(tmp_path / "film.mp4", (64, 48))
     film = cv2.VideoCapture(str(tmp_path / "film.mp4"))
-    frames = [film.read()[1] for _ in range(checkpoints.FRAMES)]
+    frames = [film.read()[1] for _ in range(assets.FRAMES)]
     assert all(frame.shape == (48, 64, 3) for frame in frames) and not film.read()[0]
 
 

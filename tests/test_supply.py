@@ -12,11 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, load_file
-from maintain import releases, sdist, staging, wheel
-from maintain.pin import Pin, UpstreamError, queue_sha256, tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from _upstream.fetch import releases, sdist, wheel
+from _upstream.pin import Pin, UpstreamError, queue_sha256, tomllib
+from _upstream.queue import release_trees
 from ultralytics.nn.AddModules import checkout
 from ultralytics.utils import checks
 
@@ -49,7 +50,7 @@ def test_the_record_is_whole():
 def test_malware_and_yanked_releases_are_refused_before_anything_is_fetched(release, tmp_path, monkeypatch):
     monkeypatch.setattr(wheel, "download", None)
     why = "carried malware" if release in MALWARE else r"was yanked by its authors \(\w+"
-    for get in (wheel.fetch_release, staging.stage):
+    for get in (wheel.fetch_release, release_trees.stage):
         with pytest.raises(UpstreamError, match=rf"^ultralytics {re.escape(release)} {why}.*take another release$"):
             get(ROOT, release, tmp_path)
 
@@ -65,7 +66,7 @@ def test_a_wheel_that_is_not_the_published_one_is_refused(where, tmp_path, monke
     monkeypatch.delenv(wheel.WHEEL_VARIABLE, raising=False)
     monkeypatch.setattr(wheel, "download", lambda release, stage: folder / wheel.wheel_name(release))
     with pytest.raises(UpstreamError, match="not the file that was published, remove it") as e:
-        staging.get_wheel(tmp_path, OTHER, tmp_path)
+        release_trees.get_wheel(tmp_path, OTHER, tmp_path)
     for text in (str(folder / name), hashlib.sha256(content).hexdigest(), RECORDED.sha256[name], releases.RECORD):
         assert text in str(e.value)
     assert "\n" not in str(e.value)

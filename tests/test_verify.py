@@ -14,11 +14,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from maintain import check, verify
-from maintain.apply import apply
-from maintain.export import export
-from maintain.pin import Pin, UpstreamError
-from maintain.tree import manifest, tree_sha256
+
+from _upstream.pin import Pin, UpstreamError
+from _upstream.queue import check
+from _upstream.queue.apply import apply
+from _upstream.queue.export import export
+from _upstream.queue.tree import manifest, tree_sha256
+from _upstream.verify import build_models
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = "ultralytics/nn/tasks.py"
@@ -98,7 +100,7 @@ def checkout(tmp_path_factory) -> Path:
     for name in parameters:
         (root / "cfg_custom" / "models" / f"{name}.yaml").write_text("nc: 2\n")
     shutil.copytree(ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "scripts" / "parameters.json").write_text(json.dumps(parameters))
+    (root / "scripts/_upstream/verify/parameters.json").write_text(json.dumps(parameters))
     wheel = make_wheel(root / "wheels", "9.0.0")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(root / "unpacked", [name for name in archive.namelist() if "dist-info" not in name])
@@ -115,7 +117,7 @@ def checkout(tmp_path_factory) -> Path:
 @pytest.fixture
 def here(monkeypatch) -> None:
     """Build the models with this environment, which has torch."""
-    monkeypatch.setattr(verify, "python_command", lambda needs: [sys.executable])
+    monkeypatch.setattr(build_models, "python_command", lambda needs: [sys.executable])
 
 
 def found(root: Path, release: str) -> check.Finding:
@@ -193,25 +195,25 @@ def test_an_untouched_release_that_does_not_work_proves_nothing(checkout, here):
 def test_the_two_sides_are_built_from_the_two_trees(checkout, here, tmp_path):
     """A tree that is shadowed by an installed ultralytics is noticed."""
     (tmp_path / "empty").mkdir()
-    found, problems = verify.probe([], tmp_path / "empty", "vanilla", [], lambda _: None)
+    found, problems = build_models.probe([], tmp_path / "empty", "vanilla", [], lambda _: None)
     assert len(problems) == 1 and "the models were built from" in problems[0] and "empty" in problems[0]
 
 
 def test_model_files_and_their_counts_belong_together(checkout, tmp_path):
     root = shutil.copytree(checkout, tmp_path / "checkout", symlinks=True)
     (root / "cfg_custom" / "models" / "new.yaml").write_text("nc: 1\n")
-    with pytest.raises(UpstreamError, match="new is not in scripts/parameters.json"):
-        verify.shipped_models(root)
+    with pytest.raises(UpstreamError, match="new is not in scripts/_upstream/verify/parameters.json"):
+        build_models.shipped_models(root)
     (root / "cfg_custom" / "models" / "new.yaml").unlink()
     (root / "cfg_custom" / "models" / "ours-large.yaml").unlink()
     with pytest.raises(UpstreamError, match="ours-large is not in cfg_custom/models"):
-        verify.shipped_models(root)
+        build_models.shipped_models(root)
 
 
 def test_vanilla_models_are_those_that_the_release_has():
-    names = verify.vanilla_models(ROOT)
+    names = build_models.vanilla_models(ROOT)
     assert {"rtdetr-l.yaml", "yolo26n-seg.yaml", "yolov8s-worldv2.yaml", "yoloe-11s.yaml", "yolov9c.yaml"} <= set(names)
-    assert len(names) == len(verify.VANILLA), "a name that the pinned release does not have"
+    assert len(names) == len(build_models.VANILLA), "a name that the pinned release does not have"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no signals on this system")

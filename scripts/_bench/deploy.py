@@ -1,0 +1,119 @@
+"""Measure each model in each runtime that it is exported to: latency of one image, and the size of the file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from _bench.cases import BASELINE, LARGER, PUBLISHED
+from _shared.progress import Progress
+from _shared.timing import compare
+from ultralytics import RTDETR
+from ultralytics.nn.autobackend import AutoBackend
+from ultralytics.utils import LOGGER
+
+TINY = ["rtdetr-tiny", "rtdetr-tiny-FLA", "rtdetr-tiny-Biformer", "rtdetr-tiny-EMO", "rtdetr-tiny-MQA"]
+NAMES = [*TINY, BASELINE, *PUBLISHED, *LARGER]
+SIZES = {True: 160, False: 640}  # of tiny models and of the others
+PYTORCH = "PyTorch"
+FORMATS = {
+    "TorchScript": {"format": "torchscript"},
+    "ONNX Runtime": {"format": "onnx"},
+    "OpenVINO": {"format": "openvino"},
+    "OpenVINO fp16": {"format": "openvino", "quantize": 16},
+    "OpenVINO INT8": {"format": "openvino", "quantize": 8},
+    "MNN": {"format": "mnn"},
+}
+INT8 = "OpenVINO INT8"
+
+
+def deploy(names: list[str], data: str, rounds: int, seconds: float) -> list[dict]:
+    """Export models with the weights that they are built with, and time what `yolo predict` would run.
+
+    Every fp32 file is proven equal to the model first; below, other queries may be chosen among the equal scores of
+    weights that were not trained. A large model has no INT8, whose calibration takes minutes.
+
+    Args:
+        names: Of models.
+        data: The data set that INT8 is calibrated on.
+        rounds: Samples of each side.
+        seconds: For all samples of a model together.
+
+    Returns:
+        A row a model and runtime; the runtimes of a model are timed in turn.
+    """
+    rows = []
+    with Progress("deploy", len(names)) as progress:
+        for name in names:
+            rows += deploy_one(name, data, rounds, seconds)
+            progress.step(name)
+    return rows
+
+
+def deploy_one(name: str, data: str, rounds: int, seconds: float) -> list[dict]:
+    """Measure one model."""
+    is_tiny = name in TINY
+    size, device = SIZES[is_tiny], torch.device("cpu")
+    forms = {form: options for form, options in FORMATS.items() if is_tiny or form != INT8}
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        model, files = RTDETR(f"{name}.yaml"), {}
+        with silent():
+            for form in [PYTORCH, *forms]:  # fp32 and fp16 would have one name
+                files[form] = Path(folder, form, f"{name}.pt")
+                files[form].parent.mkdir()
+                model.save(files[form])
+            for form, options in forms.items():
+                given = {**options, "imgsz": size, "verify": "quantize" not in options}
+                given |= {"data": data} if form == INT8 else {}
+                files[form] = Path(RTDETR(files[form]).export(**given))
+            backends = {form: AutoBackend(str(path), device=device, verbose=False) for form, path in files.items()}
+        x = torch.rand(1, 3, size, size)
+
+        def call(backend: AutoBackend) -> object:
+            with torch.inference_mode():
+                return backend(x)
+
+        sides = {form: lambda backend=backend: call(backend) for form, backend in backends.items()}
+        times = compare(sides, device, rounds, seconds)
+        return [
+            {
+                "model": name,
+                "imgsz": size,
+                "runtime": form,
+                "MiB": bytes_of(path) / 2**20,
+                "ms": 1e3 * times[form].median,
+                "spread": times[form].spread,
+                "over_pytorch": times[form].over(times[PYTORCH]),
+            }
+            for form, path in files.items()
+        ]
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep what an export prints, a page a model, from the terminal: some converters write past Python."""
+    level, streams = LOGGER.level, [(stream, os.dup(stream)) for stream in (1, 2)]
+    LOGGER.setLevel(logging.ERROR)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for stream, _ in streams:
+            os.dup2(nowhere, stream)
+        yield
+    finally:
+        for stream, before in streams:
+            os.dup2(before, stream)
+            os.close(before)
+        os.close(nowhere)
+        LOGGER.setLevel(level)
+
+
+def bytes_of(path: Path) -> int:
+    """The size of a file, or of the files of a folder."""
+    return sum(p.stat().st_size for p in path.rglob("*")) if path.is_dir() else path.stat().st_size

@@ -1,0 +1,162 @@
+"""Show benchmark results as tables, and keep them: one JSON file a machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+import ultralytics
+from _shared.machine import describe_machine
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Say on what results were made."""
+    found = {
+        "machine": describe_machine(device),
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ultralytics": ultralytics.__version__,
+    }
+    if device.type == "cuda":
+        found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    return found
+
+
+def results_file(folder: Path, device: torch.device) -> Path:
+    """Where a machine's results are kept."""
+    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", describe_machine(device).lower())).strip("-")
+    return folder / f"{slug}.json"
+
+
+def keep(folder: Path, device: torch.device, section: str, results: object) -> Path:
+    """Put one section into the machine's file, with the environment it was made in; the others stay."""
+    file = results_file(folder, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    data[section] = {"environment": environment(device), "results": results}
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(rounded(data), indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, file)
+    return file
+
+
+def others(folder: Path, device: torch.device, section: str, rows: list[dict]) -> list[dict]:
+    """Give the kept rows of a section whose models are in none of these rows."""
+    file = results_file(folder, device)
+    data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    models = {row["model"] for row in rows}
+    return [row for row in data.get(section, {}).get("results", []) if row["model"] not in models]
+
+
+def rounded(data: object) -> object:
+    """Round figures to four digits, which is more than a shared machine tells."""
+    if isinstance(data, dict):
+        return {key: rounded(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [rounded(value) for value in data]
+    return float(f"{data:.4g}") if isinstance(data, float) else data
+
+
+def table(rows: list[dict], columns: list[str]) -> str:
+    """Lay rows out as a Markdown table."""
+    cells = [columns, ["---"] * len(columns)]
+    cells += [[show(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths)) + " |" for line in cells)
+
+
+def summary(data: dict) -> str:
+    """Sum a machine's kept results up, as the README has them: a heading for what is not in fp32 and eager mode."""
+    parts = []
+    for section, kept in sorted(data.items()):
+        what, *variant = section.split()
+        if what not in SUMMARIES:  # a profile is long
+            continue
+        if variant:
+            parts.append(f"{what}, {' '.join(variant)}:")
+        parts += SUMMARIES[what](kept["results"])
+    return "\n\n".join(parts)
+
+
+def summarise_modules(results: dict) -> list[str]:
+    """Tables of the cases and of the exponents."""
+    columns = {
+        "case": "case (batch x channels x size)",
+        "mode": "mode",
+        "ours / floor": "of the floor",
+        "ours / best floor": "of the best floor",
+        "ours / naive": "of naive",
+        "MiB / naive": "memory, of naive",
+    }
+    return [renamed(results["cases"], columns), table(results["exponents"], list(results["exponents"][0]))]
+
+
+def summarise_models(results: dict) -> list[str]:
+    """Tables of whole models; the multi-query ones against their naive form."""
+    columns = {
+        "model": "model, fused",
+        "batch": "batch",
+        "ms": "ms",
+        "over_baseline": "of the baseline's time",
+        "over_baseline_per_operation": "for as many operations",
+    }
+    parts = (results[part] for part in ("over naive", "memory", "training"))
+    return [renamed(results["models"], columns), *(table(part, list(part[0])) for part in parts if part)]
+
+
+def summarise_depth(results: dict) -> list[str]:
+    """What was measured, and its table."""
+    columns = {
+        "decoder_layers": "decoder layers",
+        "num_queries": "queries",
+        "parameters": "parameters",
+        "ms": "ms",
+        "over_whole": "of the whole's time",
+        "mAP50": "mAP50",
+        "mAP50-95": "mAP50-95",
+    }
+    rows = [{**row, **{key: f"{row[key]:.3f}" for key in ("mAP50", "mAP50-95")}} for row in results["rows"]]
+    return ["`{model}` on `{data}` at {imgsz} px, one image, fused:".format(**results), renamed(rows, columns)]
+
+
+def summarise_deploy(results: list[dict]) -> list[str]:
+    """A table of latencies and one of sizes: a row a model, a column a runtime."""
+    runtimes = list(dict.fromkeys(row["runtime"] for row in results))
+    tables = []
+    for key, title in (("ms", "{model} at {imgsz}"), ("MiB", "{model}")):
+        rows = {}
+        for row in results:
+            found = rows.setdefault(row["model"], {f"model, {key}": title.format(**row)})
+            over = f" ({row['over_pytorch']:.2f})" if key == "ms" and row["over_pytorch"] != 1 else ""
+            found[row["runtime"]] = show(row[key]) + over
+        tables.append(table(list(rows.values()), [f"model, {key}", *runtimes]))
+    return tables
+
+
+def renamed(rows: list[dict], columns: dict[str, str]) -> str:
+    """Lay some columns out under other names."""
+    return table([{new: row[old] for old, new in columns.items()} for row in rows], list(columns.values()))
+
+
+SUMMARIES = {
+    "modules": summarise_modules,
+    "models": summarise_models,
+    "depth": summarise_depth,
+    "deploy": summarise_deploy,
+    "startup": lambda results: [table([results], list(results))],
+}
+
+
+def show(value: object) -> str:
+    """Write a figure with the digits that it is good for."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) < 10 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,265 @@
+"""Do a study's runs as tasks of a Ray cluster that is there, and gather what they leave in the study's folder.
+
+Every node needs this project installed in the same version, and the data set under the same path. The study's folder
+may be on a file system that the nodes share: then a run whose node was lost goes on from its checkpoint on another
+one. Else it begins anew there, and what it leaves comes back as an archive.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import secrets
+import socket
+import tarfile
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+import ultralytics
+from _compare.cost import costs
+from _compare.local_runs import duration, report_failure, say
+from _compare.study_folder import Run, Study
+from _compare.training_run import perform, summary
+from ultralytics.nn.AddModules.errors import Refused
+
+SCRIPTS = Path(__file__).resolve().parents[1]
+TOKEN = ".token"  # tells a task whether the folder it sees is the driver's
+POLL = 5.0  # seconds between two looks at what the runs say
+
+
+def connect(address: str) -> Any:
+    """Join the cluster.
+
+    Raises:
+        Refused: If Ray is not installed, or no cluster is there.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Else, under `uv run`, Ray would make this project's environment anew for each task, from a working folder with
+    # pyproject.toml in it; the nodes have the project
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    host, _, port = address.rpartition(":")
+    try:
+        import ray
+    except ImportError:
+        raise Refused("--on ray needs the package ray: uv run --extra cluster python scripts/compare.py …") from None
+    try:
+        if host and "://" not in address:  # Ray itself waits for minutes, and ends the process then
+            socket.create_connection((host, int(port)), 5).close()
+        variables = {name: os.environ[name] for name in ("YOLO_OFFLINE", "YOLO_CONFIG_DIR") if name in os.environ}
+        code = {"working_dir": str(SCRIPTS), "excludes": ["*.pyc"], "env_vars": variables}
+        say(f"joining the cluster at {address}")
+        ray.init(address=address, runtime_env=code, log_to_driver=False, configure_logging=False)
+    except (OSError, ValueError, RuntimeError) as e:
+        raise Refused(
+            f"--on ray: no cluster at {address} ({str(e).splitlines()[0]}). `ray start --head` begins one, and "
+            "`ray start --address=HOST:PORT` on each other machine joins it; one that was started with a token takes "
+            "RAY_AUTH_MODE=token here, too"
+        ) from None
+    return ray
+
+
+def run_all(study: Study, address: str, resources: dict[str, float], retries: int) -> None:
+    """Do what is not done, as many runs at a time as the cluster has room for.
+
+    Args:
+        study: The study.
+        address: Of the cluster.
+        resources: What a run takes: `num_cpus`, `num_gpus`.
+        retries: How often a run is tried again whose node or process was lost.
+
+    Raises:
+        Refused: If there is no cluster, or none of its nodes has what a run takes.
+    """
+    for run in [run for run in study.runs if run.taken]:  # they are on this machine
+        perform(run, study.settings)
+    open_runs = [run for run in study.runs if not run.is_done and not run.taken]
+    if not open_runs:
+        return
+    ray = connect(address)
+    try:
+        if not has_room(ray, resources):
+            raise Refused(f"--on ray: {no_room(ray, resources)}; --cpus and --gpus say what a run takes")
+        token = secrets.token_hex(8)
+        (study.folder / TOKEN).write_text(token, encoding="utf-8")
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+        task = ray.remote(max_retries=retries, **resources)(work)
+        settings = {**study.settings, "arguments": {"device": device(resources), **study.settings["arguments"]}}
+        folder, release = study.folder.resolve(), ultralytics.__version__
+        waiting = {}
+        for run in open_runs:
+            there = replace(run, folder=run.folder.resolve())
+            waiting[task.remote(there, settings, folder, token, contents(run), board, release)] = run
+        say(f"{len(waiting)} of {len(study.runs)} runs are with the cluster at {address}")
+        gather(ray, study, waiting, board, resources)
+    except ray.exceptions.RayError as e:
+        raise Refused(f"--on ray: {summary(e)}; the same command goes on") from e
+    finally:
+        (study.folder / TOKEN).unlink(missing_ok=True)
+        ray.shutdown()
+
+
+def gather(ray: Any, study: Study, waiting: dict, board: Any, resources: dict[str, float]) -> None:
+    """Wait for the runs, and put into the study's folder what comes back of each."""
+    total, said = len(waiting), {}
+    while waiting:
+        for found in wait(ray, list(waiting), resources):
+            run = waiting.pop(found)
+            try:
+                outcome, archive = ray.get(found)
+            except ray.exceptions.RayError as e:
+                error = summary(getattr(e, "cause", None) or e)  # a task's error begins with where it was
+                outcome, archive = {"state": "failed", "error": error, "traceback": str(e)}, None
+            if archive is not None and (outcome["state"] == "done" or not run.last.is_file()):
+                unpack(archive, run.folder)  # what has failed there is not put over what is further here
+            if not run.is_done:  # else it was over when its node was lost
+                run.conclude(outcome)
+            say(f"{run.title} is over, {total - len(waiting)} of {total}")
+            report_failure(run.title, run)
+            study.save()
+        lines = ray.get(board.lines.remote())
+        lines = {run: lines[run.title] for run in waiting.values() if run.title in lines}
+        for run, (epoch, epochs, _) in lines.items():
+            if said.get(run) != epoch:
+                said[run] = epoch
+                say(f"{run.title}: epoch {epoch} of {epochs}; {duration(remaining(lines, len(waiting)))} left")
+
+
+def remaining(lines: dict[Run, tuple[int, int, float]], runs: int) -> float:
+    """Estimate the seconds that runs take yet, as many at a time as are at work.
+
+    Args:
+        lines: Of each run at work the epochs that it has done and has to do, and the seconds that it has taken.
+        runs: How many are not over; those that have not begun take what those at work do.
+    """
+    left = [seconds / epoch * (epochs - epoch) for epoch, epochs, seconds in lines.values()]
+    whole = [seconds / epoch * epochs for epoch, epochs, seconds in lines.values()]
+    return (sum(left) + (runs - len(lines)) * sum(whole) / len(whole)) / len(lines)
+
+
+def wait(ray: Any, tasks: list, resources: dict[str, float]) -> list:
+    """Give those of some tasks that are over, after a while; say where they wait for a node."""
+    ready, _ = ray.wait(tasks, timeout=POLL)
+    if not ready and not has_room(ray, resources):
+        say(f"{no_room(ray, resources)}: waiting for one that joins")
+        ready, _ = ray.wait(tasks, timeout=12 * POLL)
+    return ready
+
+
+def has_room(ray: Any, resources: dict[str, float]) -> bool:
+    """Whether any node has what a run takes, now or when it is free."""
+    wanted = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in nodes)
+
+
+def no_room(ray: Any, resources: dict[str, float]) -> str:
+    """Say what a run takes and what nodes have."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+    return (
+        f"a run takes {resources['num_cpus']:g} CPUs and {resources['num_gpus']:g} GPUs, and no node has them ({have})"
+    )
+
+
+def device(resources: dict[str, float]) -> str:
+    """Name the devices of a run as it sees them: Ray shows a task its own GPUs only."""
+    return ",".join(map(str, range(math.ceil(resources["num_gpus"])))) or "cpu"
+
+
+class Board:
+    """Where tasks write how far they are, and the driver reads it."""
+
+    def __init__(self):
+        self.said: dict[str, tuple[int, int, float]] = {}
+
+    def write(self, where: str, epoch: int, epochs: int, seconds: float) -> None:
+        self.said[where] = epoch, epochs, seconds
+
+    def lines(self) -> dict[str, tuple[int, int, float]]:
+        return self.said
+
+
+def work(
+    run: Run, settings: dict, folder: Path, token: str, model: bytes | None, board: Any, release: str
+) -> tuple[dict, bytes | None]:
+    """Do a run on a node: in the study's folder where that is there, else in one of its own, which is given back."""
+    if ultralytics.__version__ != release:
+        raise RuntimeError(f"ultralytics is {ultralytics.__version__} on this node, and {release} where the study is")
+
+    def watch(trainer: Any) -> None:
+        seconds = time.time() - trainer.train_time_start
+        board.write.remote(run.title, trainer.epoch + 1, trainer.epochs, seconds)
+
+    mark = folder / TOKEN
+    if mark.is_file() and mark.read_text(encoding="utf-8") == token:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(run.folder / ".lock"):  # a run whose node was lost may be writing yet
+            return perform(run, settings, watch), None
+    with tempfile.TemporaryDirectory() as temporary:
+        mine = replace(run, folder=Path(temporary) / run.label / run.folder.name)
+        if model is not None:
+            file = Path(temporary) / Path(run.model).name
+            file.write_bytes(model)
+            mine = replace(mine, model=str(file))
+        return perform(mine, settings, watch), pack(mine.folder)
+
+
+def contents(run: Run) -> bytes | None:
+    """Give what is in a model file of the user's own, which other nodes may not have."""
+    return Path(run.model).read_bytes() if Path(run.model).is_file() else None
+
+
+def pack(folder: Path) -> bytes:
+    """Put a folder's files into an archive."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        archive.add(folder, arcname=".")
+    return data.getvalue()
+
+
+def unpack(data: bytes, folder: Path) -> None:
+    """Make an archive's files a folder, in place of one that is there; none is ever half there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
+        new, old = Path(temporary) / "new", Path(temporary) / "old"
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            archive.extractall(new, filter="data")
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+
+
+def time_models(
+    models: dict[str, Path], sizes: dict[str, int], batch: int, address: str, resources: dict[str, float]
+) -> dict[str, Any]:
+    """Measure what models cost, all of them in one task."""
+    ray = connect(address)
+    try:
+        task = ray.remote(**resources)(measure)
+        weights = {label: file.read_bytes() for label, file in models.items()}
+        found = task.remote(weights, sizes, batch, device(resources))
+        while not wait(ray, [found], resources):
+            pass
+        return ray.get(found)
+    finally:
+        ray.shutdown()
+
+
+def measure(weights: dict[str, bytes], sizes: dict[str, int], batch: int, name: str) -> dict[str, Any]:
+    """Measure on a node what models cost."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as temporary:
+        files = {label: Path(temporary) / f"{i}.pt" for i, label in enumerate(weights)}
+        for label, file in files.items():
+            file.write_bytes(weights[label])
+        return costs(files, sizes, torch.device("cpu" if name == "cpu" else "cuda:0"), batch)

@@ -1,0 +1,129 @@
+"""One run of a study: trained or gone on with, validated, and its outcome written down."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gc
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from _compare.study_folder import FOUND, INDIFFERENT, Run, trained_with, versions
+from _compare.validation import validate
+from ultralytics import YOLO
+from ultralytics.nn.AddModules.checkpoints import load
+from ultralytics.utils.checks import check_imgsz
+from ultralytics.utils.torch_utils import select_device
+
+# Of the training's arguments, those that say how a model is validated
+KEPT = ("imgsz", "batch", "workers", "single_cls", "classes", "max_det", "iou", "conf", "agnostic_nms", "split")
+STRIDE = 32  # of which upstream's validator makes the image's side a multiple
+
+
+def perform(run: Run, settings: dict, watch: Callable | None = None) -> dict:
+    """Train a run to its end, validate it and write its outcome.
+
+    What is done is not done again; what was interrupted goes on from its checkpoint. What fails is the outcome, too.
+
+    Args:
+        run: The run.
+        settings: Of the study.
+        watch: Is called with the trainer after each epoch.
+
+    Returns:
+        The outcome: `state` "done", with `figures`, `epochs`, `seconds` of training and `MiB` that torch allocated
+        on a GPU at its peak; or "failed" with `error` and `traceback`.
+    """
+    if run.is_done:
+        return run.outcome
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        trained_here = train(run, settings, watch)
+        # Of a process on a CPU, nobody can tell what earlier runs have left: there it is measured apart
+        peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() and trained_here else None
+        outcome = {"state": "done", "MiB": peak or None, **conclude(run, settings)}
+    except Exception as e:
+        outcome = {"state": "failed", "error": summary(e), "traceback": traceback.format_exc()}
+    run.conclude({**outcome, "taken": run.source(), "versions": versions()})
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return run.outcome
+
+
+def summary(error: Exception) -> str:
+    """Tell an error in a line."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+
+
+def train(run: Run, settings: dict, watch: Callable | None = None) -> bool:
+    """Train, or go on with a training that was interrupted; whether this process has trained.
+
+    With several GPUs, upstream trains in processes of its own, which do not call `watch`.
+    """
+    if run.taken:
+        return False
+    if run.last.is_file():
+        if load(run.last).get("optimizer") is None:  # final checkpoints are without it
+            return False
+        here = {key: value for key, value in settings["arguments"].items() if key in INDIFFERENT - {"verbose"}}
+        model, arguments = YOLO(run.last), {"resume": True, **here}
+    else:
+        model, arguments = YOLO(run.model), run.arguments(settings)
+    if watch:
+        model.add_callback("on_train_epoch_end", watch)
+    model.train(**arguments)
+    return getattr(model.trainer, "world_size", 1) < 2
+
+
+def conclude(run: Run, settings: dict) -> dict:
+    """Validate the best weights, and give what the run came to."""
+    arguments = trained_with(run.best)
+    device = device_of(arguments, settings)
+    # The trainer may have rounded the image's size, and chosen the batch; for runs of others the study may ask for more
+    said = {**arguments, **settings["arguments"]} if run.taken else arguments
+    kept = {key: said[key] for key in KEPT if key in said}
+    found, figures = validate(run.best, run.folder / "val", data=settings["data"], device=device, **kept)
+    found.save(run.folder / FOUND)
+    curve = epochs(run.trained)
+    return {
+        "figures": figures,
+        "epochs": len(curve),
+        "of": arguments["epochs"],
+        "is over": load(run.best).get("optimizer") is None,
+        "seconds": curve[-1]["time"] if curve else None,
+        "imgsz": check_imgsz(said["imgsz"], stride=STRIDE, max_dim=1),
+        "split": kept.get("split", "val"),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def device_of(arguments: dict, settings: dict) -> str:
+    """Give the device that the study was told; else that of a run's training, which may have been elsewhere."""
+    given = settings["arguments"].get("device")
+    if given is not None:
+        return given
+    try:
+        select_device(arguments.get("device"), verbose=False)
+    except ValueError:
+        return ""
+    return arguments.get("device") or ""
+
+
+def epochs(folder: Path) -> list[dict[str, float]]:
+    """Read what upstream's trainer wrote of each epoch."""
+    file = folder / "results.csv"
+    if not file.is_file():
+        return []
+    with open(file, encoding="utf-8", newline="") as f:
+        rows = [{(key or "").strip(): value for key, value in row.items()} for row in csv.DictReader(f)]
+    found = []
+    for row in rows:
+        with contextlib.suppress(TypeError, ValueError):  # a line that a kill has cut; the resumed run mends it
+            found.append({key: float(value) for key, value in row.items()})
+    return found

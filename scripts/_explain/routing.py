@@ -1,0 +1,262 @@
+"""Where BiFormer routes to: the regions that the region of a query attends to, their affinity, and the attention.
+
+Bi-level routing attention (https://arxiv.org/abs/2303.08810) cuts a map into regions. The mean query of a region and
+the mean keys of all regions give an affinity, and the region attends to the positions of the `topk` regions of highest
+affinity. What is shown is what the module itself has chosen in the very run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from _explain import drawing
+from _explain.detections import choose_query
+from _explain.drawing import Panel
+from _explain.image_view import View, look
+from _explain.network import Opened, module_name, open_model, prepared, run
+from ultralytics.engine.model import Model
+from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw, Regions
+from ultralytics.nn.AddModules.tokens import split_heads
+
+MODULE = BiLevelRoutingAttention_nchw
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a module chose in a run.
+
+    Attributes:
+        regions: The regions of its map.
+        q, k: (R, L, C) queries and keys by region.
+        chosen: (R, k) regions that each region attends to, best first.
+    """
+
+    regions: Regions
+    q: torch.Tensor
+    k: torch.Tensor
+    chosen: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where a module routes the region of a query.
+
+    Attributes:
+        label: The module's row and path.
+        size: Height and width of its map in positions.
+        region: Height and width of a region in positions.
+        grid: Rows and columns of regions.
+        query: (x, y) in pixels of the image.
+        position: Row and column of the query's position.
+        home: The query's region, by rows.
+        chosen: The regions that it attends to, best first.
+        affinity: (rows, columns) of all regions to it.
+        attention: (H, W), what each position has of the query's attention, mean of the heads; NaN where it is not
+            routed to.
+    """
+
+    label: str
+    size: tuple[int, int]
+    region: tuple[int, int]
+    grid: tuple[int, int]
+    query: tuple[float, float]
+    position: tuple[int, int]
+    home: int
+    chosen: list[int]
+    affinity: np.ndarray
+    attention: np.ndarray
+
+    def box(self, region: int) -> list[list[int]]:
+        """Give the upper left and lower right corner of a region, in columns and rows of the map."""
+        row, column = divmod(region, self.grid[1])
+        (i, j), (H, W) = self.region, self.size
+        return [[column * j, row * i], [min(W, (column + 1) * j), min(H, (row + 1) * i)]]
+
+
+def routing(
+    model: str | Path | Model | nn.Module | Opened,
+    image: str | Path | np.ndarray | View,
+    query: Sequence[float] | None = None,
+    conf: float = 0.25,
+    classes: Sequence[int] | None = None,
+    imgsz: int | Sequence[int] | None = None,
+) -> list[Routing]:
+    """Find where each module of bi-level routing attention routes the region of a query.
+
+    Args:
+        model: A checkpoint, a model file, or what was made of one; it is left as it was.
+        image: A file, or (height, width, 3) bytes, BGR.
+        query: (x, y) in pixels of the image; by default the centre of the best detection, or the image's.
+        conf: Least score of that detection.
+        classes: Of that detection, all by default.
+        imgsz: Side of the input, or its height and width, in pixels; by default what the model was trained with.
+
+    Returns:
+        One for each module, in the order in which they run; none where the model has no such module.
+
+    Raises:
+        ValueError: For a model, an image or a query that cannot be taken.
+        OSError: If a file cannot be read.
+    """
+    opened = open_model(model, imgsz)
+    view = look(image, opened)
+    query = choose_query(opened, view, query, conf, classes)
+    with prepared(opened.net), torch.no_grad(), watched(opened.net) as calls:
+        run(opened.net, view.x)
+    modules = dict(opened.net.named_modules())
+    return [at(call, modules[path], label(opened.net, path), view, query) for path, call in calls.items()]
+
+
+def paths(net: nn.Module, cls: type[nn.Module]) -> list[str]:
+    """List the modules of a class in a network."""
+    return [path for path, m in net.named_modules() if isinstance(m, cls)]
+
+
+def label(net: nn.Module, path: str) -> str:
+    """Say which module it is: its row, that row's module, and the path in it."""
+    _, row, *_ = path.split(".")
+    return f"row {row} {module_name(net.model[int(row)])} ({path})"
+
+
+@contextlib.contextmanager
+def watched(net: nn.Module) -> Iterator[dict[str, Call]]:
+    """Watch the modules choose while a network runs.
+
+    The choice is a method of the regions that a module makes in each run, so it is the class that is watched. Hooks on
+    the layers in a module would not do: it multiplies another way when it has some.
+
+    Yields:
+        What each module chose, by its path.
+    """
+    calls: dict[str, Call] = {}
+    running: list[str] = []
+    route = Regions.route
+
+    def watch(self: Regions, q: torch.Tensor, k: torch.Tensor, topk: int) -> tuple:
+        chosen, mask = route(self, q, k, topk)
+        if running:
+            calls[running[-1]] = Call(self, q, k, chosen)
+        return chosen, mask
+
+    handles = []
+    for path in paths(net, MODULE):
+        m = net.get_submodule(path)
+        handles.append(m.register_forward_pre_hook(lambda *_, path=path: running.append(path)))
+        handles.append(m.register_forward_hook(lambda *_: running.clear()))
+    Regions.route = watch
+    try:
+        yield calls
+    finally:
+        Regions.route = route
+        for handle in handles:
+            handle.remove()
+
+
+def at(call: Call, m: BiLevelRoutingAttention_nchw, name: str, view: View, query: tuple[float, float]) -> Routing:
+    """Tell of what a module chose what concerns a query."""
+    regions = call.regions
+    size, region, grid = (tuple(map(int, t)) for t in (regions.map, regions.region, regions.grid))
+    row, column = view.frame.position(query, size)
+    home = row // region[0] * grid[1] + column // region[1]
+    chosen = call.chosen[home].tolist()
+    place = row % region[0] * region[1] + column % region[1]
+    return Routing(
+        name,
+        size,
+        region,
+        grid,
+        query,
+        (row, column),
+        home,
+        chosen,
+        affinity(call)[home].reshape(grid).cpu().numpy(),
+        attention(call, m, home, place).cpu().numpy(),
+    )
+
+
+def affinity(call: Call) -> torch.Tensor:
+    """Compute the (R, R) affinities of the regions' mean queries to their mean keys, without places of no pixel."""
+    real = call.regions.real.float().unsqueeze(2)  # (R, L, 1)
+    q, k = ((t.float() * real).sum(dim=1) / real.sum(dim=1) for t in (call.q, call.k))  # (R, C)
+    return q @ k.T
+
+
+def attention(call: Call, m: BiLevelRoutingAttention_nchw, home: int, place: int) -> torch.Tensor:
+    """Compute the attention of one query, (H, W), mean of the heads, with NaN where it is not routed to.
+
+    Args:
+        call: What the module chose.
+        m: The module.
+        home: The query's region.
+        place: Its place in that.
+    """
+    regions, chosen = call.regions, call.chosen[home]
+    q = split_heads(call.q[home : home + 1, place : place + 1].float(), m.num_heads)  # (1, heads, 1, d)
+    k = split_heads(call.k[chosen].flatten(0, 1).unsqueeze(0).float(), m.num_heads)  # (1, heads, topk * L, d)
+    scores = (q * m.scale) @ k.transpose(-2, -1)
+    scores = scores.masked_fill(~regions.real[chosen].flatten(), float("-inf"))
+    found = scores.new_full((regions.R, regions.L), float("nan"))
+    found[chosen] = scores.softmax(dim=-1).mean(dim=(0, 1, 2)).view(len(chosen), -1)
+    return regions.restore(found.unsqueeze(2))[0, :, :, 0]
+
+
+def draw(found: list[Routing], view: View, opened: Opened) -> Figure:
+    """Draw a row of panels for each module: the regions chosen, the affinity of all, and the attention."""
+    title = "BiFormer's routing: the regions that the query's region attends to"
+    figure, panels = drawing.figure(3 * len(found), view.frame.shape, title, view.name, opened)
+    for i, one in enumerate(found):
+        draw_regions(panels[3 * i], one, view)
+        draw_affinity(panels[3 * i + 1], one, view)
+        draw_attention(panels[3 * i + 2], one, view)
+    return figure
+
+
+def draw_regions(panel: Panel, found: Routing, view: View) -> None:
+    """Draw the regions: the query's, and those that it attends to, with their ranks."""
+    (rows, columns), (i, j) = found.grid, found.region
+    shown = f"{len(found.chosen)} of {rows * columns} regions ({rows} x {columns}), of {i} x {j} positions"
+    drawing.picture(panel, view, f"{found.label}\n{shown}")
+    draw_borders(panel, found, view)
+    for rank, region in enumerate(found.chosen, 1):
+        box = view.frame.corners(found.size, found.box(region)).flatten()
+        chosen = drawing.outline(panel, box, drawing.ORANGE, label="chosen, by rank")
+        drawing.tag(panel, str(rank), box[:2], drawing.ORANGE)
+    home = view.frame.corners(found.size, found.box(found.home)).flatten()
+    region = drawing.outline(panel, home, drawing.SKY, style="--", label="query's region")
+    drawing.legend(panel, [drawing.mark(panel, found.query), region, chosen])
+
+
+def draw_borders(panel: Panel, found: Routing, view: View) -> None:
+    """Draw the borders of the regions."""
+    (H, W), (i, j) = found.size, found.region
+    xs = view.frame.corners(found.size, [[x, 0] for x in range(0, W, j)])[:, 0]
+    ys = view.frame.corners(found.size, [[0, y] for y in range(0, H, i)])[:, 1]
+    height, width = view.frame.shape
+    panel.axis.vlines(xs, 0, height, color="white", lw=0.7, alpha=0.6)
+    panel.axis.hlines(ys, 0, width, color="white", lw=0.7, alpha=0.6)
+
+
+def draw_affinity(panel: Panel, found: Routing, view: View) -> None:
+    """Draw how well the query's region likes each region."""
+    (H, W), values = found.size, found.affinity
+    shown = view.frame.on_image(np.kron(values, np.ones(found.region))[:H, :W], smooth=False)
+    limits = float(values.min()), float(values.max())
+    drawing.heat(panel, view, shown, "affinity of all regions", "mean query times mean key", limits, drawing.SCORES)
+    drawing.mark(panel, found.query)
+
+
+def draw_attention(panel: Panel, found: Routing, view: View) -> None:
+    """Draw the attention of the query, beside an even one over the positions that it is routed to."""
+    shares = found.attention * np.isfinite(found.attention).sum()
+    shown, limits = view.frame.on_image(shares, smooth=False), (0, float(np.nanmax(shares)))
+    title = "attention of the query's position there"
+    drawing.heat(panel, view, shown, title, "times an even share, mean of the heads", limits)
+    drawing.mark(panel, found.query)

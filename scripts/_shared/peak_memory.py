@@ -1,0 +1,64 @@
+"""Measure the peak memory of a call, and run a module of scripts/ in a process of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def peak_of(call: Callable[[], object], device: torch.device) -> float:
+    """Measure the MiB that a call takes at its peak.
+
+    On a GPU it is the allocator's; on a CPU the resident set's, which only a process of its own can tell.
+    """
+    if device.type == "cuda":
+        call()
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with resident() as measured:
+        call()
+    return measured()
+
+
+class resident:
+    """Measure by how much the resident set grows at its peak within a block, in MiB. Linux only."""
+
+    def __enter__(self) -> Callable[[], float]:
+        if not Path("/proc/self/clear_refs").exists():
+            raise OSError("the peak of the resident set is measured on Linux only")
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before is no part of it
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+        self.before, self.grown = self._peak(), float("nan")
+        return lambda: self.grown
+
+    def __exit__(self, *_: object) -> None:
+        self.grown = (self._peak() - self.before) / 1024
+
+    @staticmethod
+    def _peak() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0])  # KiB
+
+
+def alone(module: str, *arguments: str) -> str:
+    """Give what a module of these scripts prints that runs in a process of its own.
+
+    Raises:
+        RuntimeError: If it fails, with the last line that it wrote.
+    """
+    scripts = str(Path(__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([scripts, os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise RuntimeError(f"{module} {' '.join(arguments)}: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
+    return done.stdout

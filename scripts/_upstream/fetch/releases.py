@@ -1,0 +1,77 @@
+"""What is known of upstream's releases beforehand: the sha256 of each file, and which ones are never used."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from _upstream.pin import PACKAGE, UpstreamError, sha256, tomllib, version
+
+RECORD = "scripts/_upstream/fetch/releases.toml"
+HEAD = """\
+# Upstream's releases since 8.3.0: the sha256 that PyPI lists for each file, and the releases that are never used.
+# `uv run scripts/releases.py` writes this file anew; `rebase` adds the release that it goes to.
+"""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What releases.toml says."""
+
+    refused: dict[str, str]  # release: why
+    sha256: dict[str, str]  # file name: digest
+
+    @classmethod
+    def parse(cls, text: str) -> Known:
+        data = tomllib.loads(text)
+        return cls(data["refused"], data["sha256"])
+
+    def text(self) -> str:
+        """Write releases.toml, in the releases' order."""
+        refused = [f'"{release}" = "{self.refused[release]}"\n' for release in sorted(self.refused, key=version)]
+        names = sorted(self.sha256, key=lambda name: (version(release_of(name)), name))
+        digests = [f'"{name}" = "{self.sha256[name]}"\n' for name in names]
+        return "".join([HEAD, "\n[refused]\n", *refused, "\n[sha256]\n", *digests])
+
+
+@functools.cache
+def recorded() -> Known:
+    """Read releases.toml, which lies beside this file."""
+    return Known.parse(Path(__file__).with_name("releases.toml").read_text(encoding="utf-8"))
+
+
+def release_of(name: str) -> str:
+    """Read the release from the name of a wheel or a source distribution."""
+    return re.match(rf"{PACKAGE}-(\d+\.\d+\.\d+)(-|\.tar)", name)[1]
+
+
+def checked_release(release: str) -> str:
+    """Give a release as upstream writes it, 8.3.50; refuse what is none, and those that are never used."""
+    if not re.fullmatch(r"\d+\.\d+\.\d+", release):
+        raise UpstreamError(f"{release!r} is no release of {PACKAGE}: one looks like 8.3.50")
+    release = ".".join(map(str, version(release)))
+    if release in recorded().refused:
+        raise UpstreamError(
+            f"{PACKAGE} {release} {recorded().refused[release]}: it is never used; take another release"
+        )
+    return release
+
+
+def checked_file(file: Path) -> Path:
+    """Compare a release's file with its recorded sha256; where none is recorded, say so, and what it is."""
+    digest, wanted = sha256(file), recorded().sha256.get(file.name)
+    if wanted is None:
+        print(
+            f"{file.name} has sha256 {digest}: not known beforehand, {RECORD} has none; a download was compared with "
+            "what the index lists",
+            file=sys.stderr,
+            flush=True,
+        )
+    elif digest != wanted:
+        raise UpstreamError(
+            f"{file} has sha256 {digest}, recorded is {wanted} ({RECORD}): not the file that was published, remove it"
+        )
+    return file

@@ -1,0 +1,131 @@
+"""Upstream's wheel: found on disk or downloaded by pip, verified, and unpacked with care."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from _upstream.fetch.releases import checked_file, checked_release
+from _upstream.pin import OURS, PACKAGE, Pin, UpstreamError, sha256
+
+WHEEL_VARIABLE = "ULTRALYTICS_WHEEL"
+
+
+def find_wheel(root: Path, release: str, pinned: bool) -> Path | None:
+    """Find a release's wheel on disk, where the user has put it."""
+    name, named = wheel_name(release), os.environ.get(WHEEL_VARIABLE)
+    if named:
+        wheel = Path(named).expanduser()
+        wheel = wheel / name if wheel.is_dir() else wheel
+        if wheel.is_file() and (pinned or wheel.name == name):
+            return wheel
+        if pinned:
+            raise UpstreamError(f"{WHEEL_VARIABLE}={named}: there is no {wheel.name}; unset it to download the wheel")
+    wheel = root / "wheels" / name
+    return wheel if wheel.is_file() else None
+
+
+def wheel_name(release: str) -> str:
+    return f"{PACKAGE}-{release}-py3-none-any.whl"
+
+
+def fetch(root: Path, pin: Pin, folder: Path) -> Path:
+    """Get the pinned release's wheel, by pip where it is not on disk, and verify it.
+
+    Raises:
+        UpstreamError: Where pip cannot get it, or its sha256 is not the pinned one.
+    """
+    wheel = find_wheel(root, pin.release, pinned=True)
+    kept = root / ".upstream" / "wheels" / pin.wheel
+    if wheel is None and kept.is_file() and sha256(kept) == pin.wheel_sha256:
+        return kept
+    if wheel is None:
+        wheel = download(pin.release, folder)
+    digest = sha256(wheel)
+    if digest != pin.wheel_sha256:
+        raise UpstreamError(
+            f"{wheel} has sha256 {digest}, pinned is {pin.wheel_sha256} (patches/upstream.toml): not the file that "
+            "was published, do not use it"
+        )
+    return wheel
+
+
+def fetch_release(root: Path, release: str | None, folder: Path) -> tuple[str, Path]:
+    """Get any release's wheel, from disk or by pip, compared with the sha256 that is pinned or recorded.
+
+    Args:
+        root: The checkout.
+        release: A version; the newest without it.
+        folder: Where a download goes.
+
+    Returns:
+        The release and its wheel.
+
+    Raises:
+        UpstreamError: For a release that must not be used, is no version, cannot be got, or is not what was published.
+    """
+    pin = Pin.read(root)
+    if release is None:
+        wheel = download(None, folder)
+        return checked_release(wheel.name.split("-")[1]), checked_file(wheel)
+    release = checked_release(release)
+    if release == pin.release:
+        return release, fetch(root, pin, folder)
+    return release, checked_file(find_wheel(root, release, pinned=False) or download(release, folder))
+
+
+def download(release: str | None, folder: Path) -> Path:
+    """Download a release's wheel, or the newest one's, with pip, whose index, proxy and certificate settings hold."""
+    wanted = f"{PACKAGE}=={release}" if release else PACKAGE
+    with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as own:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary=:all:", "--retries=2", f"--dest={own}", wanted]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        found = list(Path(own).glob(wheel_name(release or "*")))
+        if done.returncode or not found:
+            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR") or "No module named" in line]
+            lines = [line for line in lines if "Ignored the following" not in line] or [f"exit {done.returncode}"]
+            reason = lines[0].removeprefix("ERROR: ").partition(" (from versions")[0]
+            local = f", or set {WHEEL_VARIABLE} to a local {wheel_name(release)}" if release else ""
+            raise UpstreamError(f"could not download {wanted}: {reason}; connect to the network{local}")
+        if "yanked version" in done.stderr:
+            why = re.search(r"Reason for being yanked: (.*)", done.stderr)
+            reason = f" ({why[1].strip()})" if why and "none" not in why[1] else ""
+            raise UpstreamError(f"{wanted} was yanked by its authors{reason}: it is never used; take another release")
+        os.replace(found[0], folder / found[0].name)
+    return folder / found[0].name
+
+
+def unpack(wheel: Path, folder: Path) -> None:
+    """Unpack upstream's package, and nothing that would land elsewhere."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for entry in archive.infolist():
+                path = PurePosixPath(entry.filename)
+                if path.is_absolute() or ".." in path.parts or "\\" in entry.filename:
+                    raise UpstreamError(f"{wheel}: unsafe path {entry.filename!r} in the archive, do not use it")
+                if stat.S_ISLNK(entry.external_attr >> 16):
+                    raise UpstreamError(f"{wheel}: symbolic link {entry.filename!r} in the archive, do not use it")
+                if path.parts[:1] == (PACKAGE,) and not path.as_posix().startswith(OURS):
+                    archive.extract(entry, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
+        raise UpstreamError(f"{wheel} is no sound archive: {e}") from None
+
+
+def keep_wheel(root: Path, wheel: Path, name: str | None = None) -> Path:
+    """Keep a wheel, under its name or another, for the next run, which then needs no network."""
+    kept = root / ".upstream" / "wheels" / (name or wheel.name)
+    if wheel.resolve() != kept.resolve():
+        kept.parent.mkdir(exist_ok=True)
+        part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+        shutil.copyfile(wheel, part)
+        os.replace(part, kept)
+    return kept

@@ -1,0 +1,102 @@
+"""Processes that end when we do, with all that they have started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+
+from _upstream.pin import UpstreamError
+
+running: set[subprocess.Popen] = set()  # what threads have started
+stopping = threading.Event()
+SECONDS_TO_END = 5
+
+
+@contextlib.contextmanager
+def stop_on_terminate() -> Iterator[None]:
+    """Take a request to terminate as an interrupt, so that what we started is ended and removed."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ended_with(pool: Executor) -> Iterator[None]:
+    """Where the work with a pool is interrupted, end what its threads have started, so that they end too."""
+    try:
+        yield
+    except BaseException:
+        stopping.set()
+        for process in list(running):
+            end(process)
+        pool.shutdown(cancel_futures=True)
+        raise
+    finally:
+        stopping.clear()
+
+
+@contextlib.contextmanager
+def piped(command: list[str], folder: Path, variables: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """Start a command whose output is read as it comes, and end it, and what it has started, at the end."""
+    if stopping.is_set():
+        raise UpstreamError("interrupted")
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+    running.add(process)
+    try:
+        yield process
+        process.wait()
+    finally:
+        running.discard(process)
+        if process.poll() is None:
+            end(process)
+
+
+@contextlib.contextmanager
+def started(command: list[str], log: Path, folder: Path, variables: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """Start a command in a process group of its own, and end all of the group at the end."""
+    with open(log, "wb") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process and what it has started."""
+    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+        try:
+            os.killpg(process.pid, number) if hasattr(os, "killpg") else process.terminate()
+        except ProcessLookupError:  # nothing is left of it
+            break
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS_TO_END)
+    process.wait()

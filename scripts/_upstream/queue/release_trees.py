@@ -1,0 +1,79 @@
+"""Put a release with the queue on it, or untouched, into a folder: what checks and reproductions run on."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from _upstream.fetch.releases import checked_file, checked_release
+from _upstream.fetch.wheel import fetch_release, find_wheel, keep_wheel, wheel_name
+from _upstream.pin import OURS, Pin, UpstreamError, queue_sha256
+from _upstream.queue import carry
+from _upstream.queue.git import git
+from _upstream.queue.repository import release_tag
+from _upstream.queue.scratch_folder import clear_errors, locked
+
+
+def stage(root: Path, release: str, folder: Path) -> Path:
+    """Put a release with the queue on it into a folder, with our modules and model files.
+
+    Args:
+        root: The checkout.
+        release: Any release that the queue can be carried to without help.
+        folder: An empty folder: it gets ultralytics/ and cfg_custom/.
+
+    Returns:
+        The release's wheel.
+
+    Raises:
+        UpstreamError: For a release that cannot be had, or to which the queue has to be carried by hand.
+    """
+    with clear_errors(root), locked(root), tempfile.TemporaryDirectory(prefix="stage-", dir=root / ".upstream") as own:
+        wheel, repo, stop = carry_to(root, release, Path(own))
+        if stop:
+            raise UpstreamError(f"patches/{stop.patch} on {release}: {stop.reason}: {'; '.join(stop.lines)}")
+        patched_tree(root, repo, folder)
+    return wheel
+
+
+def carry_to(root: Path, release: str, folder: Path) -> tuple[Path, Path, carry.Stop | None]:
+    """Carry the queue to a release, for a caller that holds the lock.
+
+    Returns:
+        The release's wheel, the repository in `folder` in which it was done, and what it stopped at.
+    """
+    wheel, repo = get_wheel(root, checked_release(release), folder), folder / "repo"
+    carry.begin(root, Pin.read(root), repo, release, wheel, queue_sha256(root))
+    return wheel, repo, carry.advance(root, repo)
+
+
+def get_wheel(root: Path, release: str, folder: Path) -> Path:
+    """Get a release's wheel: the user's, else the one that an earlier run kept, else a download, which is kept."""
+    kept = root / ".upstream" / "wheels" / wheel_name(release)
+    if release != Pin.read(root).release and kept.is_file() and not find_wheel(root, release, pinned=False):
+        return checked_file(kept)
+    _, wheel = fetch_release(root, release, folder)
+    return keep_wheel(root, wheel, kept.name)
+
+
+def patched_tree(root: Path, repo: Path, folder: Path) -> None:
+    """Put the repository's patched tree into a folder, with our modules and model files."""
+    check_out(repo, "queue", folder)
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(root / OURS, folder / OURS, ignore=ignore)
+    shutil.copytree(root / "cfg_custom", folder / "cfg_custom", ignore=ignore)
+
+
+def untouched_tree(repo: Path, release: str, folder: Path) -> None:
+    """Put a release as upstream published it into a folder."""
+    check_out(repo, release_tag(release), folder)
+
+
+def check_out(repo: Path, commit: str, folder: Path) -> None:
+    """Put a commit's files into a folder that is not the repository's work tree."""
+    folder.mkdir(parents=True, exist_ok=True)
+    index = repo / ".git" / "check-out.index"
+    git(f"--work-tree={folder}", "read-tree", commit, cwd=repo, GIT_INDEX_FILE=str(index))
+    git(f"--work-tree={folder}", "checkout-index", "--all", "--force", cwd=repo, GIT_INDEX_FILE=str(index))
+    index.unlink()

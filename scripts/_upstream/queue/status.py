@@ -1,0 +1,41 @@
+"""Describe the pin, the queue and the tree."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from _upstream.pin import APPLY, PACKAGE, Pin, applies, patches, queue_sha256
+from _upstream.queue.carry import REBASE, SESSION
+from _upstream.queue.scratch_folder import clear_errors
+from _upstream.queue.tree import absent, created, edits, read_stamp
+
+
+def status(root: Path) -> str:
+    """Describe the pin, the queue and the tree."""
+    with clear_errors(root):
+        pin, stamp = Pin.read(root), read_stamp(root)
+    lines = [f"upstream   {PACKAGE} {pin.release}, wheel sha256 {pin.wheel_sha256}", "queue"]
+    total = 0
+    for patch in patches(root):
+        diff = patch.read_text(encoding="utf-8", errors="replace").partition("\ndiff --git ")[2]
+        changed = len(re.findall(r"(?m)^(?:\+(?!\+\+ )|-(?!-- ))", diff))
+        here = applies(patch, pin.release)
+        total += changed if here else 0
+        lines.append(f"  {changed:3d} lines  {patch.name}{'' if here else '  (left out: for later releases)'}")
+    lines.append(f"  {total:3d} lines changed in all")
+    files = stamp.get("files", {})
+    differences = {"edited": edits(root, files), "new": created(root, files), "missing": absent(root, files)}
+    if not stamp:
+        state = f"not laid down; `{APPLY}` does"
+    elif "pending" in stamp:
+        state = f"laid down half-way; `{APPLY}` mends it"
+    elif stamp.get("queue") != queue_sha256(root):
+        state = f"older than the queue; `{APPLY}` renews it"
+    elif any(differences.values()):
+        state = "as recorded but for " + "; ".join(f"{k} {', '.join(v)}" for k, v in differences.items() if v)
+    else:
+        state = f"as recorded, sha256 {pin.tree_sha256}"
+    if (root / SESSION).is_dir():
+        lines.append(f"rebase     waits in {SESSION}; `{REBASE} --continue` goes on, `--abort` gives it up")
+    return "\n".join([*lines, f"tree       {state}"])

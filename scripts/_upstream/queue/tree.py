@@ -1,0 +1,142 @@
+"""The tree that is laid down at ultralytics/: the hash of each file, what the user edited, and its renewal."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path, PurePosixPath
+
+from _upstream.pin import APPLY, OURS, PACKAGE, UpstreamError, sha256
+
+STAMP = f"{PACKAGE}/.addmodules.json"  # what was laid down: release, queue and the hash of each file
+SOURCES = {".py", ".yaml"}  # a new file of these is an edit, anything else is left alone
+
+
+def manifest(base: Path) -> dict[str, str]:
+    """Hash each file of a tree under `base`/ultralytics but ours, byte code and the stamp, by its path."""
+    files = {}
+    for folder, folders, names in os.walk(base / PACKAGE):
+        folders[:] = sorted(f for f in folders if f != "__pycache__")
+        for name in sorted(names):
+            path = Path(folder) / name
+            relative = path.relative_to(base).as_posix()
+            if not relative.startswith(OURS) and relative != STAMP:
+                files[relative] = sha256(path)
+    return files
+
+
+def tree_sha256(files: dict[str, str]) -> str:
+    """Hash a tree, given the hash of each of its files."""
+    lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def read_stamp(root: Path) -> dict:
+    """Give what was laid down last, with `pending` in it if that was interrupted."""
+    try:
+        return json.loads((root / STAMP).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def stamp_text(stamp: dict) -> str:
+    return json.dumps(stamp, indent=0, sort_keys=True)
+
+
+def write_stamp(root: Path, stamp: dict) -> None:
+    file = root / STAMP
+    file.parent.mkdir(exist_ok=True)
+    temporary = file.with_suffix(".part")
+    try:
+        temporary.write_text(stamp_text(stamp), encoding="utf-8")
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def absent(root: Path, files: dict[str, str]) -> list[str]:
+    """List the laid-down files that are gone."""
+    return [path for path in sorted(files) if not (root / path).is_file()]
+
+
+def created(root: Path, files: dict[str, str]) -> list[str]:
+    """List the source files under ultralytics/ that were not laid down."""
+    new = (PurePosixPath(path) for path in manifest(root) if path not in files)
+    return [str(path) for path in new if path.suffix in SOURCES and not any(p.startswith(".") for p in path.parts)]
+
+
+def edits(root: Path, *known: dict[str, str]) -> list[str]:
+    """List the laid-down files whose content is none of the known ones."""
+    paths = {path for files in known for path in files}
+    return sorted(
+        path
+        for path in paths
+        if (root / path).is_file() and sha256(root / path) not in {files.get(path) for files in known}
+    )
+
+
+def count(edited: list[str]) -> str:
+    return f"{len(edited)} edited file{'s' if len(edited) > 1 else ''}"
+
+
+def lay_down(
+    root: Path, source: Path, stage: Path, stamp: dict, new: dict, files: dict[str, str], discard_edits: bool
+) -> list[str]:
+    """Rename the staged files into place; returns the edited files that were kept.
+
+    All copying is done beforehand, so that each file of the tree changes by one rename. Until the last one, the stamp
+    names the old and the new state, so that an interrupted run is no user's edit to the next one; an error half-way
+    puts everything back.
+    """
+    pending = stamp.get("pending", [])
+    known = [stamp.get("files", {}), *pending]
+    mine = edits(root, *known, files)
+    lost = [path for path in mine if {state[path] for state in known if path in state} != {files.get(path)}]
+    if lost and not discard_edits:
+        raise UpstreamError(
+            f"{', '.join(lost)} {'was' if len(lost) == 1 else 'were'} edited and would be overwritten; "
+            "`python scripts/upstream.py export` on the old queue makes patches of edits, "
+            f"`{APPLY} --discard-edits` drops them"
+        )
+    kept = [] if discard_edits else mine
+    changed = [
+        path
+        for path in sorted({path for state in [*known, files] for path in state} - set(kept))
+        if (sha256(root / path) if (root / path).is_file() else None) != files.get(path)
+    ]
+    for path in [*changed, STAMP]:
+        copy(root / path, stage / "old" / path)
+        copy(source / path, stage / "new" / path)
+    try:
+        write_stamp(root, {**stamp, "pending": [*pending, files]})
+        for path in changed:
+            move(stage / "new" / path, root / path)
+        write_stamp(root, {**new, "files": files})
+    except BaseException:
+        for path in [*changed, STAMP]:
+            move(stage / "old" / path, root / path)
+        raise
+    return kept
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, if it is there."""
+    if source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file over another; without the first, remove the other and the folders that this leaves empty."""
+    if source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)
+        return
+    target.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        for folder in target.parents:
+            folder.rmdir()

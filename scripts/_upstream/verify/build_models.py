@@ -1,0 +1,147 @@
+"""Prove that a patched tree is right: it imports, builds each model exactly, and changes nothing of upstream's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from _upstream.pin import UpstreamError, applies, patches
+from _upstream.processes import piped
+from _upstream.verify.environment import OUR_REQUIREMENTS, python_command, requirements
+
+PARAMETERS = "scripts/_upstream/verify/parameters.json"
+# Models of each task and each kind of head, old and new; a release is asked for those that it ships
+VANILLA = (
+    *("rtdetr-l", "rtdetr-x", "rtdetr-resnet50", "yolo26n", "yolo26n-seg", "yolo26n-sem", "yolo26n-depth"),
+    *("yolo26n-cls", "yolo26n-pose", "yolo26n-obb", "yolo11n", "yolo11n-obb", "yolov8n-seg", "yolov8s-worldv2"),
+    *("yoloe-11s", "yolov10n", "yolov9c"),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a patched tree was found to be."""
+
+    models: int  # that are right
+    of_models: int
+    vanilla: int  # that are equal
+    of_vanilla: int
+    problems: list[str]
+
+
+def shipped_models(root: Path) -> dict[str, int]:
+    """Give the parameters that each model file of the checkout has to have.
+
+    Raises:
+        UpstreamError: For a model file without a recorded count, or a count without a file.
+    """
+    recorded = json.loads((root / PARAMETERS).read_text(encoding="utf-8"))
+    files = {file.stem for file in (root / "cfg_custom" / "models").glob("*.yaml")}
+    for name in sorted(files ^ recorded.keys()):
+        where = PARAMETERS if name in files else "cfg_custom/models"
+        raise UpstreamError(f"{name} is not in {where}: a model file and its parameters are recorded together")
+    return dict(sorted(recorded.items()))
+
+
+def vanilla_models(tree: Path) -> list[str]:
+    """List the models that both sides build: those of `VANILLA` that the release has, by its own names."""
+    shipped = {file.stem for file in (tree / "ultralytics" / "cfg" / "models").rglob("*.yaml")}
+    return [f"{name}.yaml" for name in VANILLA if unscaled(name) in shipped or name in shipped]
+
+
+def unscaled(name: str) -> str:
+    """Name the file that a scaled model's name, say yolo26n-seg, is read from: yolo26-seg."""
+    return re.sub(r"(\d)[nsmlx](?=-|$)", r"\1", name)
+
+
+def verify(root: Path, release: str, wheel: Path, ours: Path, theirs: Path, done: Callable[[str], None]) -> Verdict:
+    """Build the models on a patched tree and on the untouched one, in an environment of the release's.
+
+    Args:
+        root: The checkout, for the models and the parameters they must have.
+        release: The release of both trees.
+        wheel: Its wheel, for what the release requires.
+        ours: The patched tree: a folder with ultralytics/ and cfg_custom/.
+        theirs: The untouched one.
+        done: Is called with the name of each model when it was built.
+    """
+    needs = [*requirements(wheel), *OUR_REQUIREMENTS]
+    expected, names = shipped_models(root), vanilla_models(theirs)
+    built, problems = probe(needs, ours, "shipped", [f"{name}.yaml" for name in expected], done)
+    for family in ("rtdetr", "yolo"):
+        if not any(name.startswith(family) for name in names):
+            problems.append(f"{release} ships no {family} model that is known here, so none was compared")
+    right = 0
+    for name, parameters in expected.items():
+        wrong = wrongs(built.get(f"{name}.yaml"), parameters)
+        problems += [f"{name}: {line}" for line in wrong]
+        right += not wrong
+    suffix = [patch for patch in patches(root) if "Name-the-fork" in patch.name and applies(patch, release)]
+    version = built.get("ultralytics", {}).get("version", "")
+    if suffix and version and not version.startswith(f"{release}+addmodules."):
+        problems.append(f"the version is {version}, not {release}+addmodules.N")
+
+    mine, mine_problems = probe(needs, ours, "vanilla", names, done)
+    upstreams, upstreams_problems = probe(needs, theirs, "vanilla", names, done)
+    problems += mine_problems + [f"untouched: {line}" for line in upstreams_problems]
+    equal = 0
+    for name in names:
+        sides = [side.get(name, {"error": "was not built"}) for side in (mine, upstreams)]
+        if sides[0] == sides[1] and "error" not in sides[0]:
+            equal += 1
+        else:
+            ours_is, theirs_is = (side.get("error", "builds") for side in sides)
+            problems.append(f"{name} is not the untouched release's: ours {ours_is}, untouched {theirs_is}")
+    return Verdict(right, len(expected), equal, len(names), problems)
+
+
+def wrongs(found: dict | None, parameters: int) -> list[str]:
+    """List what is wrong with a model of ours."""
+    if found is None:
+        return ["was not built"]
+    if "error" in found:
+        return [found["error"]]
+    lines = []
+    if found["parameters"] != parameters:
+        lines.append(f"has {found['parameters']:,} parameters, not {parameters:,}")
+    lines += [f"{key} is wrong" for key in ("output", "loss", "fused") if found.get(key) is False]
+    if found.get("without gradient"):
+        lines.append(f"{len(found['without gradient'])} parameters get no gradient: {found['without gradient'][0]}, …")
+    return lines
+
+
+def probe(
+    needs: list[str], tree: Path, kind: str, names: list[str], done: Callable[[str], None]
+) -> tuple[dict[str, dict], list[str]]:
+    """Run model_probe.py on a tree; returns what it found by model, and what went wrong as a whole."""
+    found: dict[str, dict] = {}
+    with tempfile.TemporaryDirectory(prefix="ultralytics-probe-") as folder:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(tree),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "YOLO_CONFIG_DIR": folder,
+            "YOLO_OFFLINE": "true",
+        }
+        last = ""
+        command = [*python_command(needs), str(Path(__file__).with_name("model_probe.py")), kind, *names]
+        with piped(command, Path(folder), environment) as process:
+            for line in process.stdout:
+                last = line.strip() or last
+                if line.startswith("PROBE"):
+                    data = json.loads(line.removeprefix("PROBE"))
+                    found[data.pop("name", "ultralytics")] = data
+                    done(next(reversed(found)))
+    if not found:
+        raise UpstreamError(f"uv could not make the environment: {last}; connect to the network and run this again")
+    del found["started"]
+    if "ultralytics" not in found:
+        return found, [f"ultralytics does not import: {last}"]
+    if Path(found["ultralytics"]["file"]).resolve() != (tree / "ultralytics" / "__init__.py").resolve():
+        return found, [f"the models were built from {found['ultralytics']['file']}, not from {tree}"]
+    return found, [f"building models ended early: {last}"] if process.returncode else []

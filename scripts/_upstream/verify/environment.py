@@ -1,0 +1,82 @@
+"""An environment that has what a release of upstream imports: made and cached by uv."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from email.parser import Parser
+from pathlib import Path
+
+from _upstream.pin import UpstreamError
+from _upstream.processes import SECONDS_TO_END, end
+
+OUR_REQUIREMENTS = ("einops", "timm")  # what nn/AddModules, and checkpoints of the tutorials, import beyond upstream
+HOLD = "import sys; print(sys.executable, flush=True); sys.stdin.read()"
+
+
+def requirements(wheel: Path) -> list[str]:
+    """List what a wheel requires, as its metadata states it, extras aside."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode("utf-8"))
+    return [need for need in metadata.get_all("Requires-Dist", []) if "extra ==" not in need]
+
+
+def find_uv() -> str:
+    """Find uv: the one that runs this process, or the one on PATH."""
+    uv = os.environ.get("UV") or "uv"
+    found = shutil.which(uv)
+    if not found:
+        raise UpstreamError(f"{uv} was not found; `python -m pip install uv` installs uv")
+    return found
+
+
+def python_command(needs: list[str]) -> list[str]:
+    """Give the command line of this Python in an environment that has `needs`, requirements as pip reads them."""
+    command = [find_uv(), "run", "--quiet", "--no-project", "--isolated", f"--python={sys.executable}"]
+    return [*command, *(f"--with={need}" for need in needs), "python"]
+
+
+def run_python(needs: list[str], *args: str, **options) -> subprocess.CompletedProcess:
+    """Run this Python, in an environment that has `needs` and nothing else, on the given arguments.
+
+    Args:
+        needs: Requirements as pip reads them.
+        args: Arguments of the interpreter.
+        options: Of `subprocess.run`.
+    """
+    return subprocess.run([*python_command(needs), *args], stdin=subprocess.DEVNULL, **options)
+
+
+@contextlib.contextmanager
+def interpreter(needs: list[str], folder: Path) -> Iterator[str]:
+    """Make an environment that has `needs`, and give the path of its interpreter while it is there.
+
+    uv removes the environment when the process that it was made for ends: this one waits until its input is closed.
+    """
+    log = folder / "environment.log"
+    with open(log, "wb") as file:
+        holder = subprocess.Popen(
+            [*python_command(needs), "-c", HOLD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        python = holder.stdout.readline().decode().strip()
+        if not python:
+            lines = log.read_text(errors="replace").strip().splitlines() or ["no message"]
+            raise UpstreamError(f"uv could not make the environment of the tests: {lines[0]}")
+        yield python
+    finally:
+        holder.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            holder.wait(SECONDS_TO_END)
+        end(holder)
+        holder.stdout.close()
