@@ -23,7 +23,7 @@ from pathlib import Path
 from _shared.progress import MissingPackageError, Progress
 from _upstream.pin import Pin, UpstreamError
 from _upstream.processes import stop_on_terminate
-from _upstream.queue import check, rebase
+from _upstream.queue import check, rebase, rebase_report
 from _upstream.queue.apply import apply
 from _upstream.queue.export import export
 from _upstream.queue.status import status
@@ -90,7 +90,7 @@ def run_rebase(args: argparse.Namespace) -> int:
             report = rebase.resume(ROOT, args.action, progress.step)
         else:
             report = rebase.rebase(ROOT, args.version, progress.step, args.dry_run)
-    print(report.json() if args.json else rebase.describe(report))
+    print(report.json() if args.json else rebase_report.describe(report))
     return report.outcome in ("stopped", "wrong")
 
 

@@ -19,10 +19,11 @@ from conftest import can_kill, killed_in_time, on_small_disks
 
 from _upstream.fetch.releases import RECORD, Known
 from _upstream.pin import Pin, UpstreamError
-from _upstream.queue import rebase
+from _upstream.queue import rebase, rebase_report
 from _upstream.queue.apply import apply
 from _upstream.queue.export import export
-from _upstream.queue.rebase import describe, resume
+from _upstream.queue.rebase import resume
+from _upstream.queue.rebase_report import describe
 from _upstream.queue.status import status
 from _upstream.queue.tree import manifest, tree_sha256
 from _upstream.verify.build_models import Verdict
@@ -186,15 +187,15 @@ def snapshot(root: Path, scratch: bool = False) -> dict[str, bytes]:
     return files | ({f".upstream/{path.name}": b"" for path in (root / ".upstream").iterdir()} if scratch else {})
 
 
-def start(root: Path, version: str | None = NEW, **options) -> rebase.Report:
+def start(root: Path, version: str | None = NEW, **options) -> rebase_report.Report:
     return rebase.rebase(root, version, lambda _: None, **options)
 
 
-def go_on(root: Path, action: str = "continue") -> rebase.Report:
+def go_on(root: Path, action: str = "continue") -> rebase_report.Report:
     return resume(root, action, lambda _: None)
 
 
-def states(report: rebase.Report) -> list[str]:
+def states(report: rebase_report.Report) -> list[str]:
     return [carried.state for carried in report.patches]
 
 
@@ -327,7 +328,7 @@ def test_a_patch_that_upstream_took(checkout):
         WALK_PATCH,
         "0002-Find-ours.patch",
     ]
-    assert f"- upstream's: {BUILD_PATCH}" in rebase.commit_message(report)
+    assert f"- upstream's: {BUILD_PATCH}" in rebase_report.commit_message(report)
     stands(checkout)
 
 
@@ -617,7 +618,7 @@ def test_an_edit_that_takes_a_patch_back_after_the_verdict(checkout, monkeypatch
     assert (report.stop.reason, report.stop.patch) == ("lost", BUILD_PATCH)
     report = go_on(checkout, "skip")
     assert states(report)[:3] == ["clean", "dropped", "clean"] and report.patches[3].state == "new"
-    assert f"- new: {report.patches[3].patch}" in rebase.commit_message(report)
+    assert f"- new: {report.patches[3].patch}" in rebase_report.commit_message(report)
     stands(checkout)
 
 
@@ -729,7 +730,7 @@ def test_pin_version_dependencies_and_documents(checkout):
     after = snapshot(checkout)
     tracked = sorted(name for name in after if after[name] != before.get(name) and not name.startswith("ultralytics/"))
     assert report.changed == tracked
-    message = rebase.commit_message(report)
+    message = rebase_report.commit_message(report)
     assert message.startswith(f"Follow upstream {NEW}\n")
     assert (
         "- ultralytics.nn.block.Block.forward(self, x) -> ultralytics.nn.block.Block.forward(self, x, y=1)" in message

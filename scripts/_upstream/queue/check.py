@@ -18,7 +18,7 @@ from pathlib import Path
 from _upstream.fetch.releases import recorded
 from _upstream.pin import PACKAGE, UpstreamError, version
 from _upstream.processes import ended_with
-from _upstream.queue import carry
+from _upstream.queue import patch_states, rebase_session
 from _upstream.queue.release_trees import carry_to, patched_tree, untouched_tree
 from _upstream.queue.scratch_folder import clear_errors, locked
 from _upstream.verify.build_models import Verdict, verify
@@ -69,7 +69,7 @@ def check_one(root: Path, release: str) -> Finding:
                     finding.applied = stop.reason
                     finding.problems = [f"patches/{stop.patch}: {stop.reason}: {'; '.join(stop.lines)}"]
                 else:
-                    finding.applied = summary(carry.outcome(repo))
+                    finding.applied = summary(patch_states.outcome(repo))
                     patched_tree(root, repo, ours)
                     untouched_tree(repo, release, theirs)
             if not stop:
@@ -81,7 +81,7 @@ def check_one(root: Path, release: str) -> Finding:
     return finding
 
 
-def summary(outcome: list[carry.Carried]) -> str:
+def summary(outcome: list[rebase_session.Carried]) -> str:
     """Count the patches' states."""
     counts = collections.Counter(carried.state for carried in outcome)
     return ", ".join(f"{count} {state}" for state, count in counts.items())

@@ -2,58 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from _upstream.fetch.releases import RECORD, Known
 from _upstream.fetch.wheel import fetch_release, keep_wheel
 from _upstream.pin import APPLY, PACKAGE, Pin, UpstreamError, applies, left_out, queue_sha256
-from _upstream.queue import carry
+from _upstream.queue import carry, conflicts, patch_states, rebase_session
 from _upstream.queue.apply import lay_down_queue
-from _upstream.queue.carry import REBASE, SESSION, Carried, Notes, Stop
-from _upstream.queue.export import changed_patches, commit_edits
+from _upstream.queue.export import commit_edits
 from _upstream.queue.git import git
+from _upstream.queue.rebase_report import Report
+from _upstream.queue.rebase_session import REBASE, SESSION, Notes, Stop
+from _upstream.queue.release_files import changed_files
 from _upstream.queue.release_trees import patched_tree, untouched_tree
 from _upstream.queue.repository import apply_queue, check_tree, format_queue, make_repository
 from _upstream.queue.scratch_folder import clear_errors, locked, replace_files
 from _upstream.queue.tree import edits, manifest, read_stamp, tree_sha256
 from _upstream.verify import api_report
-from _upstream.verify.build_models import Verdict, verify
-from _upstream.verify.environment import requirements
+from _upstream.verify.build_models import verify
 
 
-@dataclass
-class Report:
-    """What a rebase did, for people as text and for machines as JSON."""
-
-    outcome: str  # rebased, stopped, wrong, aborted, up to date
-    old: str
-    new: str
-    dry_run: bool = False
-    stop: Stop | None = None
-    patches: list[Carried] = field(default_factory=list)
-    range_diff: str = ""
-    api_report: list[str] = field(default_factory=list)
-    verdict: Verdict | None = None
-    changed: list[str] = field(default_factory=list)
-    wheel_sha256: str = ""
-    tree_sha256: str = ""
-    note: str = ""
-    seconds: float = 0.0
-
-    def json(self) -> str:
-        message = commit_message(self) if self.outcome == "rebased" else ""
-        return json.dumps({**asdict(self), "commit_message": message}, indent=1)
-
-
-# Commands -------------------------------------------------------------------------------------------------------------
 def rebase(root: Path, release: str | None, done: Callable[[str], None], dry_run: bool = False) -> Report:
     """Rebase the queue onto a release; verify it; write it.
 
@@ -82,7 +55,7 @@ def rebase(root: Path, release: str | None, done: Callable[[str], None], dry_run
             if new == pin.release:
                 return Report("up to date", pin.release, new, dry_run)
             repo = stage / "rebase"
-            carry.begin(root, pin, repo, new, wheel, queue)
+            rebase_session.begin(root, pin, repo, new, wheel, queue)
             shutil.copyfile(wheel, repo / ".git" / wheel.name)
             if dry_run:
                 report = go_on(root, repo, done, dry_run=True)
@@ -151,14 +124,13 @@ def discard(root: Path, session: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-# By hand --------------------------------------------------------------------------------------------------------------
 def skip(session: Path, notes: Notes, stop: Stop | None) -> None:
     """Drop the patch that the rebase waits at."""
     if stop is None:
         raise UpstreamError("the rebase waits at no patch that could be skipped")
     if stop.reason == "moved":
-        new = carry.pairs(session, notes)[stop.patch]
-        if carry.rebasing(session) and new == git("rev-parse", "HEAD", cwd=session).strip():
+        new = rebase_session.pairs(session, notes)[stop.patch]
+        if rebase_session.rebasing(session) and new == git("rev-parse", "HEAD", cwd=session).strip():
             git("reset", "--quiet", "--hard", "HEAD^", cwd=session)
         else:
             try:
@@ -168,7 +140,9 @@ def skip(session: Path, notes: Notes, stop: Stop | None) -> None:
                 raise UpstreamError(
                     f"other patches stand on patches/{stop.patch}: edit it in {SESSION} instead"
                 ) from None
-    elif carry.rebasing(session) and (carry.unmerged(session) or stop.reason == "taken" or carry.dirty(session)):
+    elif rebase_session.rebasing(session) and (
+        rebase_session.unmerged(session) or stop.reason == "taken" or rebase_session.dirty(session)
+    ):
         git("rebase", "--skip", cwd=session, check=False, GIT_EDITOR=":")
     taken = "taken" in (stop.reason, notes.stopped.get(stop.patch)) and stop.patch not in notes.resolved
     notes.dropped[stop.patch] = "upstream's" if taken else "dropped"
@@ -181,7 +155,7 @@ def settle(root: Path, session: Path, notes: Notes, stop: Stop) -> None:
         raise UpstreamError(
             f"nothing of patches/{stop.patch} is left on {notes.new}: say `{REBASE} --skip` to drop it, or `--abort`"
         )
-    carry.refuse_unresolved(session)
+    conflicts.refuse_unresolved(session)
     git("add", "--update", cwd=session)  # as git does: what the user has not added does not belong to it
     edited = git("diff", "--cached", "--name-only", "HEAD", cwd=session)
     if stop.reason == "conflict":
@@ -192,25 +166,24 @@ def settle(root: Path, session: Path, notes: Notes, stop: Stop) -> None:
         git("commit", "--quiet", f"--reuse-message={notes.order[stop.patch]}", cwd=session)
     elif stop.reason == "later":
         if edited:
-            message = carry.message_of(root / "patches" / stop.patch)
+            message = rebase_session.message_of(root / "patches" / stop.patch)
             git("commit", "--quiet", "-F", "-", cwd=session, stdin=message)
     else:
-        new = carry.pairs(session, notes)[stop.patch]
-        if edited and carry.rebasing(session):  # what was edited belongs to this patch
+        new = rebase_session.pairs(session, notes)[stop.patch]
+        if edited and rebase_session.rebasing(session):  # what was edited belongs to this patch
             git("commit", "--quiet", "--amend", "--no-edit", cwd=session)
-        elif not edited and notes.shown == carry.digest_of(session, new):  # no edit says that the place is right
+        elif not edited and notes.shown == patch_states.digest_of(session, new):  # no edit says that the place is right
             notes.accepted.append(notes.shown)
             notes.write(session)
 
 
-# The way --------------------------------------------------------------------------------------------------------------
 def go_on(root: Path, repo: Path, done: Callable[[str], None], dry_run: bool = False) -> Report:
     """Run the rebase to its end, verify and write; or say where it waits."""
     notes = Notes.read(repo)
     pin = Pin(notes.new, notes.wheel_sha256, "")
     report = Report("stopped", notes.old, notes.new, dry_run, wheel_sha256=notes.wheel_sha256)
-    if not carry.rebasing(repo) and carry.on_release(repo, notes.new) and carry.dirty(repo):
-        carry.refuse_unresolved(repo)
+    if not rebase_session.rebasing(repo) and rebase_session.on_release(repo, notes.new) and rebase_session.dirty(repo):
+        conflicts.refuse_unresolved(repo)
         commit_edits(repo, pin, None, new=False)
     report.stop = carry.advance(root, repo)
     if report.stop:
@@ -218,7 +191,7 @@ def go_on(root: Path, repo: Path, done: Callable[[str], None], dry_run: bool = F
         return report
     done("rebased")
     carry.normalize(repo, notes.new)
-    report.patches, report.range_diff = carry.outcome(repo), carry.range_diff(repo)
+    report.patches, report.range_diff = patch_states.outcome(repo), patch_states.range_diff(repo)
     wheel = repo / ".git" / pin.wheel
     with tempfile.TemporaryDirectory(prefix="stage-", dir=root / ".upstream") as own:
         ours, theirs, before = (Path(own) / name for name in ("ours", "theirs", "before"))
@@ -251,8 +224,8 @@ def note_stop(repo: Path, report: Report) -> None:
     notes, file = Notes.read(repo), report.stop.patch
     notes.stopped[file] = report.stop.reason
     if report.stop.reason == "moved":
-        notes.shown = carry.digest_of(repo, carry.pairs(repo, notes)[file])
-        report.range_diff = carry.range_diff(repo, file)
+        notes.shown = patch_states.digest_of(repo, rebase_session.pairs(repo, notes)[file])
+        report.range_diff = patch_states.range_diff(repo, file)
     notes.write(repo)
 
 
@@ -265,139 +238,3 @@ def check_queue(folder: Path, queue: dict[str, bytes], pin: Pin, wheel: Path) ->
     make_repository(folder / "again", wheel, pin.release)
     apply_queue(folder / "again", [file for file in sorted(written.glob("*.patch")) if applies(file, pin.release)])
     check_tree(manifest(folder / "again"), pin)
-
-
-def changed_files(root: Path, notes: Notes, pin: Pin, queue: dict[str, bytes], wheel: Path) -> dict[str, bytes | None]:
-    """Give the checkout's files that change with the release, by path: the queue, what is recorded, and documents."""
-    files = changed_patches(root, {**queue, "upstream.toml": pin.text().encode()})
-    texts = {
-        "pyproject.toml": lambda text: requires(own_version(text, notes), requirements(wheel)),
-        "README.md": lambda text: own_version(text, notes).replace(f"**{notes.old}**", f"**{notes.new}**"),
-        "CHANGELOG.md": lambda text: entry(text, notes),
-        RECORD: lambda text: record(text, pin),
-    }
-    for name, change in texts.items():
-        text = (root / name).read_text(encoding="utf-8") if (root / name).is_file() else ""
-        if change(text) != text:
-            files[name] = change(text).encode()
-    return files
-
-
-def own_version(text: str, notes: Notes) -> str:
-    """Write our version for the new release wherever the one for the old release stands."""
-    return text.replace(f"{notes.old}+addmodules.", f"{notes.new}+addmodules.")
-
-
-def record(releases: str, pin: Pin) -> str:
-    """Record the sha256 of the new release's wheel, where it is not known yet."""
-    known = Known.parse(releases)
-    return Known(known.refused, {pin.wheel: pin.wheel_sha256, **known.sha256}).text()
-
-
-def entry(changelog: str, notes: Notes) -> str:
-    """Begin a section for the new release, with our number as it was."""
-    head = re.search(r"(?m)^## \S+\+addmodules\.(\d+)", changelog)
-    if not head:
-        return changelog
-    title = f"## {notes.new}+addmodules.{head[1]}\n"
-    if title in changelog:  # there and back again
-        return changelog
-    section = f"{title}\n- Follows upstream {notes.new}.\n\n"
-    return changelog[: head.start()] + section + changelog[head.start() :]
-
-
-def requires(pyproject: str, needs: list[str]) -> str:
-    """Put upstream's requirements in place of the old release's, above our own."""
-    block = re.search(r"(?ms)^dependencies = \[\n(  # Upstream's.*?\n)(.*?)(?=^  # Ours\n)", pyproject)
-    if not block:
-        raise UpstreamError('pyproject.toml has no dependencies between "# Upstream\'s" and "# Ours"')
-    stands = {canonical(line): line for line in re.findall(r'(?m)^  "(.*)",$', block[2])}
-    lines = [stands.get(canonical(need), need.replace('"', "'")) for need in needs]
-    return pyproject[: block.start(2)] + "".join(f'  "{line}",\n' for line in lines) + pyproject[block.end(2) :]
-
-
-def canonical(need: str) -> tuple:
-    """Bring a requirement to a form in which the order of its limits and its quotes do not matter."""
-    wanted, _, marker = need.replace('"', "'").partition(";")
-    name, limits = re.match(r"\s*([\w.\[\]-]+)\s*(.*)", wanted).groups()
-    return name, frozenset(re.split(r"\s*,\s*", limits.strip(" ()"))), marker.strip()
-
-
-# As text --------------------------------------------------------------------------------------------------------------
-def describe(report: Report) -> str:
-    """Write a report for people."""
-    way = f"{PACKAGE} {report.old} -> {report.new}"
-    if report.outcome == "up to date":
-        return f"{PACKAGE}/ is on {report.new} already"
-    if report.outcome == "aborted":
-        return f"{way}: given up; everything is as it was"
-    if report.outcome == "stopped":
-        return describe_stop(report)
-    lines = [way, "", report.range_diff.rstrip(), ""]
-    lines += [f"  {carried.state:<17} {carried.patch}{details(carried)}" for carried in report.patches]
-    verdict = report.verdict
-    lines += [
-        "",
-        f"{verdict.models} of {verdict.of_models} shipped models right, {verdict.vanilla} of {verdict.of_vanilla} "
-        f"vanilla models equal to the untouched release's ({report.seconds:.0f} s)",
-    ]
-    if verdict.problems:
-        lines += [f"  {problem}" for problem in verdict.problems]
-        lines += [
-            "",
-            f"edit {SESSION}/ and `{REBASE} --continue`, which folds edits into their patches; or `{REBASE} --abort`"
-            if not report.dry_run
-            else "a dry run: nothing was changed",
-        ]
-        return "\n".join(lines)
-    lines += ["", "would change" if report.dry_run else "changed, ready to commit after `uv run pytest`:"]
-    lines += [f"  {path}" for path in report.changed]
-    lines += [report.note] if report.note else []
-    lines += ["", "for the commit message:", "", commit_message(report)]
-    return "\n".join(lines)
-
-
-def details(carried: Carried) -> str:
-    return f"  ({'; '.join(carried.details)})" if carried.details else ""
-
-
-def commit_message(report: Report) -> str:
-    """Summarise a rebase as a commit message."""
-    lines = [f"Follow upstream {report.new}", "", f"The queue, from {report.old}:"]
-    lines += [f"- {carried.state}: {carried.patch}{details(carried)}" for carried in report.patches]
-    lines += ["", "Upstream's public API that our modules use:"]
-    lines += [f"- {line}" for line in report.api or ["unchanged"]]
-    return "\n".join(lines)
-
-
-def describe_stop(report: Report) -> str:
-    """Say where a rebase waits, why, and what to do."""
-    stop, release = report.stop, f"{PACKAGE} {report.new}"
-    head = {
-        "conflict": f"patches/{stop.patch} conflicts with {release}:",
-        "taken": f"patches/{stop.patch} is in {release} already; it is dropped when you say so:",
-        "lost": f"patches/{stop.patch} is not on {release}; it is dropped when you say so:",
-        "moved": f"patches/{stop.patch} applies to {release}, but not where it was:",
-        "later": f"patches/{stop.patch} is for {release} again, and does not apply:",
-    }[stop.reason]
-    lines = [head, *(f"  {line}" for line in stop.lines)]
-    if report.range_diff:
-        lines += ["", report.range_diff.rstrip(), ""]
-    if report.dry_run:
-        return "\n".join([*lines, "a dry run: nothing was changed"])
-    edit = f"edit the files in {SESSION}"
-    lines += {
-        "conflict": [
-            f"{edit}; in markers, {release} stands above |||||||, the patch below =======",
-            f"{REBASE} --continue   when no marker is left",
-        ],
-        "taken": [],
-        "lost": [],
-        "moved": [
-            f"{edit} if the place is wrong",
-            f"{REBASE} --continue   to go on, with what you edited; without edits, with the new place",
-        ],
-        "later": [f"{edit}", f"{REBASE} --continue   to make the patch of what you edited"],
-    }[stop.reason]
-    lines += [f"{REBASE} --skip       to drop the patch", f"{REBASE} --abort      to leave everything as it was"]
-    return "\n".join(lines)

@@ -9,7 +9,7 @@ from pathlib import Path
 from _upstream.fetch.releases import checked_file, checked_release
 from _upstream.fetch.wheel import fetch_release, find_wheel, keep_wheel, wheel_name
 from _upstream.pin import OURS, Pin, UpstreamError, queue_sha256
-from _upstream.queue import carry
+from _upstream.queue import carry, rebase_session
 from _upstream.queue.git import git
 from _upstream.queue.repository import release_tag
 from _upstream.queue.scratch_folder import clear_errors, locked
@@ -37,14 +37,14 @@ def stage(root: Path, release: str, folder: Path) -> Path:
     return wheel
 
 
-def carry_to(root: Path, release: str, folder: Path) -> tuple[Path, Path, carry.Stop | None]:
+def carry_to(root: Path, release: str, folder: Path) -> tuple[Path, Path, rebase_session.Stop | None]:
     """Carry the queue to a release, for a caller that holds the lock.
 
     Returns:
         The release's wheel, the repository in `folder` in which it was done, and what it stopped at.
     """
     wheel, repo = get_wheel(root, checked_release(release), folder), folder / "repo"
-    carry.begin(root, Pin.read(root), repo, release, wheel, queue_sha256(root))
+    rebase_session.begin(root, Pin.read(root), repo, release, wheel, queue_sha256(root))
     return wheel, repo, carry.advance(root, repo)
 
 

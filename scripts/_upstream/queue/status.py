@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from _upstream.pin import APPLY, PACKAGE, Pin, applies, patches, queue_sha256
-from _upstream.queue.carry import REBASE, SESSION
+from _upstream.queue.rebase_session import REBASE, SESSION
 from _upstream.queue.scratch_folder import clear_errors
 from _upstream.queue.tree import absent, created, edits, read_stamp
 

@@ -1,0 +1,89 @@
+"""Find the functions that a commit changes, and those that a patch has moved to on another release."""
+
+from __future__ import annotations
+
+import ast
+import collections
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from _upstream.pin import UpstreamError
+from _upstream.queue.git import git
+
+
+def enclosing(source: bytes, line: int) -> str:
+    """Name the function or class that a line of Python source is in, as `Class.method`; "" for the module itself."""
+    node, names = ast.parse(source), []
+    while True:
+        for child in ast.walk(node):
+            if child is not node and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                first = min([child.lineno, *(decorator.lineno for decorator in child.decorator_list)])
+                if first <= line <= child.end_lineno:
+                    node = child
+                    names.append(child.name)
+                    break
+        else:
+            return ".".join(names)
+
+
+def places(repo: Path, commit: str) -> dict[str, collections.Counter]:
+    """Count the lines that a commit changes by file and function."""
+    found: dict[str, collections.Counter] = {}
+    diff = git("diff-tree", "-p", "--unified=0", "--no-renames", "--full-index", commit, cwd=repo)
+    for part in re.split(r"(?m)^(?=diff --git )", diff)[1:]:
+        path = re.search(r"^diff --git a/(.+) b/", part)[1]
+        counts = found.setdefault(path, collections.Counter())
+        for match in re.finditer(r"(?m)^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", part):
+            for side, first, count in ((f"{commit}^", match[1], match[2]), (commit, match[3], match[4])):
+                lines = range(int(first), int(first) + int(count or 1))
+                source = git("show", f"{side}:{path}", cwd=repo) if lines and path.endswith(".py") else ""
+                try:
+                    data = source.encode("utf-8", "surrogateescape")
+                    counts.update(enclosing(data, line) for line in lines)
+                except (SyntaxError, ValueError) as e:
+                    python = platform.python_version()
+                    raise UpstreamError(
+                        f"{path} cannot be read by Python {python} ({e}); run this with another"
+                    ) from None
+    return found
+
+
+def renames(repo: Path, old: str, new: str) -> dict[str, str]:
+    """Give the files that one commit has under another path than another commit."""
+    lines = git("diff", "--find-renames", "--diff-filter=R", "--name-status", old, new, cwd=repo).splitlines()
+    return {line.split("\t")[1]: line.split("\t")[2] for line in lines}
+
+
+@dataclass(frozen=True)
+class Move:
+    """A file in which a patch changes other functions than it did, or which has another name."""
+
+    path: str
+    target: str
+    gone: frozenset[str]  # functions of which fewer lines are changed
+    come: frozenset[str]  # functions of which more are
+
+    def __str__(self) -> str:
+        if not (self.gone and self.come):
+            return f"{self.path} is {self.target} now"
+        gone, come = (
+            ", ".join(sorted(name or "the module itself" for name in names)) for names in (self.gone, self.come)
+        )
+        file = f" of {self.path}" if self.path != self.target else ""
+        return f"{self.target}: a hunk was in {gone}{file}, is in {come}"
+
+
+def moves(repo: Path, old: str, new: str) -> list[Move]:
+    """List the files in which a commit and its counterpart make their changes elsewhere."""
+    before, after = places(repo, old), places(repo, new)
+    renamed = renames(repo, f"{old}^", f"{new}^") if before.keys() - after.keys() else {}
+    found = []
+    for path, counts in before.items():
+        target = renamed.get(path, path)
+        now = after.get(target, collections.Counter())
+        move = Move(path, target, frozenset(counts - now), frozenset(now - counts))
+        if target != path or (move.gone and move.come):
+            found.append(move)
+    return found

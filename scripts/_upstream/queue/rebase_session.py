@@ -1,0 +1,177 @@
+"""A rebase session: its repository, what git does not know of it, and which commit is which patch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from difflib import SequenceMatcher
+from email import message_from_bytes
+from pathlib import Path
+
+from _upstream.pin import Pin, applies, patches, sha256
+from _upstream.queue.git import git
+from _upstream.queue.repository import check_tree, commit_release, queue_repository, release_tag
+from _upstream.queue.tree import manifest
+
+REBASE = "python scripts/upstream.py rebase"
+SESSION = ".upstream/rebase"
+OLD_QUEUE = "old-queue"  # tag of the queue as it stands on the old release
+NOTES = "session.json"  # in .git: what git does not know of the session
+
+
+@dataclass
+class Notes:
+    """What git does not know of a session: where from, where to, and what was decided by hand."""
+
+    old: str  # releases
+    new: str
+    wheel_sha256: str
+    queue_sha256: str  # of patches/ when the session began
+    order: dict[str, str]  # file name of each patch: its commit on the old release
+    left_out: list[str] = field(default_factory=list)  # file names: for later releases than the new one
+    later: list[str] = field(default_factory=list)  # file names: for later releases than the old one, not the new one
+    stopped: dict[str, str] = field(default_factory=dict)  # patches that a hand was needed for: the last reason
+    resolved: list[str] = field(default_factory=list)  # patches that conflicted
+    shown: str | None = None  # digest of the patch whose new place was shown last
+    accepted: list[str] = field(default_factory=list)  # digests of patches whose new place was seen and left
+    dropped: dict[str, str] = field(default_factory=dict)  # patches that are to be dropped: their state
+
+    @classmethod
+    def read(cls, repo: Path) -> Notes:
+        return cls(**json.loads((repo / ".git" / NOTES).read_text(encoding="utf-8")))
+
+    def write(self, repo: Path) -> None:
+        temporary = repo / ".git" / f"{NOTES}.part"
+        temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        os.replace(temporary, repo / ".git" / NOTES)
+
+    def forget(self) -> None:
+        """Take back what was decided: git begins anew."""
+        self.stopped, self.resolved, self.shown, self.accepted, self.dropped = {}, [], None, [], {}
+
+    @property
+    def wanted(self) -> dict[str, str]:
+        """The patches that are to stand on the new release, each with its commit on the old one."""
+        gone = {*self.left_out, *self.dropped}
+        return {file: commit for file, commit in self.order.items() if file not in gone}
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a rebase waits for a hand.
+
+    `conflict`; `taken`, upstream has it; `lost`, nothing of it is there; `moved` into another function; `later`, a
+    patch that applies from the new release on, and does not.
+    """
+
+    reason: str
+    patch: str
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What became of a patch: clean, offset, moved, conflict resolved, upstream's, dropped, left out, new."""
+
+    patch: str
+    state: str
+    details: list[str]
+
+
+def begin(root: Path, pin: Pin, repo: Path, release: str, wheel: Path, queue: str) -> None:
+    """Make a session's repository: both releases, and the queue on the old one; nothing is rebased yet."""
+    queue_repository(root, pin, repo)
+    check_tree(manifest(repo), pin)
+    if release != pin.release:
+        commit_release(repo, wheel, release)
+    git("tag", "--force", OLD_QUEUE, "queue", cwd=repo)
+    commits = git("rev-list", "--reverse", f"{release_tag(pin.release)}..queue", cwd=repo).split()
+    files = [patch for patch in patches(root) if applies(patch, pin.release)]
+    notes = Notes(
+        old=pin.release,
+        new=release,
+        wheel_sha256=sha256(wheel),
+        queue_sha256=queue,
+        order={file.name: commit for file, commit in zip(files, commits)},
+        left_out=[patch.name for patch in patches(root) if not applies(patch, release)],
+        later=[patch.name for patch in patches(root) if patch not in files and applies(patch, release)],
+    )
+    notes.write(repo)
+
+
+def rebasing(repo: Path) -> bool:
+    return (repo / ".git" / "rebase-merge").is_dir()
+
+
+def on_release(repo: Path, release: str, commit: str = "queue") -> bool:
+    """Whether a commit, else the branch `queue`, stands on a release."""
+    base = git("rev-list", "--max-parents=0", commit, cwd=repo).split()
+    return base == git("rev-parse", release_tag(release), cwd=repo).split()
+
+
+def steps(repo: Path) -> str:
+    """Give what git's rebase has done of its list."""
+    done = repo / ".git" / "rebase-merge" / "done"
+    return done.read_text() if done.is_file() else ""
+
+
+def picked(repo: Path) -> list[str]:
+    """List the commits of the old queue that git's rebase has picked."""
+    commits = re.findall(r"(?m)^pick (\w+)", steps(repo))
+    return git("rev-parse", *commits, cwd=repo).split() if commits else []
+
+
+def dirty(repo: Path) -> bool:
+    """Whether a tracked file, or one that the user has added, is not as committed."""
+    return bool(git("status", "--porcelain", "--untracked-files=no", cwd=repo))
+
+
+def unmerged(repo: Path) -> dict[str, set[str]]:
+    """Give the conflicting paths, each with the stages that git has of it: 1 base, 2 upstream's, 3 the patch's."""
+    paths: dict[str, set[str]] = {}
+    for line in git("ls-files", "--unmerged", "-z", cwd=repo).split("\0"):
+        if line:
+            entry, path = line.split("\t", 1)
+            paths.setdefault(path, set()).add(entry.split()[2])
+    return paths
+
+
+def log(repo: Path, commits: str) -> list[tuple[str, str]]:
+    """Give the hash and the subject of each commit, oldest first."""
+    lines = git("log", "--reverse", "--format=%H %s", commits, cwd=repo).splitlines()
+    return [(line.partition(" ")[0], line.partition(" ")[2]) for line in lines]
+
+
+def match(repo: Path, notes: Notes) -> tuple[dict[str, str], list[str]]:
+    """Give the new commit of each patch that has one, and the commits that are no patch's.
+
+    A patch is known by its subject; between two that are, by its place, as a subject may have been edited.
+    """
+    old = [
+        (file, subject) for file, (_, subject) in zip(notes.order, log(repo, f"{release_tag(notes.old)}..{OLD_QUEUE}"))
+    ]
+    if rebasing(repo):
+        done = picked(repo)
+        old = [(file, subject) for file, subject in old if notes.order[file] in done]
+    old = [(file, subject) for file, subject in old if file in notes.wanted]
+    new = log(repo, f"{release_tag(notes.new)}..HEAD")
+    found, rest = {}, []
+    matcher = SequenceMatcher(None, [subject for _, subject in old], [subject for _, subject in new], autojunk=False)
+    for _, a, b, c, d in matcher.get_opcodes():
+        found.update((file, commit) for (file, _), (commit, _) in zip(old[a:b], new[c:d]))
+        rest += [commit for commit, _ in new[c + max(b - a, 0) : d]]
+    return found, rest
+
+
+def pairs(repo: Path, notes: Notes) -> dict[str, str]:
+    """Give the new commit of each patch that has one."""
+    return match(repo, notes)[0]
+
+
+def message_of(patch: Path) -> str:
+    """Read the commit message of a patch file."""
+    mail = message_from_bytes(patch.read_bytes().partition(b"\ndiff --git ")[0].partition(b"\n")[2])
+    subject = re.sub(r"\s*\n\s*", " ", mail["Subject"]).removeprefix("[PATCH] ")
+    return f"{subject}\n\n{mail.get_payload().strip()}\n"

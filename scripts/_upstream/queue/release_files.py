@@ -1,0 +1,68 @@
+"""The files of the checkout that change with the release: the queue, its record and the documents."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from _upstream.fetch.releases import RECORD, Known
+from _upstream.pin import Pin, UpstreamError
+from _upstream.queue.export import changed_patches
+from _upstream.queue.rebase_session import Notes
+from _upstream.verify.environment import requirements
+
+
+def changed_files(root: Path, notes: Notes, pin: Pin, queue: dict[str, bytes], wheel: Path) -> dict[str, bytes | None]:
+    """Give the checkout's files that change with the release, by path: the queue, what is recorded, and documents."""
+    files = changed_patches(root, {**queue, "upstream.toml": pin.text().encode()})
+    texts = {
+        "pyproject.toml": lambda text: requires(own_version(text, notes), requirements(wheel)),
+        "README.md": lambda text: own_version(text, notes).replace(f"**{notes.old}**", f"**{notes.new}**"),
+        "CHANGELOG.md": lambda text: entry(text, notes),
+        RECORD: lambda text: record(text, pin),
+    }
+    for name, change in texts.items():
+        text = (root / name).read_text(encoding="utf-8") if (root / name).is_file() else ""
+        if change(text) != text:
+            files[name] = change(text).encode()
+    return files
+
+
+def own_version(text: str, notes: Notes) -> str:
+    """Write our version for the new release wherever the one for the old release stands."""
+    return text.replace(f"{notes.old}+addmodules.", f"{notes.new}+addmodules.")
+
+
+def record(releases: str, pin: Pin) -> str:
+    """Record the sha256 of the new release's wheel, where it is not known yet."""
+    known = Known.parse(releases)
+    return Known(known.refused, {pin.wheel: pin.wheel_sha256, **known.sha256}).text()
+
+
+def entry(changelog: str, notes: Notes) -> str:
+    """Begin a section for the new release, with our number as it was."""
+    head = re.search(r"(?m)^## \S+\+addmodules\.(\d+)", changelog)
+    if not head:
+        return changelog
+    title = f"## {notes.new}+addmodules.{head[1]}\n"
+    if title in changelog:  # there and back again
+        return changelog
+    section = f"{title}\n- Follows upstream {notes.new}.\n\n"
+    return changelog[: head.start()] + section + changelog[head.start() :]
+
+
+def requires(pyproject: str, needs: list[str]) -> str:
+    """Put upstream's requirements in place of the old release's, above our own."""
+    block = re.search(r"(?ms)^dependencies = \[\n(  # Upstream's.*?\n)(.*?)(?=^  # Ours\n)", pyproject)
+    if not block:
+        raise UpstreamError('pyproject.toml has no dependencies between "# Upstream\'s" and "# Ours"')
+    stands = {canonical(line): line for line in re.findall(r'(?m)^  "(.*)",$', block[2])}
+    lines = [stands.get(canonical(need), need.replace('"', "'")) for need in needs]
+    return pyproject[: block.start(2)] + "".join(f'  "{line}",\n' for line in lines) + pyproject[block.end(2) :]
+
+
+def canonical(need: str) -> tuple:
+    """Bring a requirement to a form in which the order of its limits and its quotes do not matter."""
+    wanted, _, marker = need.replace('"', "'").partition(";")
+    name, limits = re.match(r"\s*([\w.\[\]-]+)\s*(.*)", wanted).groups()
+    return name, frozenset(re.split(r"\s*,\s*", limits.strip(" ()"))), marker.strip()
