@@ -958,8 +958,8 @@ RUN = """
 import os, signal, subprocess, sys
 sys.path.insert(0, {scripts!r})
 from pathlib import Path
-from maintain import rebase
-from maintain.verify import Verdict
+from _upstream.queue import rebase
+from _upstream.verify.build_models import Verdict
 rebase.verify = lambda *_: Verdict(1, 1, 2, 2, [])
 steps, limit, before = [], {limit}, {before}
 def counted(original):

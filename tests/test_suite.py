@@ -422,7 +422,7 @@ def test_hangs():
 HARNESS = """
 import sys
 from pathlib import Path
-from maintain import suite
+from _upstream.tests import suite
 suite.TOOLS, suite.EXPORTERS, suite.OUR_REQUIREMENTS = {runners}, [], []
 suite.make_files = lambda python, side, files: [(files / n).mkdir(parents=True) for n in ("weights", "datasets")]
 try:

@@ -245,8 +245,8 @@ RUN_HERE = """
 import sys
 sys.path.insert(0, {scripts!r})
 import upstream
-from maintain import verify
-verify.python_command = lambda needs: [sys.executable]
+from _upstream.verify import build_models
+build_models.python_command = lambda needs: [sys.executable]
 upstream.main(sys.argv[1:])
 """
 

@@ -16,7 +16,7 @@ except ModuleNotFoundError:  # Python 3.10
         from pip._vendor import tomli as tomllib
 
 PACKAGE = "ultralytics"
-OURS = f"{PACKAGE}/nn/AddModules/"
+OURS = (f"{PACKAGE}/nn/AddModules/", f"{PACKAGE}/fork/")  # folders in upstream's package that are this project's
 APPLY = "python scripts/upstream.py apply"
 
 

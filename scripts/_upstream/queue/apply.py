@@ -12,6 +12,7 @@ from _upstream.pin import PACKAGE, Pin, applies, patches, queue_sha256
 from _upstream.queue.repository import apply_queue, check_tree, keep_repository, make_repository
 from _upstream.queue.scratch_folder import clear_errors, locked
 from _upstream.queue.tree import absent, count, edits, lay_down, manifest, read_stamp
+from _upstream.verify.overrides import check_overrides
 
 
 def apply(root: Path, discard_edits: bool = False) -> str:
@@ -42,6 +43,7 @@ def lay_down_queue(root: Path, discard_edits: bool = False) -> str:
     new = {"release": pin.release, "wheel": pin.wheel_sha256, "queue": queue}
     if new.items() <= stamp.items() and complete and not (edited and discard_edits):
         kept = f"; kept {count(edited)}: {', '.join(edited)} (--discard-edits drops them)" if edited else ""
+        check_overrides(root, root, pin.release)
         return f"{PACKAGE}/ is up to date{kept}"
     stage = Path(tempfile.mkdtemp(prefix="stage-", dir=root / ".upstream"))
     try:
@@ -51,6 +53,7 @@ def lay_down_queue(root: Path, discard_edits: bool = False) -> str:
         apply_queue(repo, [patch for patch in patches(root) if applies(patch, pin.release)])
         files = manifest(repo)
         check_tree(files, pin)
+        check_overrides(root, repo, pin.release)
         kept = lay_down(root, repo, stage, stamp, new, files, discard_edits)
         with contextlib.suppress(OSError):  # the tree is complete; the next run makes again what is not kept
             keep_repository(root, repo)

@@ -22,6 +22,7 @@ from _upstream.queue import patch_states, rebase_session
 from _upstream.queue.release_trees import carry_to, patched_tree, untouched_tree
 from _upstream.queue.scratch_folder import clear_errors, locked
 from _upstream.verify.build_models import Verdict, verify
+from _upstream.verify.overrides import missing_overrides
 
 
 @dataclass
@@ -72,7 +73,8 @@ def check_one(root: Path, release: str) -> Finding:
                     finding.applied = summary(patch_states.outcome(repo))
                     patched_tree(root, repo, ours)
                     untouched_tree(repo, release, theirs)
-            if not stop:
+                    finding.problems = missing_overrides(root, theirs, release)
+            if not finding.problems:
                 finding.verdict = verify(root, release, wheel, ours, theirs, lambda _: None)
                 finding.problems = finding.verdict.problems
     except UpstreamError as e:

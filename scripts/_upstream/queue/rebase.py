@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from _upstream.fetch.wheel import fetch_release, keep_wheel
-from _upstream.pin import APPLY, PACKAGE, Pin, UpstreamError, applies, left_out, queue_sha256
+from _upstream.pin import APPLY, PACKAGE, Pin, UpstreamError, applies, left_out, queue_sha256, sha256
 from _upstream.queue import carry, conflicts, patch_states, rebase_session
 from _upstream.queue.apply import lay_down_queue
 from _upstream.queue.export import commit_edits
@@ -23,8 +23,9 @@ from _upstream.queue.release_trees import patched_tree, untouched_tree
 from _upstream.queue.repository import apply_queue, check_tree, format_queue, make_repository
 from _upstream.queue.scratch_folder import clear_errors, locked, replace_files
 from _upstream.queue.tree import edits, manifest, read_stamp, tree_sha256
-from _upstream.verify import api_report
+from _upstream.verify.api_report import api_changes
 from _upstream.verify.build_models import verify
+from _upstream.verify.overrides import missing_overrides
 
 
 def rebase(root: Path, release: str | None, done: Callable[[str], None], dry_run: bool = False) -> Report:
@@ -57,7 +58,13 @@ def rebase(root: Path, release: str | None, done: Callable[[str], None], dry_run
             repo = stage / "rebase"
             rebase_session.begin(root, pin, repo, new, wheel, queue)
             shutil.copyfile(wheel, repo / ".git" / wheel.name)
-            if dry_run:
+            untouched_tree(repo, new, stage / "untouched")
+            missing = missing_overrides(root, stage / "untouched", new)
+            if missing:  # everything stays as it was: the stage goes
+                report = Report("stopped", pin.release, new, dry_run, overrides=missing, wheel_sha256=sha256(wheel))
+                report.stop = carry.advance(root, repo)
+                report.patches = [] if report.stop else patch_states.outcome(repo)
+            elif dry_run:
                 report = go_on(root, repo, done, dry_run=True)
             else:
                 os.replace(repo, session)
@@ -199,7 +206,10 @@ def go_on(root: Path, repo: Path, done: Callable[[str], None], dry_run: bool = F
         untouched_tree(repo, notes.new, theirs)
         untouched_tree(repo, notes.old, before)
         report.tree_sha256 = tree_sha256(manifest(ours))
-        report.api = api_report.changes(root, before, theirs)
+        report.api = api_changes(root, before, theirs)
+        report.overrides = missing_overrides(root, theirs, notes.new)
+        if report.overrides:
+            return replace(report, outcome="wrong")
         report.verdict = verify(root, notes.new, wheel, ours, theirs, done)
         if report.verdict.problems:
             return replace(report, outcome="wrong")

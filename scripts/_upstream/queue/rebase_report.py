@@ -20,8 +20,9 @@ class Report:
     dry_run: bool = False
     stop: Stop | None = None
     patches: list[Carried] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)  # that miss their upstream function
     range_diff: str = ""
-    api_report: list[str] = field(default_factory=list)
+    api: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
     changed: list[str] = field(default_factory=list)
     wheel_sha256: str = ""
@@ -41,18 +42,21 @@ def describe(report: Report) -> str:
         return f"{PACKAGE}/ is on {report.new} already"
     if report.outcome == "aborted":
         return f"{way}: given up; everything is as it was"
+    if report.overrides and report.outcome == "stopped":
+        return describe_overrides(report)
     if report.outcome == "stopped":
         return describe_stop(report)
     lines = [way, "", report.range_diff.rstrip(), ""]
     lines += [f"  {carried.state:<17} {carried.patch}{details(carried)}" for carried in report.patches]
     verdict = report.verdict
-    lines += [
-        "",
-        f"{verdict.models} of {verdict.of_models} shipped models right, {verdict.vanilla} of {verdict.of_vanilla} "
-        f"vanilla models equal to the untouched release's ({report.seconds:.0f} s)",
-    ]
-    if verdict.problems:
-        lines += [f"  {problem}" for problem in verdict.problems]
+    if verdict:
+        lines += [
+            "",
+            f"{verdict.models} of {verdict.of_models} shipped models right, {verdict.vanilla} of {verdict.of_vanilla} "
+            f"vanilla models equal to the untouched release's ({report.seconds:.0f} s)",
+        ]
+    if report.outcome == "wrong":
+        lines += [f"  {problem}" for problem in [*report.overrides, *(verdict.problems if verdict else [])]]
         lines += [
             "",
             f"edit {SESSION}/ and `{REBASE} --continue`, which folds edits into their patches; or `{REBASE} --abort`"
@@ -78,6 +82,16 @@ def commit_message(report: Report) -> str:
     lines += ["", "Upstream's public API that our modules use:"]
     lines += [f"- {line}" for line in report.api or ["unchanged"]]
     return "\n".join(lines)
+
+
+def describe_overrides(report: Report) -> str:
+    """Say which overrides miss their upstream function, and what becomes of the patches."""
+    lines = [f"{PACKAGE} {report.old} -> {report.new}: upstream functions that our overrides replace are missing"]
+    lines += [f"  {line}" for line in report.overrides]
+    if report.stop:
+        lines += [f"  {report.stop.reason:<17} {report.stop.patch}  ({'; '.join(report.stop.lines)})"]
+    lines += [f"  {carried.state:<17} {carried.patch}{details(carried)}" for carried in report.patches]
+    return "\n".join([*lines, f"nothing was changed; edit the overrides, and `{REBASE} {report.new}` again"])
 
 
 def describe_stop(report: Report) -> str:

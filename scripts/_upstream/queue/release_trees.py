@@ -61,8 +61,9 @@ def patched_tree(root: Path, repo: Path, folder: Path) -> None:
     """Put the repository's patched tree into a folder, with our modules and model files."""
     check_out(repo, "queue", folder)
     ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(root / OURS, folder / OURS, ignore=ignore)
-    shutil.copytree(root / "cfg_custom", folder / "cfg_custom", ignore=ignore)
+    for name in (*OURS, "cfg_custom"):
+        if (root / name).is_dir():
+            shutil.copytree(root / name, folder / name, ignore=ignore)
 
 
 def untouched_tree(repo: Path, release: str, folder: Path) -> None:

@@ -9,6 +9,7 @@ from _upstream.pin import APPLY, PACKAGE, Pin, applies, patches, queue_sha256
 from _upstream.queue.rebase_session import REBASE, SESSION
 from _upstream.queue.scratch_folder import clear_errors
 from _upstream.queue.tree import absent, created, edits, read_stamp
+from _upstream.verify.overrides import missing_overrides, read_overrides
 
 
 def status(root: Path) -> str:
@@ -38,4 +39,12 @@ def status(root: Path) -> str:
         state = f"as recorded, sha256 {pin.tree_sha256}"
     if (root / SESSION).is_dir():
         lines.append(f"rebase     waits in {SESSION}; `{REBASE} --continue` goes on, `--abort` gives it up")
-    return "\n".join([*lines, f"tree       {state}"])
+    lines.append(f"tree       {state}")
+    if stamp and read_overrides(root):
+        missing = missing_overrides(root, root, pin.release)
+        lines += (
+            ["overrides  a name is missing upstream", *(f"  {line}" for line in missing)]
+            if missing
+            else [f"overrides  {len(read_overrides(root))}, each with its upstream function"]
+        )
+    return "\n".join(lines)
