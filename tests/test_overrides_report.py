@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import sys
 import zipfile
 
 import pytest
@@ -15,7 +14,6 @@ from _upstream.queue.apply import apply
 from _upstream.queue.rebase_report import describe
 from _upstream.queue.status import status
 from _upstream.queue.tree import manifest, tree_sha256
-from _upstream.verify import build_models
 from _upstream.verify.api_report import api_changes, used_names
 from _upstream.verify.build_models import Verdict
 from _upstream.verify.overrides import missing_overrides
@@ -280,6 +278,6 @@ def test_check_has_it_among_a_release_s_problems(checkout, monkeypatch):
     (finding,) = check.check(checkout, ["9.0.1"], 1, lambda _: None)
     assert not finding.right and len(finding.problems) == 1 and "override save_model" in check.table([finding])
     shutil.rmtree(checkout / "ultralytics" / "fork")
-    monkeypatch.setattr(build_models, "python_command", lambda needs: [sys.executable])
+    monkeypatch.setattr(check, "verify", lambda *_: Verdict(0, 0, 0, 0, []))
     (finding,) = check.check(checkout, ["9.0.1"], 1, lambda _: None)
-    assert not any("override" in problem for problem in finding.problems)
+    assert finding.right
