@@ -31,10 +31,10 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from _explain import click_query, drawing, focusing, receptive_field, routing  # noqa: E402
 from _explain.detections import allowed_classes, choose_query  # noqa: E402
-from _explain.image_view import look  # noqa: E402
-from _explain.layer_cam import draw as draw_cam  # noqa: E402
+from _explain.image_view import load_view  # noqa: E402
+from _explain.layer_cam import draw_layer_cam as draw_cam  # noqa: E402
 from _explain.layer_cam import layer_cam  # noqa: E402
-from _explain.network import Opened, chosen_sources, open_model  # noqa: E402
+from _explain.network import OpenedModel, choose_sources, open_model  # noqa: E402
 from ultralytics.nn.AddModules.errors import Refused  # noqa: E402
 
 MODULES = {"routing": routing.MODULE, "focusing": focusing.MODULE}
@@ -45,7 +45,7 @@ OWNERS = {
 }
 
 
-def point(text: str) -> tuple[float, float]:
+def parse_point(text: str) -> tuple[float, float]:
     """Read X,Y."""
     try:
         x, y = (float(part) for part in text.split(","))
@@ -54,7 +54,7 @@ def point(text: str) -> tuple[float, float]:
     return x, y
 
 
-def parse() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     summary, _, details = __doc__.partition("\n")
     style = argparse.RawDescriptionHelpFormatter
@@ -65,7 +65,7 @@ def parse() -> argparse.Namespace:
     query = parser.add_mutually_exclusive_group()
     query.add_argument(
         "--query",
-        type=point,
+        type=parse_point,
         metavar="X,Y",
         help="a point in pixels (the middle of the best detection, else the image's)",
     )
@@ -84,20 +84,20 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def kinds(asked: list[str] | None, opened: Opened) -> list[str]:
+def choose_kinds(asked: list[str] | None, opened: OpenedModel) -> list[str]:
     """Give the kinds of pictures to make, by default all that a model has.
 
     Raises:
         ValueError: If one is asked for that it has not.
     """
-    missing = [kind for kind, cls in MODULES.items() if not routing.paths(opened.net, cls)]
+    missing = [kind for kind, cls in MODULES.items() if not routing.module_paths(opened.net, cls)]
     for kind in asked or ():
         if kind in missing:
             raise Refused(f"{opened.name} has no {MODULES[kind].__name__} for --what {kind}: it is {OWNERS[kind]}")
     return [kind for kind in KINDS if kind in (asked or KINDS) and kind not in missing]
 
 
-def stems(images: list[Path]) -> list[str]:
+def name_pictures(images: list[Path]) -> list[str]:
     """Name the pictures of each image by its stem, with a number where another one has that."""
     names: list[str] = []
     taken = {image.stem.lower() for image in images}  # as file systems may compare
@@ -110,7 +110,7 @@ def stems(images: list[Path]) -> list[str]:
     return names
 
 
-def folder(out: Path | None, name: str) -> Path:
+def make_folder(out: Path | None, name: str) -> Path:
     """Make the folder of the pictures.
 
     Raises:
@@ -125,7 +125,7 @@ def folder(out: Path | None, name: str) -> Path:
     return out
 
 
-def queries(args: argparse.Namespace, opened: Opened) -> list[tuple[float, float]]:
+def choose_queries(args: argparse.Namespace, opened: OpenedModel) -> list[tuple[float, float]]:
     """Read each image, so that one that cannot be read is told at once, and give the point that its pictures are about.
 
     Raises:
@@ -134,55 +134,55 @@ def queries(args: argparse.Namespace, opened: Opened) -> list[tuple[float, float
     """
     points = []
     for image in args.images:
-        view = look(image, opened)
+        view = load_view(image, opened)
         if args.click:
-            points.append(click_query.ask(view))
+            points.append(click_query.ask_for_click(view))
         else:
             points.append(choose_query(opened, view, args.query, args.conf, args.classes))
     return points
 
 
-def figures(
-    args: argparse.Namespace, opened: Opened, what: list[str], points: list[tuple[float, float]]
+def draw_figures(
+    args: argparse.Namespace, opened: OpenedModel, what: list[str], points: list[tuple[float, float]]
 ) -> Iterator[tuple[str, Figure]]:
     """Draw, one picture after the other, with the name of each."""
-    for name, image, query in zip(stems(args.images), args.images, points):
-        view = look(image, opened)
+    for name, image, query in zip(name_pictures(args.images), args.images, points):
+        view = load_view(image, opened)
         if "cam" in what:
             found = layer_cam(opened, view, args.layers, args.conf, args.classes)
             yield f"{name}-cam", draw_cam(found, view, opened)
         if "routing" in what:
-            yield f"{name}-routing", routing.draw(routing.routing(opened, view, query), view, opened)
+            yield f"{name}-routing", routing.draw_routing(routing.routing(opened, view, query), view, opened)
         if "focusing" in what:
-            yield f"{name}-focusing", focusing.draw(focusing.focusing(opened, view, query), view, opened)
+            yield f"{name}-focusing", focusing.draw_focusing(focusing.focusing(opened, view, query), view, opened)
     if "field" in what:
         found = receptive_field.receptive_fields(opened, args.images, args.layers)
         yield (
             f"{opened.name}-field",
-            receptive_field.draw(found, opened),
+            receptive_field.draw_receptive_fields(found, opened),
         )
 
 
 def explain(args: argparse.Namespace) -> None:
     """Draw and write all pictures, and print the name of each file; what cannot be done is told before the first."""
     opened = open_model(args.model, args.imgsz)
-    what = kinds(args.what, opened)
-    chosen_sources(opened.net, args.layers)
+    what = choose_kinds(args.what, opened)
+    choose_sources(opened.net, args.layers)
     allowed_classes(opened, args.classes)
     if not opened.trained:
         print(f"warning: {args.model} has no weights yet: the pictures show an untrained model", file=sys.stderr)
-    points, pictures = queries(args, opened), []
-    out = folder(args.out, opened.name)
-    for name, figure in figures(args, opened, what, points):
-        pictures.append(drawing.save(figure, out / f"{name}.png", args.small))
+    points, pictures = choose_queries(args, opened), []
+    out = make_folder(args.out, opened.name)
+    for name, figure in draw_figures(args, opened, what, points):
+        pictures.append(drawing.save_figure(figure, out / f"{name}.png", args.small))
         print(out / f"{name}.png", flush=True)
-    drawing.contact(pictures, out / "contact.png", args.small)
+    drawing.save_contact_sheet(pictures, out / "contact.png", args.small)
     print(out / "contact.png")
 
 
 def main() -> int:
     """Draw, or say in a line why not."""
-    args = parse()
+    args = parse_arguments()
     try:
         explain(args)
     except (Refused, OSError) as e:

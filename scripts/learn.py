@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from _compare.study_folder import Run  # noqa: E402
-from _compare.training_run import epochs, train  # noqa: E402
+from _compare.training_run import read_epochs, train_run  # noqa: E402
 from ultralytics import RTDETR, __version__  # noqa: E402
 from ultralytics.utils.torch_utils import get_cpu_info  # noqa: E402
 
@@ -30,7 +30,7 @@ TARGET = 0.55  # mAP50-95 that each model must reach
 MAP, MAP50 = "metrics/mAP50-95(B)", "metrics/mAP50(B)"
 
 
-def summarise(name: str, curve: list[dict[str, float]], seed: int) -> dict:
+def summarise_run(name: str, curve: list[dict[str, float]], seed: int) -> dict:
     """Sum a run up: its best epoch, its last, when it reached the target."""
     best = max(curve, key=lambda epoch: epoch[MAP])
     model = RTDETR(f"{name}.yaml").model
@@ -48,7 +48,7 @@ def summarise(name: str, curve: list[dict[str, float]], seed: int) -> dict:
     }
 
 
-def plot(rows: list[dict], file: Path) -> None:
+def plot_curves(rows: list[dict], file: Path) -> None:
     """Draw mAP50-95 over the epochs."""
     fig, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for row in rows:
@@ -60,7 +60,7 @@ def plot(rows: list[dict], file: Path) -> None:
     plt.close(fig)
 
 
-def page(rows: list[dict]) -> str:
+def format_page(rows: list[dict]) -> str:
     """Write the page with the table."""
     lines = [
         "| model | parameters | seed | epochs | mAP50 | mAP50-95, best | last | epochs to 0.55 | minutes |",
@@ -90,12 +90,12 @@ model: differences of a few points say nothing about which is better.
 """
 
 
-def save(rows: list[dict]) -> None:
+def save_results(rows: list[dict]) -> None:
     """Write the results, the page and its picture."""
     folder = ROOT / "benchmarks"
     (folder / "learning.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    (folder / "learning.md").write_text(page(rows), encoding="utf-8")
-    plot(rows, folder / "learning.png")
+    (folder / "learning.md").write_text(format_page(rows), encoding="utf-8")
+    plot_curves(rows, folder / "learning.png")
 
 
 def main() -> int:
@@ -113,11 +113,11 @@ def main() -> int:
     rows = {row["model"]: row for row in map(json.loads, lines)}
     for name in models:
         run = Run(name, f"{name}.yaml", args.seed, args.runs.resolve() / name)
-        train(run, SETTINGS)
-        rows[name] = summarise(name, epochs(run.trained), args.seed)
+        train_run(run, SETTINGS)
+        rows[name] = summarise_run(name, read_epochs(run.trained), args.seed)
         if args.save:  # after each, as all take hours
-            save(sorted(rows.values(), key=lambda row: row["model"]))
-    print(page([rows[name] for name in models]))
+            save_results(sorted(rows.values(), key=lambda row: row["model"]))
+    print(format_page([rows[name] for name in models]))
     short = [name for name in models if rows[name]["reached"] is None]
     if short:
         print(f"below {TARGET}: {', '.join(short)}")

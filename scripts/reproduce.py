@@ -31,10 +31,10 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import TYPE_CHECKING, Any
 
-from _upstream.pin import PACKAGE, UpstreamError, version
-from _upstream.queue.release_trees import stage
-from _upstream.queue.scratch_folder import clear_errors
-from _upstream.verify.environment import OUR_REQUIREMENTS, find_uv, python_command, requirements
+from _upstream.pin import PACKAGE, UpstreamError, parse_version
+from _upstream.queue.release_trees import write_patched_release
+from _upstream.queue.scratch_folder import explain_os_errors
+from _upstream.verify.environment import OUR_REQUIREMENTS, find_uv, python_command, read_requirements
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import RTDETRDetectionModel
@@ -53,7 +53,7 @@ Pair = tuple[str | None, str | None]  # a published line and ours
 
 
 # The models here ------------------------------------------------------------------------------------------------------
-def build(name: str) -> tuple[RTDETRDetectionModel, list[str]]:
+def build_model(name: str) -> tuple[RTDETRDetectionModel, list[str]]:
     """Build a model from its file; give it, and the rows that upstream prints of it."""
     from _reproduce.layer_summaries import (
         summarize,  # imports ultralytics, which --release does without in this process
@@ -63,7 +63,7 @@ def build(name: str) -> tuple[RTDETRDetectionModel, list[str]]:
     return model, [line.rstrip() for line in lines if line[:3].strip().isdigit()]
 
 
-def totals(model: RTDETRDetectionModel) -> dict[str, int | float]:
+def count_totals(model: RTDETRDetectionModel) -> dict[str, int | float]:
     """Count a model: modules, parameters, gradients, and GFLOPs at 640 pixels with attention in them."""
     from _shared.flops import count_gflops
 
@@ -76,7 +76,7 @@ def totals(model: RTDETRDetectionModel) -> dict[str, int | float]:
     }
 
 
-def differences(name: str, rows: list[str], counts: dict[str, int | float]) -> list[str]:
+def list_differences(name: str, rows: list[str], counts: dict[str, int | float]) -> list[str]:
     """List what differs from the published summary, each with both sides."""
     published = PUBLISHED[name]
     expected = [ROW.format(*row).rstrip() for row in published["rows"]]
@@ -95,10 +95,10 @@ def compare_here(names: list[str]) -> dict[str, list[str]]:
     print("|---|---|---|---|---|---|")
     found = {}
     for name in names:
-        model, rows = build(name)
-        counts = totals(model)
+        model, rows = build_model(name)
+        counts = count_totals(model)
         published = PUBLISHED.get(name)
-        found[name] = differences(name, rows, counts) if published else []
+        found[name] = list_differences(name, rows, counts) if published else []
         verdict = "–" if not published else "differ" if found[name] else "as published"
         layers = f"{counts['layers']} ({published['layers']})" if published else f"{counts['layers']}"
         print(
@@ -125,13 +125,13 @@ def pair_lines(published: list[str], ours: list[str]) -> list[Pair]:
     return pairs
 
 
-def figures(lines: list[str]) -> dict[str, str]:
+def read_figures(lines: list[str]) -> dict[str, str]:
     """Read the totals as a summary prints them, and count the rows."""
     found = {"rows": str(sum(line[:3].strip().isdigit() for line in lines))}
     return found | {key: figure for line in lines if " summary" in line for figure, key in FIGURE.findall(line)}
 
 
-def show(name: str, published: list[str], ours: list[str]) -> list[str]:
+def print_sides(name: str, published: list[str], ours: list[str]) -> list[str]:
     """Print both sides of a model's summary; give the lines that differ, each with both sides.
 
     A line that is the same on both sides is printed once. One that is not is quoted, so that a space too many is seen.
@@ -145,7 +145,7 @@ def show(name: str, published: list[str], ours: list[str]) -> list[str]:
             found.append(f"line {i}\n  published {theirs}\n  ours      {mine}")
         elif mine:
             print(f"  both       {mine.rstrip()}")
-    left, right = figures(published), figures(ours)
+    left, right = read_figures(published), read_figures(ours)
     print(f"  {'':<10}{'published':>14}{'ours':>14}")
     for key in left:
         print(f"  {key:<10}{left[key]:>14}{right.get(key, '–'):>14}")
@@ -156,7 +156,7 @@ def show(name: str, published: list[str], ours: list[str]) -> list[str]:
 def compare_on(release: str) -> dict[str, list[str]]:
     """Print both sides of the published models on a release, each as it comes; give what differs, by model."""
     names = [*PUBLISHED]
-    found = {name: show(name, published_lines(name), lines) for name, lines in summaries_on(release, names)}
+    found = {name: print_sides(name, published_lines(name), lines) for name, lines in summaries_on(release, names)}
     if [*found] != names:
         raise UpstreamError(f"{PACKAGE} {release} gave no summary of {', '.join(n for n in names if n not in found)}")
     return found
@@ -174,11 +174,11 @@ def summaries_on(release: str, names: list[str]) -> Iterator[tuple[str, list[str
     if not re.fullmatch(r"\d+\.\d+\.\d+", release):
         raise UpstreamError(f"{release!r} is no release of {PACKAGE}; give its three numbers, as in 8.3.50")
     find_uv()  # say that there is none before anything is downloaded
-    with tempfile.TemporaryDirectory(prefix="reproduce-") as scratch, clear_errors(ROOT):
+    with tempfile.TemporaryDirectory(prefix="reproduce-") as scratch, explain_os_errors(ROOT):
         tree = Path(scratch, "tree")
         tree.mkdir()
         print(f"putting the queue on {PACKAGE} {release} …", flush=True)
-        needs = with_profiler(requirements(stage(ROOT, release, tree)))
+        needs = add_profiler(read_requirements(write_patched_release(ROOT, release, tree)))
         print("making an environment with what it requires; the first time, uv downloads torch …", flush=True)
         settings = {
             "PYTHONPATH": os.pathsep.join([str(tree), str(ROOT / "scripts")]),
@@ -187,7 +187,7 @@ def summaries_on(release: str, names: list[str]) -> Iterator[tuple[str, list[str
         }
         command = ["-m", "_reproduce.layer_summaries", *names]
         # The working directory is an empty one, as upstream looks there first for a model's file
-        for found in stream([*needs, *OUR_REQUIREMENTS], *command, cwd=scratch, env={**os.environ, **settings}):
+        for found in stream_json([*needs, *OUR_REQUIREMENTS], *command, cwd=scratch, env={**os.environ, **settings}):
             if "lines" in found:
                 yield found["name"], found["lines"]
             else:
@@ -195,16 +195,16 @@ def summaries_on(release: str, names: list[str]) -> Iterator[tuple[str, list[str
                 print("note: BiFormer's qkv_linear is called as the published code did, unseen by the profiler")
 
 
-def with_profiler(needs: list[str]) -> list[str]:
+def add_profiler(needs: list[str]) -> list[str]:
     """Add the profiler of the tutorials' time to a release's requirements, if they allow it."""
     least = next((need for need in needs if need.startswith(f"{PROFILER}>=")), f"{PROFILER}>=0")
-    if version(least.rpartition("=")[2]) <= version(PROFILER_VERSION):
+    if parse_version(least.rpartition("=")[2]) <= parse_version(PROFILER_VERSION):
         return [*needs, f"{PROFILER}=={PROFILER_VERSION}"]
     print(f"note: it asks for {least}, not the tutorials' {PROFILER_VERSION}; its GFLOPs may follow other rules")
     return needs
 
 
-def stream(needs: list[str], *args: str, **options: Any) -> Iterator[dict]:
+def stream_json(needs: list[str], *args: str, **options: Any) -> Iterator[dict]:
     """Run Python in an environment of its own and give the JSON objects that it prints, each as it comes.
 
     Args:
@@ -225,10 +225,10 @@ def stream(needs: list[str], *args: str, **options: Any) -> Iterator[dict]:
                     yield json.loads(line)
         if process.returncode:
             errors.seek(0)
-            raise UpstreamError(reason(process.returncode, errors.read(), started))
+            raise UpstreamError(explain_failure(process.returncode, errors.read(), started))
 
 
-def reason(status: int, errors: str, started: bool) -> str:
+def explain_failure(status: int, errors: str, started: bool) -> str:
     """Say in one line why Python, or before it has started uv, has failed."""
     said = [line.strip() for line in errors.splitlines() if line.strip()]
     if any(line.startswith("Traceback") for line in said):

@@ -32,7 +32,7 @@ from _upstream.tests import suite
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -59,13 +59,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
     command = commands.add_parser("check", help="carry the queue to releases in scratch and verify it there")
     command.add_argument("version", nargs="*", help="releases")
-    command.add_argument("--every", type=positive, metavar="N", help="each Nth since 8.3.0, and each line's newest")
-    command.add_argument("--workers", type=positive, default=check.cores(), help="at once (default: a core each)")
+    command.add_argument(
+        "--every", type=parse_positive, metavar="N", help="each Nth since 8.3.0, and each line's newest"
+    )
+    command.add_argument(
+        "--workers", type=parse_positive, default=check.count_cores(), help="at once (default: a core each)"
+    )
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     command = commands.add_parser("test", help="run upstream's own tests on the untouched release and on ours")
     command.add_argument("-k", dest="select", metavar="EXPRESSION", help="only tests that match, as pytest reads it")
-    command.add_argument("--workers", type=positive, default=1, help="tests of a side at once (default: 1)")
+    command.add_argument("--workers", type=parse_positive, default=1, help="tests of a side at once (default: 1)")
     command.add_argument("--json", action="store_true", help="print the report as JSON")
 
     args = parser.parse_args(argv)
@@ -76,7 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def positive(text: str) -> int:
+def parse_positive(text: str) -> int:
     """Read a number of at least one."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
@@ -87,10 +91,10 @@ def run_rebase(args: argparse.Namespace) -> int:
     """Start a rebase, or go on with one; print the report."""
     with Progress("rebase") as progress:
         if args.action:
-            report = rebase.resume(ROOT, args.action, progress.step)
+            report = rebase.resume_rebase(ROOT, args.action, progress.step)
         else:
             report = rebase.rebase(ROOT, args.version, progress.step, args.dry_run)
-    print(report.json() if args.json else rebase_report.describe(report))
+    print(report.json() if args.json else rebase_report.describe_rebase(report))
     return report.outcome in ("stopped", "wrong")
 
 
@@ -98,17 +102,17 @@ def run_check(args: argparse.Namespace) -> int:
     """Check releases; print the table."""
     releases = list(dict.fromkeys(args.version))
     if args.every:
-        releases += [v for v in check.sample(args.every, Pin.read(ROOT).release) if v not in releases]
+        releases += [v for v in check.sample_releases(args.every, Pin.read(ROOT).release) if v not in releases]
     with Progress("check", len(releases), lines=True) as progress:
         findings = check.check(ROOT, releases, args.workers, progress.step)
-    print(check.as_json(findings) if args.json else check.table(findings))
-    return not all(finding.right for finding in findings)
+    print(check.findings_as_json(findings) if args.json else check.format_findings(findings))
+    return not all(finding.is_right for finding in findings)
 
 
 def run_test(args: argparse.Namespace) -> int:
     """Run upstream's tests; print how the two sides compare."""
     report = suite.test(ROOT, args.select, args.workers)
-    print(report.json() if args.json else suite.describe(report))
+    print(report.json() if args.json else suite.describe_suite(report))
     return bool(report.regressions)
 
 
@@ -117,7 +121,7 @@ RUN = {"rebase": run_rebase, "check": run_check, "test": run_test}
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command; an error is one line on stderr and exit status 1."""
-    args = parse(argv)
+    args = parse_arguments(argv)
     try:
         if args.command == "apply":
             print(apply(ROOT, args.discard_edits))

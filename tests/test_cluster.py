@@ -119,19 +119,19 @@ def test_a_node_that_does_not_see_the_folder(shapes, tmp_path):
     there = study_folder.Run("mine", str(mine), 0, tmp_path / "study" / "runs" / "mine" / "seed-0")
     arguments = {"epochs": 1, "imgsz": 64, "batch": 4, "plots": False, "workers": 0, "device": "cpu"}
     settings = {"data": str(shapes), "arguments": arguments}
-    content, elsewhere = ray_cluster.contents(there), replace(there, model="only/there/mine.yaml")
+    content, elsewhere = ray_cluster.read_model_file(there), replace(there, model="only/there/mine.yaml")
     release = ray_cluster.ultralytics.__version__
-    outcome, archive = ray_cluster.work(elsewhere, settings, tmp_path / "study", "token", content, Silent, release)
+    outcome, archive = ray_cluster.run_task(elsewhere, settings, tmp_path / "study", "token", content, Silent, release)
     assert not (tmp_path / "study").exists()
-    ray_cluster.unpack(archive, there.folder)
+    ray_cluster.unpack_folder(archive, there.folder)
     assert (
         there.is_done
         and there.outcome == outcome
         and there.best.is_file()
-        and len(training_run.epochs(there.folder)) == 1
+        and len(training_run.read_epochs(there.folder)) == 1
     )
     with pytest.raises(RuntimeError, match="ultralytics is .* on this node, and 1.0 where the study is"):
-        ray_cluster.work(there, settings, tmp_path / "study", "token", None, Silent, "1.0")
+        ray_cluster.run_task(there, settings, tmp_path / "study", "token", None, Silent, "1.0")
 
 
 def test_what_comes_back_replaces_what_was_there(tmp_path):
@@ -141,21 +141,21 @@ def test_what_comes_back_replaces_what_was_there(tmp_path):
         folder.mkdir(parents=True)
         (folder / name).write_text(name)
     with pytest.raises(tarfile.ReadError):
-        ray_cluster.unpack(ray_cluster.pack(come)[:700], there)
+        ray_cluster.unpack_folder(ray_cluster.pack_folder(come)[:700], there)
     assert [file.name for file in there.iterdir()] == ["old"]
-    ray_cluster.unpack(ray_cluster.pack(come), there)
+    ray_cluster.unpack_folder(ray_cluster.pack_folder(come), there)
     assert [file.name for file in there.iterdir()] == ["new"] and list(there.parent.iterdir()) == [there]
 
 
 def test_time_left():
     """Two runs at work have 50 s and 5 s to go; a third takes 60 s, the mean of what those take; two at a time."""
     at_work = {"a": (5, 10, 50.0), "b": (3, 4, 15.0)}
-    assert ray_cluster.remaining(at_work, 3) == pytest.approx((50 + 5 + (100 + 20) / 2) / 2)
+    assert ray_cluster.estimate_remaining(at_work, 3) == pytest.approx((50 + 5 + (100 + 20) / 2) / 2)
 
 
 def test_no_cluster_is_one_line():
     with pytest.raises(Refused, match="no cluster at 127.0.0.1:9 .*`ray start --head` begins one"):
-        ray_cluster.connect("127.0.0.1:9")
+        ray_cluster.connect_cluster("127.0.0.1:9")
 
 
 def test_what_no_node_has():
@@ -167,9 +167,11 @@ def test_what_no_node_has():
     assert ray_cluster.has_room(Ray, {"num_cpus": 2, "num_gpus": 0})
     none = {"num_cpus": 1, "num_gpus": 1}
     assert not ray_cluster.has_room(Ray, none)
-    assert ray_cluster.no_room(Ray, none) == "a run takes 1 CPUs and 1 GPUs, and no node has them (2 CPUs, 0 GPUs)"
     assert (
-        ray_cluster.device({"num_gpus": 0.5}) == "0"
-        and ray_cluster.device({"num_gpus": 2}) == "0,1"
-        and ray_cluster.device({"num_gpus": 0}) == "cpu"
+        ray_cluster.describe_room(Ray, none) == "a run takes 1 CPUs and 1 GPUs, and no node has them (2 CPUs, 0 GPUs)"
+    )
+    assert (
+        ray_cluster.device_names({"num_gpus": 0.5}) == "0"
+        and ray_cluster.device_names({"num_gpus": 2}) == "0,1"
+        and ray_cluster.device_names({"num_gpus": 0}) == "cpu"
     )

@@ -11,7 +11,7 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 
 import ultralytics
-from _upstream.pin import Pin, patches, queue_sha256
+from _upstream.pin import Pin, list_patches, queue_sha256
 from ultralytics.nn.AddModules import checkout
 from ultralytics.utils import LOGGER, checks
 
@@ -139,7 +139,7 @@ def test_no_file_of_ours_repeats_upstreams_code():
 
 
 def test_patches_say_why_and_name_a_test():
-    for patch in patches(ROOT):
+    for patch in list_patches(ROOT):
         text = patch.read_text(encoding="utf-8")
         message = text.partition("\ndiff --git ")[0]
         assert "\nWhy: " in message and "\nRetired by: " in message, patch.name

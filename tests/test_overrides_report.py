@@ -7,11 +7,11 @@ import zipfile
 
 import pytest
 
-from _upstream.fetch.releases import RECORD, Known
+from _upstream.fetch.releases import RECORD, ReleaseRecord
 from _upstream.pin import Pin, UpstreamError
 from _upstream.queue import check, rebase
 from _upstream.queue.apply import apply
-from _upstream.queue.rebase_report import describe
+from _upstream.queue.rebase_report import describe_rebase
 from _upstream.queue.status import status
 from _upstream.queue.tree import manifest, tree_sha256
 from _upstream.verify.api_report import api_changes, used_names
@@ -217,7 +217,7 @@ def checkout(tmp_path, monkeypatch):
         {
             f"{HOOKS}/trainer.py": declared,
             "scripts/_upstream/verify/parameters.json": "{}",
-            RECORD: Known({}, {}).text(),
+            RECORD: ReleaseRecord({}, {}).text(),
         },
     )
     wheel = make_wheel(root / "wheels", "9.0.0", UPSTREAM)
@@ -261,13 +261,13 @@ def test_rebase_stops_and_leaves_everything_as_it_was(checkout, monkeypatch):
     report = rebase.rebase(checkout, "9.0.1", lambda _: None)
     assert report.outcome == "stopped" and len(report.overrides) == 1
     assert json.loads(report.json())["overrides"] == report.overrides
-    text = describe(report)
+    text = describe_rebase(report)
     assert "override save_model: upstream 9.0.1 has no" in text and 'until="9.0.1"' in text and "nothing was" in text
     assert read_all(checkout) == before and not (checkout / ".upstream" / "rebase").exists()
 
     file = checkout / HOOKS / "trainer.py"
     file.write_text(file.read_text().replace('since="8.3.0"', 'since="8.3.0", until="9.0.1"'))
-    monkeypatch.setattr(rebase, "verify", lambda *_: Verdict(0, 0, 0, 0, []))
+    monkeypatch.setattr(rebase, "verify_tree", lambda *_: Verdict(0, 0, 0, 0, []))
     (checkout / "pyproject.toml").write_text("dependencies = [\n  # Upstream's\n  # Ours\n]\n")
     assert rebase.rebase(checkout, "9.0.1", lambda _: None).outcome == "rebased"
     assert Pin.read(checkout).release == "9.0.1" and HOOKS not in str(manifest(checkout).keys())
@@ -276,8 +276,9 @@ def test_rebase_stops_and_leaves_everything_as_it_was(checkout, monkeypatch):
 def test_check_has_it_among_a_release_s_problems(checkout, monkeypatch):
     apply(checkout)
     (finding,) = check.check(checkout, ["9.0.1"], 1, lambda _: None)
-    assert not finding.right and len(finding.problems) == 1 and "override save_model" in check.table([finding])
+    assert not finding.is_right and len(finding.problems) == 1
+    assert "override save_model" in check.format_findings([finding])
     shutil.rmtree(checkout / "ultralytics" / "fork")
-    monkeypatch.setattr(check, "verify", lambda *_: Verdict(0, 0, 0, 0, []))
+    monkeypatch.setattr(check, "verify_tree", lambda *_: Verdict(0, 0, 0, 0, []))
     (finding,) = check.check(checkout, ["9.0.1"], 1, lambda _: None)
-    assert finding.right
+    assert finding.is_right

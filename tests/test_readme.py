@@ -95,10 +95,10 @@ def test_script_commands_exist(monkeypatch):
     for argv in scripts:
         run([sys.executable, *argv[1:], "--help"], ROOT)
         if argv[1] == "scripts/compare.py":
-            compare.parse(argv[2:])  # help is shown before an argument is missed
+            compare.parse_arguments(argv[2:])  # help is shown before an argument is missed
         if argv[1] == "scripts/explain.py":
             monkeypatch.setattr(sys, "argv", argv[1:])
-            explain.parse()
+            explain.parse_arguments()
 
 
 def test_scripts_on_what_the_first_command_has_trained(workplace):
@@ -154,7 +154,7 @@ def test_tables_of_the_benchmark():
     assert files
     for file in files:
         data = json.loads(file.read_text(encoding="utf-8"))
-        summaries = {section: report.summary({section: kept}) for section, kept in data.items()}
+        summaries = {section: report.summarise_results({section: kept}) for section, kept in data.items()}
         assert any(summaries.values())
         for section, summary in summaries.items():
             assert summary in TEXT, (file.name, section)

@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 from conftest import can_kill, killed_in_time, on_small_disks
 
-from _upstream.fetch.releases import RECORD, Known
+from _upstream.fetch.releases import RECORD, ReleaseRecord
 from _upstream.pin import Pin, UpstreamError
 from _upstream.queue import rebase, rebase_report
 from _upstream.queue.apply import apply
 from _upstream.queue.export import export
-from _upstream.queue.rebase import resume
-from _upstream.queue.rebase_report import describe
+from _upstream.queue.rebase import resume_rebase
+from _upstream.queue.rebase_report import describe_rebase
 from _upstream.queue.status import status
 from _upstream.queue.tree import manifest, tree_sha256
 from _upstream.verify.build_models import Verdict
@@ -168,7 +168,7 @@ def checkout(template, tmp_path, monkeypatch) -> Path:
     """A checkout of the test's own; models are not built, and no registry is asked."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("ULTRALYTICS_WHEEL", raising=False)
-    monkeypatch.setattr(rebase, "verify", lambda *_: Verdict(1, 1, 2, 2, []))
+    monkeypatch.setattr(rebase, "verify_tree", lambda *_: Verdict(1, 1, 2, 2, []))
     return shutil.copytree(template, tmp_path / "my projects, größer 目录" / "checkout", symlinks=True)
 
 
@@ -187,15 +187,15 @@ def snapshot(root: Path, scratch: bool = False) -> dict[str, bytes]:
     return files | ({f".upstream/{path.name}": b"" for path in (root / ".upstream").iterdir()} if scratch else {})
 
 
-def start(root: Path, version: str | None = NEW, **options) -> rebase_report.Report:
+def start(root: Path, version: str | None = NEW, **options) -> rebase_report.RebaseReport:
     return rebase.rebase(root, version, lambda _: None, **options)
 
 
-def go_on(root: Path, action: str = "continue") -> rebase_report.Report:
-    return resume(root, action, lambda _: None)
+def go_on(root: Path, action: str = "continue") -> rebase_report.RebaseReport:
+    return resume_rebase(root, action, lambda _: None)
 
 
-def states(report: rebase_report.Report) -> list[str]:
+def states(report: rebase_report.RebaseReport) -> list[str]:
     return [carried.state for carried in report.patches]
 
 
@@ -255,7 +255,7 @@ def test_a_changed_neighbour_conflicts_in_place(checkout):
     report = start(checkout)
     assert report.outcome == "stopped" and report.stop.reason == "conflict" and report.stop.patch == FIND_PATCH
     assert report.stop.lines == [f"{CHECKS}, line 6 (find)"]
-    text = describe(report)
+    text = describe_rebase(report)
     assert f"patches/{FIND_PATCH} conflicts with ultralytics {NEW}:" in text
     assert all(f"rebase --{way}" in text for way in ("continue", "skip", "abort"))
     assert snapshot(checkout) == before, "a rebase that waits has changed the checkout"
@@ -319,7 +319,9 @@ def test_a_patch_that_upstream_took(checkout):
     release(checkout, {TASKS: changed(FILES[TASKS], BUILD)})
     report = start(checkout)
     assert (report.stop.reason, report.stop.patch) == ("taken", BUILD_PATCH)
-    assert f"patches/{BUILD_PATCH} is in ultralytics {NEW} already; it is dropped when you say so" in describe(report)
+    assert f"patches/{BUILD_PATCH} is in ultralytics {NEW} already; it is dropped when you say so" in describe_rebase(
+        report
+    )
     with pytest.raises(UpstreamError, match="say `.*rebase --skip` to drop it"):
         go_on(checkout)
     report = go_on(checkout, "skip")
@@ -397,7 +399,7 @@ def test_a_hunk_in_another_function_stops_the_command(checkout, text, function):
     report = start(checkout)
     assert (report.stop.reason, report.stop.patch) == ("moved", WALK_PATCH)
     assert report.stop.lines == [f"{TASKS}: a hunk was in Network.walk, is in {function}"]
-    text = describe(report)
+    text = describe_rebase(report)
     assert "applies to ultralytics 9.1.0, but not where it was" in text
     shown = re.search(r"(?m)^1: +\w+ ! 1: +\w+ Walk over ours$", text)
     assert shown and re.search(rf"(?m)^    \+ +def {function.partition('.')[2]}\(self, x\):$", text)
@@ -595,14 +597,14 @@ def test_a_conflicting_file_that_was_removed(checkout, action):
 )
 def test_a_session_in_another_state(checkout, monkeypatch, commands, says):
     release(checkout, {})
-    monkeypatch.setattr(rebase, "verify", lambda *_: Verdict(0, 1, 2, 2, ["tiny: was not built"]))
+    monkeypatch.setattr(rebase, "verify_tree", lambda *_: Verdict(0, 1, 2, 2, ["tiny: was not built"]))
     start(checkout)
     if commands == [["stash"]]:
         edit(checkout / SESSION / TASKS, ("ours(layer, x)", "ours(layer, x, 2)"))
     before = snapshot(checkout)
     for command in commands:
         git(checkout, *command)
-    monkeypatch.setattr(rebase, "verify", lambda *_: Verdict(1, 1, 2, 2, []))
+    monkeypatch.setattr(rebase, "verify_tree", lambda *_: Verdict(1, 1, 2, 2, []))
     with pytest.raises(UpstreamError, match=says):
         go_on(checkout)
     assert snapshot(checkout) == before
@@ -610,10 +612,10 @@ def test_a_session_in_another_state(checkout, monkeypatch, commands, says):
 
 def test_an_edit_that_takes_a_patch_back_after_the_verdict(checkout, monkeypatch):
     release(checkout, {})
-    monkeypatch.setattr(rebase, "verify", lambda *_: Verdict(0, 1, 2, 2, ["tiny: was not built"]))
+    monkeypatch.setattr(rebase, "verify_tree", lambda *_: Verdict(0, 1, 2, 2, ["tiny: was not built"]))
     start(checkout)
     edit(checkout / SESSION / TASKS, BUILD[::-1], ("        total = 0\n", "        total = 0\n        more()\n"))
-    monkeypatch.setattr(rebase, "verify", lambda *_: Verdict(1, 1, 2, 2, []))
+    monkeypatch.setattr(rebase, "verify_tree", lambda *_: Verdict(1, 1, 2, 2, []))
     report = go_on(checkout)
     assert (report.stop.reason, report.stop.patch) == ("lost", BUILD_PATCH)
     report = go_on(checkout, "skip")
@@ -687,20 +689,20 @@ def test_the_queue_on_both_releases_is_compared(checkout):
     report = go_on(checkout)
     assert re.search(r"1: +\w+ = +1: +\w+ Walk over ours", report.range_diff)
     assert re.search(r"3: +\w+ ! +3: +\w+ Find ours", report.range_diff)
-    assert report.range_diff.strip() in describe(report)
+    assert report.range_diff.strip() in describe_rebase(report)
 
 
 def test_wrong_models_stop_the_command_and_can_be_mended(checkout, monkeypatch):
     release(checkout, {})
     before = snapshot(checkout)
     verdict = Verdict(0, 1, 1, 2, ["tiny: has 6 parameters, not 7"])
-    monkeypatch.setattr(rebase, "verify", lambda *_: verdict)
+    monkeypatch.setattr(rebase, "verify_tree", lambda *_: verdict)
     report = start(checkout)
-    assert report.outcome == "wrong" and "tiny: has 6 parameters, not 7" in describe(report)
-    assert "0 of 1 shipped models right, 1 of 2 vanilla models equal" in describe(report)
+    assert report.outcome == "wrong" and "tiny: has 6 parameters, not 7" in describe_rebase(report)
+    assert "0 of 1 shipped models right, 1 of 2 vanilla models equal" in describe_rebase(report)
     assert snapshot(checkout) == before
     edit(checkout / SESSION / TASKS, ("ours(layer, x)", "ours(layer, x, 2)"))
-    monkeypatch.setattr(rebase, "verify", lambda *_: Verdict(1, 1, 2, 2, []))
+    monkeypatch.setattr(rebase, "verify_tree", lambda *_: Verdict(1, 1, 2, 2, []))
     report = go_on(checkout)
     assert report.outcome == "rebased" and "ours(layer, x, 2)" in patch(checkout, WALK_PATCH)
     stands(checkout)
@@ -725,7 +727,7 @@ def test_pin_version_dependencies_and_documents(checkout):
     wheel = checkout / "wheels" / pin.wheel
     assert pin.wheel_sha256 == hashlib.sha256(wheel.read_bytes()).hexdigest() == report.wheel_sha256
     assert pin.tree_sha256 == report.tree_sha256
-    known = Known.parse((checkout / RECORD).read_text(encoding="utf-8"))
+    known = ReleaseRecord.parse((checkout / RECORD).read_text(encoding="utf-8"))
     assert known.sha256[pin.wheel] == pin.wheel_sha256 and len(known.sha256) > 800
     after = snapshot(checkout)
     tracked = sorted(name for name in after if after[name] != before.get(name) and not name.startswith("ultralytics/"))
@@ -755,7 +757,7 @@ def test_a_dry_run_changes_nothing(checkout, files, outcome):
     before = snapshot(checkout, scratch=True)
     report = start(checkout, dry_run=True)
     assert report.outcome == outcome and report.dry_run
-    assert ("nothing was changed" if outcome == "stopped" else "would change") in describe(report)
+    assert ("nothing was changed" if outcome == "stopped" else "would change") in describe_rebase(report)
     assert snapshot(checkout, scratch=True) == before
 
 
@@ -826,7 +828,7 @@ def test_abort_restores_every_byte(checkout, files):
     assert start(checkout).outcome == "stopped"
     (checkout / SESSION / TASKS).write_text("edited")
     report = go_on(checkout, "abort")
-    assert describe(report) == f"ultralytics {OLD} -> {NEW}: given up; everything is as it was"
+    assert describe_rebase(report) == f"ultralytics {OLD} -> {NEW}: given up; everything is as it was"
     assert snapshot(checkout, scratch=True) == before
     with pytest.raises(UpstreamError, match="no rebase is waiting"):
         go_on(checkout, "abort")
@@ -856,7 +858,7 @@ def test_edits_made_while_it_waits_are_kept(checkout):
     (checkout / SESSION / CHECKS).write_text(changed(NEIGHBOUR[CHECKS], FIND))
     report = go_on(checkout)
     assert report.outcome == "rebased" and "was edited" in report.note
-    assert "len(list(names))" in (checkout / CHECKS).read_text() and report.note in describe(report)
+    assert "len(list(names))" in (checkout / CHECKS).read_text() and report.note in describe_rebase(report)
 
 
 def test_a_queue_that_changed_while_it_waits(checkout):
@@ -960,7 +962,7 @@ sys.path.insert(0, {scripts!r})
 from pathlib import Path
 from _upstream.queue import rebase
 from _upstream.verify.build_models import Verdict
-rebase.verify = lambda *_: Verdict(1, 1, 2, 2, [])
+rebase.verify_tree = lambda *_: Verdict(1, 1, 2, 2, [])
 steps, limit, before = [], {limit}, {before}
 def counted(original):
     def call(*args, **kwargs):
@@ -979,7 +981,7 @@ def counted(original):
 run = subprocess.run
 subprocess.run, os.replace = counted(run), counted(os.replace)
 root = Path({root!r})
-report = rebase.resume(root, "continue", print) if {resume} else rebase.rebase(root, {new!r}, print)
+report = rebase.resume_rebase(root, "continue", print) if {resume} else rebase.rebase(root, {new!r}, print)
 print("STEPS", len(steps))
 """
 
@@ -1093,7 +1095,7 @@ def test_a_git_that_was_killed_after_its_commit(checkout):
 AGAIN = f"""
 {RUN.rpartition("report = ")[0]}
 session = root / {SESSION!r}
-report = rebase.resume(root, "continue", print) if session.is_dir() else rebase.rebase(root, {NEW!r}, print)
+report = rebase.resume_rebase(root, "continue", print) if session.is_dir() else rebase.rebase(root, {NEW!r}, print)
 """
 
 
@@ -1132,7 +1134,7 @@ def test_killed_at_random_moments(checkout, tmp_path, often, chance, conflict):
         apply(root)
         if Pin.read(root).release == OLD:
             report = go_on(root) if (root / SESSION).is_dir() else start(root)
-            assert report.outcome == "rebased", describe(report)
+            assert report.outcome == "rebased", describe_rebase(report)
         assert snapshot(root) == snapshot(undisturbed)
         stands(root)
         shutil.rmtree(root)

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from conftest import PYTHONS, can_kill, find_python, killed_in_time, on_small_disks
 
-from _upstream.fetch.wheel import download
+from _upstream.fetch.wheel import download_wheel
 from _upstream.pin import Pin, UpstreamError, queue_sha256
 from _upstream.queue.apply import apply
-from _upstream.queue.tree import edits, manifest, read_stamp, tree_sha256
+from _upstream.queue.tree import list_edited_files, manifest, read_stamp, tree_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = [".gitignore", "LICENSE", "README.md", "cfg_custom", "hatch_build.py", "patches", "pyproject.toml", "scripts"]
@@ -109,7 +109,7 @@ def wheel(tmp_path_factory) -> Path:
     kept = ROOT / ".upstream" / "wheels" / pin.wheel
     if kept.is_file() and hashlib.sha256(kept.read_bytes()).hexdigest() == pin.wheel_sha256:
         return kept
-    return download(pin.release, tmp_path_factory.mktemp("wheel"))
+    return download_wheel(pin.release, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
@@ -505,7 +505,7 @@ def test_an_error_half_way_puts_everything_back(due, wheel, monkeypatch, says, c
     assert [file.name for file in (due / ".upstream").glob("stage-*")] == []
     apply(due)
     pin, files = Pin.read(due), manifest(due)
-    if UNPATCHED in edits(due, read_stamp(due)["files"]):
+    if UNPATCHED in list_edited_files(due, read_stamp(due)["files"]):
         assert (due / UNPATCHED).read_bytes() == b"# mine\n"
     else:
         assert tree_sha256(files) == pin.tree_sha256
@@ -590,7 +590,7 @@ def test_killed_half_way_through_a_renewal(checkout, laid_down, tmp_path, number
     ok(checkout, "apply")
     pin, files = Pin.read(checkout), manifest(checkout)
     assert edited.read_bytes() == content
-    assert edits(checkout, read_stamp(checkout)["files"]) == [UNPATCHED]
+    assert list_edited_files(checkout, read_stamp(checkout)["files"]) == [UNPATCHED]
     files[UNPATCHED] = read_stamp(checkout)["files"][UNPATCHED]
     assert tree_sha256(files) == pin.tree_sha256
     assert not list((checkout / ".upstream").glob("stage-*"))

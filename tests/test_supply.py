@@ -21,7 +21,7 @@ from _upstream.queue import release_trees
 from ultralytics.nn.AddModules import checkout
 from ultralytics.utils import checks
 
-RECORDED = releases.recorded()
+RECORDED = releases.read_record()
 MALWARE = ["8.3.41", "8.3.42", "8.3.45", "8.3.46"]
 MADE_UP = {"8.3.041", "8.3.999"}  # in tests of what is refused
 OTHER = "8.3.50"
@@ -48,9 +48,9 @@ def test_the_record_is_whole():
 
 @pytest.mark.parametrize("release", [*MALWARE, "8.4.35", "8.4.44"])
 def test_malware_and_yanked_releases_are_refused_before_anything_is_fetched(release, tmp_path, monkeypatch):
-    monkeypatch.setattr(wheel, "download", None)
+    monkeypatch.setattr(wheel, "download_wheel", None)
     why = "carried malware" if release in MALWARE else r"was yanked by its authors \(\w+"
-    for get in (wheel.fetch_release, release_trees.stage):
+    for get in (wheel.fetch_release, release_trees.write_patched_release):
         with pytest.raises(UpstreamError, match=rf"^ultralytics {re.escape(release)} {why}.*take another release$"):
             get(ROOT, release, tmp_path)
 
@@ -64,7 +64,7 @@ def test_a_wheel_that_is_not_the_published_one_is_refused(where, tmp_path, monke
     (tmp_path / "patches" / "upstream.toml").write_text(Pin.read(ROOT).text(), encoding="utf-8")
     (folder / name).write_bytes(content)
     monkeypatch.delenv(wheel.WHEEL_VARIABLE, raising=False)
-    monkeypatch.setattr(wheel, "download", lambda release, stage: folder / wheel.wheel_name(release))
+    monkeypatch.setattr(wheel, "download_wheel", lambda release, stage: folder / wheel.wheel_name(release))
     with pytest.raises(UpstreamError, match="not the file that was published, remove it") as e:
         release_trees.get_wheel(tmp_path, OTHER, tmp_path)
     for text in (str(folder / name), hashlib.sha256(content).hexdigest(), RECORDED.sha256[name], releases.RECORD):
@@ -83,7 +83,7 @@ def test_a_source_distribution_that_is_not_the_published_one_is_refused(tmp_path
 def test_a_hash_that_was_not_known_beforehand_is_said(tmp_path, capsys):
     file = tmp_path / "ultralytics-9.9.9-py3-none-any.whl"
     file.write_bytes(b"new")
-    assert releases.checked_file(file) == file
+    assert releases.check_file_hash(file) == file
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and hashlib.sha256(b"new").hexdigest() in said and "not known beforehand" in said
 
@@ -99,12 +99,12 @@ def package(version: str, digest: str = "0", yanked: str | None = None) -> Simpl
 
 def test_the_record_takes_what_is_new_and_keeps_what_it_has():
     script = load_file(ROOT / "scripts" / "releases.py")
-    old = releases.Known({"8.3.41": "carried malware"}, {"ultralytics-8.3.1-py3-none-any.whl": "1"})
+    old = releases.ReleaseRecord({"8.3.41": "carried malware"}, {"ultralytics-8.3.1-py3-none-any.whl": "1"})
     files = [package("8.2.99"), package("8.3.1", "1"), package("8.4.0rc1"), package("8.10.2", "2", 'a "bug"\nhere')]
     found = script.merged(old, script.listed(files))
     assert found.refused == {"8.3.41": "carried malware", "8.10.2": "was yanked by its authors (a bug here)"}
     assert sorted(found.sha256.values()) == ["1", "2"]
-    assert releases.Known.parse(found.text()) == found
+    assert releases.ReleaseRecord.parse(found.text()) == found
     with pytest.raises(SystemExit, match="ultralytics-8.3.1-py3-none-any.whl is not what"):
         script.merged(old, script.listed([package("8.3.1", "another")]))
 

@@ -31,7 +31,7 @@ class SelfAttention(nn.Module):
         return out.transpose(1, 2).reshape(x.shape)
 
 
-def hgnet() -> nn.Module:
+def build_hgnet() -> nn.Module:
     """The backbone of upstream's rtdetr-l."""
     large = {"lightconv": True, "shortcut": False}
     return nn.Sequential(
@@ -73,7 +73,7 @@ class Case:
         """Upstream's and torch's plain modules that could stand in its place."""
         batch, channels, height, width = self.shape
         if self.family == "EMO":
-            return {"HGNet": hgnet}
+            return {"HGNet": build_hgnet}
         found = {
             "Conv 3x3": lambda: Conv(channels, channels, 3),
             "MHA": lambda: SelfAttention(channels, max(1, channels // 32)),

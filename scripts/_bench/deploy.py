@@ -13,7 +13,7 @@ import torch
 
 from _bench.cases import BASELINE, LARGER, PUBLISHED
 from _shared.progress import Progress
-from _shared.timing import compare
+from _shared.timing import time_in_turn
 from ultralytics import RTDETR
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import LOGGER
@@ -33,7 +33,7 @@ FORMATS = {
 INT8 = "OpenVINO INT8"
 
 
-def deploy(names: list[str], data: str, rounds: int, seconds: float) -> list[dict]:
+def measure_runtimes(names: list[str], data: str, rounds: int, seconds: float) -> list[dict]:
     """Export models with the weights that they are built with, and time what `yolo predict` would run.
 
     Every fp32 file is proven equal to the model first; below, other queries may be chosen among the equal scores of
@@ -51,12 +51,12 @@ def deploy(names: list[str], data: str, rounds: int, seconds: float) -> list[dic
     rows = []
     with Progress("deploy", len(names)) as progress:
         for name in names:
-            rows += deploy_one(name, data, rounds, seconds)
+            rows += measure_model(name, data, rounds, seconds)
             progress.step(name)
     return rows
 
 
-def deploy_one(name: str, data: str, rounds: int, seconds: float) -> list[dict]:
+def measure_model(name: str, data: str, rounds: int, seconds: float) -> list[dict]:
     """Measure one model."""
     is_tiny = name in TINY
     size, device = SIZES[is_tiny], torch.device("cpu")
@@ -64,7 +64,7 @@ def deploy_one(name: str, data: str, rounds: int, seconds: float) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         model, files = RTDETR(f"{name}.yaml"), {}
-        with silent():
+        with silence_output():
             for form in [PYTORCH, *forms]:  # fp32 and fp16 would have one name
                 files[form] = Path(folder, form, f"{name}.pt")
                 files[form].parent.mkdir()
@@ -81,13 +81,13 @@ def deploy_one(name: str, data: str, rounds: int, seconds: float) -> list[dict]:
                 return backend(x)
 
         sides = {form: lambda backend=backend: call(backend) for form, backend in backends.items()}
-        times = compare(sides, device, rounds, seconds)
+        times = time_in_turn(sides, device, rounds, seconds)
         return [
             {
                 "model": name,
                 "imgsz": size,
                 "runtime": form,
-                "MiB": bytes_of(path) / 2**20,
+                "MiB": file_size(path) / 2**20,
                 "ms": 1e3 * times[form].median,
                 "spread": times[form].spread,
                 "over_pytorch": times[form].over(times[PYTORCH]),
@@ -97,7 +97,7 @@ def deploy_one(name: str, data: str, rounds: int, seconds: float) -> list[dict]:
 
 
 @contextmanager
-def silent() -> Iterator[None]:
+def silence_output() -> Iterator[None]:
     """Keep what an export prints, a page a model, from the terminal: some converters write past Python."""
     level, streams = LOGGER.level, [(stream, os.dup(stream)) for stream in (1, 2)]
     LOGGER.setLevel(logging.ERROR)
@@ -114,6 +114,6 @@ def silent() -> Iterator[None]:
         LOGGER.setLevel(level)
 
 
-def bytes_of(path: Path) -> int:
+def file_size(path: Path) -> int:
     """The size of a file, or of the files of a folder."""
     return sum(p.stat().st_size for p in path.rglob("*")) if path.is_dir() else path.stat().st_size

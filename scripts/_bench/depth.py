@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from _shared.module_calls import caller
+from _shared.module_calls import make_call
 from _shared.progress import Progress
-from _shared.timing import compare
+from _shared.timing import time_in_turn
 from ultralytics import RTDETR, YOLO
 from ultralytics.nn.AddModules import decoder
 from ultralytics.nn.autobackend import AutoBackend
@@ -19,14 +19,14 @@ from ultralytics.utils import LOGGER
 HOW_TO_TRAIN = "yolo train cfg=scratch.yaml model=rtdetr-tiny-FLA.yaml data=shapes.yaml"
 
 
-def choices(layers: int, queries: int) -> list[dict[str, int]]:
+def list_choices(layers: int, queries: int) -> list[dict[str, int]]:
     """List what is measured: each number of layers, all of them first, then all with ever half as many queries."""
     depths = [(k, queries) for k in range(layers, 0, -1)]
     fewer = [(layers, queries // part) for part in (2, 4, 8) if queries >= part]
     return [dict(zip(decoder.KEYS, choice)) for choice in depths + fewer]
 
 
-def depth(
+def measure_depths(
     file: str, data: str, size: int | None, device: torch.device, options: dict, rounds: int, seconds: float
 ) -> dict:
     """Time a checkpoint's model on one image, fused as `yolo predict` runs it, and validate it, once for each choice.
@@ -47,7 +47,7 @@ def depth(
     if not isinstance(model, RTDETR):
         raise RuntimeError(f"{file} is no RT-DETR, and only RT-DETR has decoder layers to choose")
     size = size or model.overrides["imgsz"]
-    found = choices(*decoder.record(model.model).values())
+    found = list_choices(*decoder.record(model.model).values())
     rows, calls = [], {}
     with Progress("depth", 1 + len(found)) as progress, tempfile.TemporaryDirectory() as folder:
         fused = AutoBackend(file, device=device, verbose=False).backend.model
@@ -56,8 +56,8 @@ def depth(
             short = decoder.shorten(fused, chosen)
             rows.append({**chosen, "parameters": sum(p.numel() for p in short.parameters())})
             short = torch.compile(short) if options["compile"] else short
-            calls[i] = caller(short, x, "inference", options["autocast"])
-        times = compare(calls, device, rounds, seconds)
+            calls[i] = make_call(short, x, "inference", options["autocast"])
+        times = time_in_turn(calls, device, rounds, seconds)
         progress.step("latency")
         level = LOGGER.level
         LOGGER.setLevel(logging.ERROR)  # a validation prints a page

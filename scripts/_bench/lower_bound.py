@@ -1,6 +1,6 @@
 """The floor of a case: its own matrix products and convolutions, one after another, and nothing between them.
 
-The products are recorded from the textbook form of the formula (`naive.py`), so that nothing that a module of ours
+The products are recorded from the textbook form of the formula (`naive_formulas.py`), so that nothing that a module of ours
 does can raise its own floor. There are two floors: with the kernels that torch takes for the textbook form, and with
 the fastest that it has for the product in another form or memory order.
 """
@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from _bench import naive_formulas
-from _shared.timing import quickest
+from _shared.timing import time_quickest
 from ultralytics.nn.AddModules.MQA import MultiQueryAttentionLayerWithDownSampling
 
 aten = torch.ops.aten
@@ -30,7 +30,7 @@ PRODUCTS = {
 }
 
 
-class Recorder(TorchDispatchMode):
+class ProductRecorder(TorchDispatchMode):
     """Notes each product with the shapes and types of its operands."""
 
     def __init__(self):
@@ -44,13 +44,13 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def record(module: nn.Module, x: torch.Tensor) -> list[tuple]:
+def record_products(module: nn.Module, x: torch.Tensor) -> list[tuple]:
     """List the products of a module's formula for an input; shapes only, nothing is computed.
 
     Multi-query attention counts as one fused attention, all query heads as queries of the one key head: nobody wants
     its scores in memory.
     """
-    recorder = Recorder()
+    recorder = ProductRecorder()
 
     def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         B, heads, N, d = q.shape
@@ -62,13 +62,13 @@ def record(module: nn.Module, x: torch.Tensor) -> list[tuple]:
         **naive_formulas.FORMULAS,
         MultiQueryAttentionLayerWithDownSampling: functools.partial(naive_formulas.mqa, attend=fused),
     }
-    module = naive_formulas.naive(module, formulas).eval()
+    module = naive_formulas.naive_copy(module, formulas).eval()
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad(), recorder:
         module(mode.from_tensor(x))
     return recorder.products
 
 
-def forms(func: Callable, operands: list, kwargs: dict) -> list[Callable[[], torch.Tensor]]:
+def list_kernel_forms(func: Callable, operands: list, kwargs: dict) -> list[Callable[[], torch.Tensor]]:
     """List the ways of a product: as it is, and for a matrix product or convolution one of channels-last maps."""
     found = [lambda: func(*operands, **kwargs)]
     if func is aten.convolution.default:
@@ -83,7 +83,7 @@ def forms(func: Callable, operands: list, kwargs: dict) -> list[Callable[[], tor
     return found
 
 
-def floor(
+def make_floor_call(
     module: nn.Module,
     x: torch.Tensor,
     outputs: list[torch.Tensor],
@@ -97,7 +97,7 @@ def floor(
         x: Its input.
         outputs: What it gives, for the sizes.
         autocast: The type of the operands, which autocast gives products; theirs without it.
-        fastest: Take each product in the fastest of its `forms`, in place of the textbook's.
+        fastest: Take each product in the fastest form of `list_kernel_forms`, in place of the textbook's.
     """
     made: dict[tuple, torch.Tensor] = {}
 
@@ -108,9 +108,12 @@ def floor(
             made[operand] = torch.randn(operand[0], device=x.device).to(autocast or operand[1])
         return made[operand]
 
-    ways = [forms(func, [tensor(o) for o in operands], kwargs) for func, operands, kwargs in record(module, x)]
+    ways = [
+        list_kernel_forms(func, [tensor(o) for o in operands], kwargs)
+        for func, operands, kwargs in record_products(module, x)
+    ]
     with torch.inference_mode():
-        calls = [min(way, key=lambda call: quickest(call, x.device)) if fastest else way[0] for way in ways]
+        calls = [min(way, key=lambda call: time_quickest(call, x.device)) if fastest else way[0] for way in ways]
     written = [torch.empty_like(y) for y in outputs]
 
     def run() -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from _bench import cases, naive_formulas
-from _bench.lower_bound import floor
-from _shared.module_calls import caller, outputs
-from _shared.peak_memory import alone, peak_of
-from _shared.timing import Times, compare, synchronise
+from _bench.lower_bound import make_floor_call
+from _shared.module_calls import list_tensors, make_call
+from _shared.peak_memory import measure_peak_memory, run_module
+from _shared.timing import Times, synchronise, time_in_turn
 from ultralytics.nn.modules.conv import Conv
 from ultralytics.utils.torch_utils import fuse_conv_and_bn
 
@@ -21,19 +21,19 @@ MODES = ("inference", "training")
 NOISE = 128  # MiB beside which it does not show in which order threads take memory
 
 
-def build(case: cases.Case, side: str, mode: str, device: torch.device) -> nn.Module:
+def build_side(case: cases.Case, side: str, mode: str, device: torch.device) -> nn.Module:
     """Make the module of a side, always with the same weights; fused for inference, as `yolo predict` does."""
     torch.manual_seed(0)
     module = case.plain()[side]() if side in case.plain() else case.build()
     if side == "naive":
-        module = naive_formulas.naive(module)
+        module = naive_formulas.naive_copy(module)
     module = module.to(device).train(mode == "training")
     if mode == "inference" and side != "naive":
-        fuse(module)
+        fuse_layers(module)
     return module
 
 
-def fuse(module: nn.Module) -> None:
+def fuse_layers(module: nn.Module) -> None:
     """Fold what a module and its parts can fold: ours as they say, upstream's convolutions as upstream does."""
     for m in list(module.modules()):
         if isinstance(m, Conv) and hasattr(m, "bn"):
@@ -44,7 +44,7 @@ def fuse(module: nn.Module) -> None:
             m.fuse()
 
 
-def times(
+def time_sides(
     case: cases.Case, mode: str, sides: list[str], device: torch.device, options: dict, rounds: int, seconds: float
 ) -> dict[str, Times]:
     """Time the sides of a case in one run; "floor" and "best floor" are among them."""
@@ -52,22 +52,22 @@ def times(
     calls = {}
     for side in sides:
         if side in ("floor", "best floor"):
-            module, autocast = build(case, "ours", "training", device).eval(), options["autocast"]
-            results = outputs(caller(module, x, "inference", autocast)())
-            calls[side] = torch.inference_mode()(floor(module, x, results, autocast, side == "best floor"))
+            module, autocast = build_side(case, "ours", "training", device).eval(), options["autocast"]
+            results = list_tensors(make_call(module, x, "inference", autocast)())
+            calls[side] = torch.inference_mode()(make_floor_call(module, x, results, autocast, side == "best floor"))
             continue
-        module = build(case, side, mode, device)
+        module = build_side(case, side, mode, device)
         if options["compile"]:
             module = torch.compile(module)
-        calls[side] = caller(module, x, mode, options["autocast"])
-    return compare(calls, device, rounds, seconds)
+        calls[side] = make_call(module, x, mode, options["autocast"])
+    return time_in_turn(calls, device, rounds, seconds)
 
 
-def profile(case: cases.Case, mode: str, device: torch.device, options: dict, repeats: int) -> list[dict]:
+def profile_case(case: cases.Case, mode: str, device: torch.device, options: dict, repeats: int) -> list[dict]:
     """Say where a case's time goes: the operations that take most of it, by their own time."""
-    module = build(case, "ours", mode, device)
+    module = build_side(case, "ours", mode, device)
     module = torch.compile(module) if options["compile"] else module
-    call = caller(module, torch.randn(case.shape, device=device), mode, options["autocast"])
+    call = make_call(module, torch.randn(case.shape, device=device), mode, options["autocast"])
     call()
     with torch.profiler.profile() as profiler:
         for _ in range(repeats):
@@ -92,37 +92,37 @@ def profile(case: cases.Case, mode: str, device: torch.device, options: dict, re
     ]
 
 
-def peak(case: cases.Case, side: str, mode: str, device: torch.device, options: dict) -> float:
+def measure_peak(case: cases.Case, side: str, mode: str, device: torch.device, options: dict) -> float:
     """Measure the memory in MiB that one call of a case takes at its peak, beyond module and input.
 
     A map of a quarter's side goes first: what libraries load and set up once is no activation.
     """
     x = torch.randn(case.shape, device=device)
-    module = build(case, side, mode, device)
+    module = build_side(case, side, mode, device)
     if options["compile"]:
         module = torch.compile(module)
-        caller(module, x, mode, options["autocast"])()  # what the compiler takes is no activation either
-    caller(module, x[..., : case.shape[2] // 4, : case.shape[3] // 4], mode, options["autocast"])()
-    return peak_of(caller(module, x, mode, options["autocast"]), device)
+        make_call(module, x, mode, options["autocast"])()  # what the compiler takes is no activation either
+    make_call(module, x[..., : case.shape[2] // 4, : case.shape[3] // 4], mode, options["autocast"])()
+    return measure_peak_memory(make_call(module, x, mode, options["autocast"]), device)
 
 
-def peak_alone(case: cases.Case, side: str, mode: str, device: torch.device, options: dict) -> float:
-    """Measure `peak`, on a CPU in processes of its own: the median of three where it is small."""
+def measure_peak_alone(case: cases.Case, side: str, mode: str, device: torch.device, options: dict) -> float:
+    """Call `measure_peak`, on a CPU in processes of its own: the median of three where it is small."""
     if device.type == "cuda":
-        return peak(case, side, mode, device, options)
-    first = in_process("peak", case.name, side, mode, options)
+        return measure_peak(case, side, mode, device, options)
+    first = measure_in_process("peak", case.name, side, mode, options)
     if first > NOISE:
         return first
-    return statistics.median([first, *(in_process("peak", case.name, side, mode, options) for _ in range(2))])
+    return statistics.median([first, *(measure_in_process("peak", case.name, side, mode, options) for _ in range(2))])
 
 
-def in_process(kind: str, name: str, side: str, mode: str, options: dict, *batch: int) -> float:
+def measure_in_process(kind: str, name: str, side: str, mode: str, options: dict, *batch: int) -> float:
     """Run `peak_process.py` for one figure, in a process of its own."""
     request = kind, name, side, mode, {**options, "autocast": str(options["autocast"] or "")[6:]}, *batch
-    return float(alone("_bench.peak_process", json.dumps(request)).split()[-1])
+    return float(run_module("_bench.peak_process", json.dumps(request)).split()[-1])
 
 
-def all_cases() -> Iterator[cases.Case]:
+def iterate_cases() -> Iterator[cases.Case]:
     """Go through the published cases and those of growth."""
     yield from cases.CASES
     for family in cases.GROWTH.values():

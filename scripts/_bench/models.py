@@ -6,31 +6,31 @@ import torch
 from torch import nn
 
 from _bench import naive_formulas
-from _bench.measure import in_process
+from _bench.measure import measure_in_process
 from _shared.flops import count_gflops
-from _shared.module_calls import caller, training_step
-from _shared.peak_memory import peak_of
-from _shared.timing import compare
+from _shared.module_calls import make_call, make_training_step
+from _shared.peak_memory import measure_peak_memory
+from _shared.timing import time_in_turn
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
 SIZE = 640
 
 
-def make(name: str, side: str, device: torch.device) -> nn.Module:
+def build_model(name: str, side: str, device: torch.device) -> nn.Module:
     """Build a model by its file's name, fused as `yolo predict` runs it; "naive" with the textbook formulas."""
     torch.manual_seed(0)
     model = RTDETRDetectionModel(f"{name}.yaml", verbose=False).eval().fuse(verbose=False)
-    return (naive_formulas.naive(model) if side == "naive" else model).to(device)
+    return (naive_formulas.naive_copy(model) if side == "naive" else model).to(device)
 
 
-def latencies(
+def time_models(
     names: list[str], side: str, device: torch.device, options: dict, batch: int, rounds: int, seconds: float
 ) -> list[dict]:
     """Time models in one run; the first is what the others are compared with, for as many operations."""
     x = torch.rand(batch, 3, SIZE, SIZE, device=device)
     calls, facts = {}, {}
     for name in names:
-        model = make(name, side, device)
+        model = build_model(name, side, device)
         plain = RTDETRDetectionModel(f"{name}.yaml", verbose=False)
         facts[name] = {
             "parameters": sum(p.numel() for p in plain.parameters()),
@@ -38,8 +38,8 @@ def latencies(
         }
         if options["compile"]:
             model = torch.compile(model)
-        calls[name] = caller(model, x, "inference", options["autocast"])
-    found = compare(calls, device, rounds, seconds)
+        calls[name] = make_call(model, x, "inference", options["autocast"])
+    found = time_in_turn(calls, device, rounds, seconds)
     first = names[0]
     return [
         {
@@ -57,16 +57,18 @@ def latencies(
     ]
 
 
-def over_naive(
+def time_against_naive(
     names: list[str], reference: str, device: torch.device, options: dict, rounds: int, seconds: float
 ) -> list[dict]:
     """Time models against the textbook form of one, all of them in one run."""
     x = torch.rand(1, 3, SIZE, SIZE, device=device)
-    sides = {name: make(name, "ours", device) for name in names} | {"naive": make(reference, "naive", device)}
+    sides = {name: build_model(name, "ours", device) for name in names} | {
+        "naive": build_model(reference, "naive", device)
+    }
     if options["compile"]:
         sides = {side: torch.compile(model) for side, model in sides.items()}
-    calls = {side: caller(model, x, "inference", options["autocast"]) for side, model in sides.items()}
-    found = compare(calls, device, rounds, seconds)
+    calls = {side: make_call(model, x, "inference", options["autocast"]) for side, model in sides.items()}
+    found = time_in_turn(calls, device, rounds, seconds)
     return [
         {
             "model": name,
@@ -79,7 +81,7 @@ def over_naive(
     ]
 
 
-def trainable(name: str, device: torch.device) -> nn.Module:
+def build_trainable_model(name: str, device: torch.device) -> nn.Module:
     """Build a model by its file's name as a trainer has it."""
     torch.manual_seed(0)
     model = RTDETRDetectionModel(f"{name}.yaml", verbose=False).to(device).train()
@@ -87,12 +89,14 @@ def trainable(name: str, device: torch.device) -> nn.Module:
     return model
 
 
-def throughput(
+def time_training(
     names: list[str], device: torch.device, options: dict, batch: int, rounds: int, seconds: float
 ) -> list[dict]:
     """Time training steps of models in one run; the first is what the others are compared with."""
-    steps = {name: training_step(trainable(name, device), device, options, batch, SIZE) for name in names}
-    found = compare(steps, device, rounds, seconds)
+    steps = {
+        name: make_training_step(build_trainable_model(name, device), device, options, batch, SIZE) for name in names
+    }
+    found = time_in_turn(steps, device, rounds, seconds)
     return [
         {
             "model": name,
@@ -105,21 +109,21 @@ def throughput(
     ]
 
 
-def peak_of_model(name: str, side: str, mode: str, device: torch.device, options: dict, batch: int) -> float:
+def measure_model_peak(name: str, side: str, mode: str, device: torch.device, options: dict, batch: int) -> float:
     """Measure the MiB that a forward, or a training step, takes at its peak beyond the model and its input."""
     if mode == "inference":
-        model = make(name, side, device)
+        model = build_model(name, side, device)
         model = torch.compile(model) if options["compile"] else model
-        call = caller(model, torch.rand(batch, 3, SIZE, SIZE, device=device), mode, options["autocast"])
+        call = make_call(model, torch.rand(batch, 3, SIZE, SIZE, device=device), mode, options["autocast"])
     else:
-        call = training_step(trainable(name, device), device, options, batch, SIZE)
+        call = make_training_step(build_trainable_model(name, device), device, options, batch, SIZE)
     if options["compile"]:
         call()  # what the compiler takes is no activation
-    return peak_of(call, device)
+    return measure_peak_memory(call, device)
 
 
-def memory(name: str, side: str, mode: str, device: torch.device, options: dict, batch: int) -> float:
-    """Measure `peak_of_model`, on a CPU in a process of its own."""
+def measure_model_memory(name: str, side: str, mode: str, device: torch.device, options: dict, batch: int) -> float:
+    """Call `measure_model_peak`, on a CPU in a process of its own."""
     if device.type == "cuda":
-        return peak_of_model(name, side, mode, device, options, batch)
-    return in_process("model", name, side, mode, options, batch)
+        return measure_model_peak(name, side, mode, device, options, batch)
+    return measure_in_process("model", name, side, mode, options, batch)

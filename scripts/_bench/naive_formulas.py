@@ -164,7 +164,7 @@ FORMULAS = {
 }
 
 
-def naive(module: nn.Module, formulas: dict = FORMULAS) -> nn.Module:
+def naive_copy(module: nn.Module, formulas: dict = FORMULAS) -> nn.Module:
     """Copy a module or a whole model, with each layer of ours computed by its formula; iRMB must not be fused."""
     module = copy.deepcopy(module)
     for m in module.modules():

@@ -2,7 +2,7 @@
 
     python -m _bench.peak_process REQUEST
 
-`measure.in_process` writes the request, a JSON list, and runs this file.
+`measure.measure_in_process` writes the request, a JSON list, and runs this file.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import sys
 
 import torch
 
-from _bench.measure import all_cases, peak
-from _bench.models import peak_of_model
+from _bench.measure import iterate_cases, measure_peak
+from _bench.models import measure_model_peak
 
 
 def main() -> None:
@@ -22,9 +22,9 @@ def main() -> None:
     options["autocast"] = getattr(torch, options["autocast"]) if options["autocast"] else None
     how = torch.device("cpu"), options
     if kind == "peak":
-        print(peak(next(c for c in all_cases() if c.name == name), side, mode, *how))
+        print(measure_peak(next(c for c in iterate_cases() if c.name == name), side, mode, *how))
     elif kind == "model":
-        print(peak_of_model(name, side, mode, *how, *batch))
+        print(measure_model_peak(name, side, mode, *how, *batch))
     else:
         raise ValueError(f"unknown request {kind!r}")
 

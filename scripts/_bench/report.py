@@ -14,7 +14,7 @@ import ultralytics
 from _shared.machine import describe_machine
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def describe_environment(device: torch.device) -> dict[str, str]:
     """Say on what results were made."""
     found = {
         "machine": describe_machine(device),
@@ -28,50 +28,50 @@ def environment(device: torch.device) -> dict[str, str]:
     return found
 
 
-def results_file(folder: Path, device: torch.device) -> Path:
+def find_results_file(folder: Path, device: torch.device) -> Path:
     """Where a machine's results are kept."""
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", describe_machine(device).lower())).strip("-")
     return folder / f"{slug}.json"
 
 
-def keep(folder: Path, device: torch.device, section: str, results: object) -> Path:
+def save_section(folder: Path, device: torch.device, section: str, results: object) -> Path:
     """Put one section into the machine's file, with the environment it was made in; the others stay."""
-    file = results_file(folder, device)
+    file = find_results_file(folder, device)
     folder.mkdir(parents=True, exist_ok=True)
     data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    data[section] = {"environment": environment(device), "results": results}
+    data[section] = {"environment": describe_environment(device), "results": results}
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(rounded(data), indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(round_figures(data), indent=1) + "\n", encoding="utf-8")
     os.replace(partial, file)
     return file
 
 
-def others(folder: Path, device: torch.device, section: str, rows: list[dict]) -> list[dict]:
+def read_other_rows(folder: Path, device: torch.device, section: str, rows: list[dict]) -> list[dict]:
     """Give the kept rows of a section whose models are in none of these rows."""
-    file = results_file(folder, device)
+    file = find_results_file(folder, device)
     data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     models = {row["model"] for row in rows}
     return [row for row in data.get(section, {}).get("results", []) if row["model"] not in models]
 
 
-def rounded(data: object) -> object:
+def round_figures(data: object) -> object:
     """Round figures to four digits, which is more than a shared machine tells."""
     if isinstance(data, dict):
-        return {key: rounded(value) for key, value in data.items()}
+        return {key: round_figures(value) for key, value in data.items()}
     if isinstance(data, list):
-        return [rounded(value) for value in data]
+        return [round_figures(value) for value in data]
     return float(f"{data:.4g}") if isinstance(data, float) else data
 
 
-def table(rows: list[dict], columns: list[str]) -> str:
+def format_table(rows: list[dict], columns: list[str]) -> str:
     """Lay rows out as a Markdown table."""
     cells = [columns, ["---"] * len(columns)]
-    cells += [[show(row.get(column)) for column in columns] for row in rows]
+    cells += [[format_value(row.get(column)) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths)) + " |" for line in cells)
 
 
-def summary(data: dict) -> str:
+def summarise_results(data: dict) -> str:
     """Sum a machine's kept results up, as the README has them: a heading for what is not in fp32 and eager mode."""
     parts = []
     for section, kept in sorted(data.items()):
@@ -94,7 +94,10 @@ def summarise_modules(results: dict) -> list[str]:
         "ours / naive": "of naive",
         "MiB / naive": "memory, of naive",
     }
-    return [renamed(results["cases"], columns), table(results["exponents"], list(results["exponents"][0]))]
+    return [
+        format_renamed(results["cases"], columns),
+        format_table(results["exponents"], list(results["exponents"][0])),
+    ]
 
 
 def summarise_models(results: dict) -> list[str]:
@@ -107,7 +110,7 @@ def summarise_models(results: dict) -> list[str]:
         "over_baseline_per_operation": "for as many operations",
     }
     parts = (results[part] for part in ("over naive", "memory", "training"))
-    return [renamed(results["models"], columns), *(table(part, list(part[0])) for part in parts if part)]
+    return [format_renamed(results["models"], columns), *(format_table(part, list(part[0])) for part in parts if part)]
 
 
 def summarise_depth(results: dict) -> list[str]:
@@ -122,7 +125,7 @@ def summarise_depth(results: dict) -> list[str]:
         "mAP50-95": "mAP50-95",
     }
     rows = [{**row, **{key: f"{row[key]:.3f}" for key in ("mAP50", "mAP50-95")}} for row in results["rows"]]
-    return ["`{model}` on `{data}` at {imgsz} px, one image, fused:".format(**results), renamed(rows, columns)]
+    return ["`{model}` on `{data}` at {imgsz} px, one image, fused:".format(**results), format_renamed(rows, columns)]
 
 
 def summarise_deploy(results: list[dict]) -> list[str]:
@@ -134,14 +137,14 @@ def summarise_deploy(results: list[dict]) -> list[str]:
         for row in results:
             found = rows.setdefault(row["model"], {f"model, {key}": title.format(**row)})
             over = f" ({row['over_pytorch']:.2f})" if key == "ms" and row["over_pytorch"] != 1 else ""
-            found[row["runtime"]] = show(row[key]) + over
-        tables.append(table(list(rows.values()), [f"model, {key}", *runtimes]))
+            found[row["runtime"]] = format_value(row[key]) + over
+        tables.append(format_table(list(rows.values()), [f"model, {key}", *runtimes]))
     return tables
 
 
-def renamed(rows: list[dict], columns: dict[str, str]) -> str:
+def format_renamed(rows: list[dict], columns: dict[str, str]) -> str:
     """Lay some columns out under other names."""
-    return table([{new: row[old] for old, new in columns.items()} for row in rows], list(columns.values()))
+    return format_table([{new: row[old] for old, new in columns.items()} for row in rows], list(columns.values()))
 
 
 SUMMARIES = {
@@ -149,11 +152,11 @@ SUMMARIES = {
     "models": summarise_models,
     "depth": summarise_depth,
     "deploy": summarise_deploy,
-    "startup": lambda results: [table([results], list(results))],
+    "startup": lambda results: [format_table([results], list(results))],
 }
 
 
-def show(value: object) -> str:
+def format_value(value: object) -> str:
     """Write a figure with the digits that it is good for."""
     if value is None:
         return "–"

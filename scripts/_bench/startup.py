@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from _upstream.pin import Pin, UpstreamError
-from _upstream.queue.release_trees import untouched_tree
+from _upstream.queue.release_trees import write_untouched_tree
 
 CODE = """
 import json, time
@@ -33,7 +33,7 @@ print(json.dumps([samples[0], statistics.median(samples)]))
 """
 
 
-def startup(root: Path, rounds: int) -> dict[str, float]:
+def measure_startup(root: Path, rounds: int) -> dict[str, float]:
     """Compare start-up times.
 
     Args:
@@ -49,17 +49,17 @@ def startup(root: Path, rounds: int) -> dict[str, float]:
         raise UpstreamError("the untouched release is not in .upstream: run `python scripts/upstream.py apply`")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         untouched = Path(folder)
-        untouched_tree(repo, Pin.read(root).release, untouched)
+        write_untouched_tree(repo, Pin.read(root).release, untouched)
         samples: dict[str, list[list[float]]] = {"ours": [], "untouched": []}
         for i in range(rounds + 1):
             sides = [("ours", root), ("untouched", untouched)]
             for side, tree in sides[:: 1 if i % 2 else -1]:
-                seconds = run(CODE, tree)
+                seconds = run_timed(CODE, tree)
                 if i:  # the first ones write byte code and warm the disk's cache
                     samples[side].append(seconds)
     ratios = [[a / b for a, b in zip(*pair)] for pair in zip(samples["ours"], samples["untouched"])]
     imports, builds = zip(*ratios)
-    first, median = run(BACKBONE, root)
+    first, median = run_timed(BACKBONE, root)
     return {
         "import_over_untouched": statistics.median(imports),
         "build_over_untouched": statistics.median(builds),
@@ -70,7 +70,7 @@ def startup(root: Path, rounds: int) -> dict[str, float]:
     }
 
 
-def run(code: str, tree: Path) -> list[float]:
+def run_timed(code: str, tree: Path) -> list[float]:
     """Run code in a process that imports ultralytics from `tree`; give the figures that it prints last."""
     env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": ""}
     done = subprocess.run([sys.executable, "-c", code], cwd=tree, env=env, capture_output=True, text=True)

@@ -11,7 +11,7 @@ from ultralytics.nn.tasks import load_checkpoint
 Row = dict[str, Any]
 
 
-def rows(file: Path) -> list[Row]:
+def list_rows(file: Path) -> list[Row]:
     """List a checkpoint's rows: index, from, repeats, parameters, module, and arguments as its YAML has them."""
     model = load_checkpoint(file)[0]
     written = model.yaml["backbone"] + model.yaml["head"]
@@ -28,7 +28,7 @@ def rows(file: Path) -> list[Row]:
     ]
 
 
-def marked(first: list[Row], other: list[Row]) -> list[Row]:
+def mark_differences(first: list[Row], other: list[Row]) -> list[Row]:
     """Mark rows as "+" where only the other model has them so, as "−" where only the first has, as "" where both have.
 
     Rows are the same whose module, repeats and arguments are, and which take what the same rows give: what an inserted
@@ -50,12 +50,12 @@ def marked(first: list[Row], other: list[Row]) -> list[Row]:
             found += [{"mark": "−", **row} for row in first[a:b]] + [{"mark": "+", **row} for row in other[c:d]]
             continue
         for old, new in zip(first[a:b], other[c:d]):
-            rewired = any(s in same and same[s] != t for s, t in zip(sources(new), sources(old)))
+            rewired = any(s in same and same[s] != t for s, t in zip(input_rows(new), input_rows(old)))
             found += [{"mark": "−", **old}, {"mark": "+", **new}] if rewired else [{"mark": "", **new}]
     return found
 
 
-def sources(row: Row) -> list[int]:
+def input_rows(row: Row) -> list[int]:
     """Give the rows whose maps a row takes; for the one before it, whatever that is, itself."""
     given = row["from"] if isinstance(row["from"], list) else [row["from"]]
     return [row["index"] if f == -1 else f % row["index"] if f < 0 else f for f in given]

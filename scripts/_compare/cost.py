@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from _compare.training_run import summary
+from _compare.training_run import summarise_error
 from _shared.flops import count_gflops, count_published_gflops
 from _shared.machine import describe_machine
-from _shared.module_calls import caller, training_step
-from _shared.peak_memory import alone, peak_of
-from _shared.timing import compare
+from _shared.module_calls import make_call, make_training_step
+from _shared.peak_memory import measure_peak_memory, run_module
+from _shared.timing import time_in_turn
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG
@@ -30,7 +30,7 @@ ROUNDS, SECONDS = 30, 20.0  # samples of each model; seconds for each model, at 
 SCOPE = "forward of the fused model in fp32, batch 1, warm, without pre- and post-processing"
 
 
-def costs(models: dict[str, Path], sizes: dict[str, int], device: torch.device, batch: int) -> dict[str, Any]:
+def measure_costs(models: dict[str, Path], sizes: dict[str, int], device: torch.device, batch: int) -> dict[str, Any]:
     """Measure models beside each other.
 
     Args:
@@ -54,7 +54,7 @@ def costs(models: dict[str, Path], sizes: dict[str, int], device: torch.device, 
         try:
             yield found[label]
         except Exception as e:  # a model that a tool cannot count keeps what others can measure
-            found[label]["failures"].append(f"{what} of {label}: {summary(e)}")
+            found[label]["failures"].append(f"{what} of {label}: {summarise_error(e)}")
 
     for label, file in models.items():
         plain, side = load_checkpoint(file)[0].float().eval(), sizes[label]
@@ -64,16 +64,16 @@ def costs(models: dict[str, Path], sizes: dict[str, int], device: torch.device, 
         with measuring(label, "GFLOPs") as mine:
             mine["GFLOPs honest"] = count_gflops(plain, side)
         with measuring(label, "latency"):
-            call = caller(fused(file, device), torch.zeros(1, 3, side, side, device=device), "inference", None)
+            call = make_call(load_fused(file, device), torch.zeros(1, 3, side, side, device=device), "inference", None)
             call()
             calls[label] = call
         with measuring(label, "memory") as mine:
             if device.type == "cuda":
-                mine["MiB"] = peak_of(calls[label], device)
+                mine["MiB"] = measure_peak_memory(calls[label], device)
             else:
-                lines = alone("_compare.cost", str(file), str(side), str(batch)).splitlines()
+                lines = run_module("_compare.cost", str(file), str(side), str(batch)).splitlines()
                 mine["MiB"], mine["MiB training"] = map(float, lines[-2:])
-    times = compare(calls, device, ROUNDS, SECONDS * len(models)) if calls else {}
+    times = time_in_turn(calls, device, ROUNDS, SECONDS * len(models)) if calls else {}
     first = next(iter(models))
     for label, mine in times.items():
         found[label] |= {"ms": 1e3 * mine.median, "spread": mine.spread}
@@ -82,12 +82,12 @@ def costs(models: dict[str, Path], sizes: dict[str, int], device: torch.device, 
     return {"machine": describe_machine(device), "models": found}
 
 
-def fused(file: Path, device: torch.device) -> nn.Module:
+def load_fused(file: Path, device: torch.device) -> nn.Module:
     """Load a checkpoint as `yolo predict` runs it."""
     return load_checkpoint(file)[0].float().eval().fuse(verbose=False).to(device)
 
 
-def trainable(file: Path) -> nn.Module:
+def load_trainable(file: Path) -> nn.Module:
     """Load a checkpoint as a trainer has it."""
     model = load_checkpoint(file)[0].float().train()
     for p in model.parameters():
@@ -100,14 +100,14 @@ def trainable(file: Path) -> nn.Module:
 def main() -> None:
     """Print the figures; a small image goes first, as what is set up once is neither activation nor gradient."""
     file, imgsz, batch = Path(sys.argv[1]), *map(int, sys.argv[2:])
-    device, model = torch.device("cpu"), fused(Path(file), torch.device("cpu"))
-    small, whole = (caller(model, torch.zeros(1, 3, side, side), "inference", None) for side in (64, imgsz))
+    device, model = torch.device("cpu"), load_fused(Path(file), torch.device("cpu"))
+    small, whole = (make_call(model, torch.zeros(1, 3, side, side), "inference", None) for side in (64, imgsz))
     small()
-    print(peak_of(whole, device))
-    model, options = trainable(file), {"autocast": None, "compile": False}
-    training_step(model, device, options, 1, 64)()
+    print(measure_peak_memory(whole, device))
+    model, options = load_trainable(file), {"autocast": None, "compile": False}
+    make_training_step(model, device, options, 1, 64)()
     model.zero_grad(set_to_none=True)
-    print(peak_of(training_step(model, device, options, batch, imgsz), device))
+    print(measure_peak_memory(make_training_step(model, device, options, batch, imgsz), device))
 
 
 if __name__ == "__main__":

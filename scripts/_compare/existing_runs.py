@@ -5,14 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from _compare.study_folder import INDIFFERENT, labels, trained_with
+from _compare.study_folder import IRRELEVANT_ARGUMENTS, label_models, training_arguments
 from ultralytics.nn.AddModules.checkpoints import load
 from ultralytics.nn.AddModules.errors import Refused
 
-SEPARATE = {"seed", "project", "name", "save_dir", "exist_ok", "resume"} | INDIFFERENT  # nothing of what was trained
+SEPARATE_ARGUMENTS = {
+    "seed",
+    "project",
+    "name",
+    "save_dir",
+    "exist_ok",
+    "resume",
+} | IRRELEVANT_ARGUMENTS  # nothing of what was trained
 
 
-def take(folders: list[Path], data: str | None) -> tuple[dict[str, dict[str, Any]], str | None]:
+def group_runs(folders: list[Path], data: str | None) -> tuple[dict[str, dict[str, Any]], str | None]:
     """Group runs: those of one model that differ in nothing but the seed are one model's.
 
     Args:
@@ -28,10 +35,10 @@ def take(folders: list[Path], data: str | None) -> tuple[dict[str, dict[str, Any
     groups: dict[str, dict[str, Any]] = {}
     sets = {}
     for folder in folders:
-        arguments, architecture = read(folder)
+        arguments, architecture = read_run(folder)
         sets[folder] = arguments.get("data")
         model = Path(arguments["model"])  # by whatever path it was named; a checkpoint of an architecture is another
-        told = sorted((k, v) for k, v in arguments.items() if k not in {*SEPARATE, "model"})
+        told = sorted((k, v) for k, v in arguments.items() if k not in {*SEPARATE_ARGUMENTS, "model"})
         key = repr([model.stem, model.suffix, architecture, told])
         group = groups.setdefault(key, {"file": arguments["model"], "runs": {}, "folder": folder})
         seed = arguments.get("seed", 0)
@@ -45,13 +52,13 @@ def take(folders: list[Path], data: str | None) -> tuple[dict[str, dict[str, Any
         each = ", ".join(f"{folder} on {name}" for folder, name in sets.items())
         raise Refused(f"--from: the runs were trained on several data sets ({each}); --data says which validates them")
     files = [group["file"] for group in groups.values()]
-    stems = labels(files) if len({Path(file).stem for file in files}) == len(files) else None
-    names = stems or labels([str(group["folder"]) for group in groups.values()])
+    stems = label_models(files) if len({Path(file).stem for file in files}) == len(files) else None
+    names = stems or label_models([str(group["folder"]) for group in groups.values()])
     found = {name: {"file": g["file"], "runs": g["runs"]} for name, g in zip(names, groups.values())}
     return found, data or next(iter(sets.values()), None)
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict]:
+def read_run(folder: Path) -> tuple[dict[str, Any], dict]:
     """Read a run's arguments and its model's rows, from its checkpoint: args.yaml has others once a run was resumed.
 
     Raises:
@@ -63,4 +70,4 @@ def read(folder: Path) -> tuple[dict[str, Any], dict]:
             f"--from {folder}: weights/best.pt is missing there; a folder that `yolo train` has made holds it"
         )
     rows = getattr(load(file)["model"], "yaml", None) or {}
-    return trained_with(file), {key: rows.get(key) for key in ("backbone", "head", "nc", "scale", "scales")}
+    return training_arguments(file), {key: rows.get(key) for key in ("backbone", "head", "nc", "scale", "scales")}

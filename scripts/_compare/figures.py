@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from _compare.statistics import pareto
+from _compare.statistics import pareto_front
 from _compare.study_folder import Study
-from _compare.training_run import epochs
+from _compare.training_run import read_epochs
 from _shared.pyplot import pyplot
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31"]  # Okabe and Ito's
@@ -22,7 +22,7 @@ COSTS = {"ms": "latency, ms", "parameters": "parameters, million"}
 MANY = 30  # classes that bars can be drawn of
 
 
-def style(index: int) -> dict[str, Any]:
+def model_style(index: int) -> dict[str, Any]:
     """Give a model's colour, marker and line: no two models share all three."""
     n = len(COLOURS)
     return {
@@ -32,12 +32,12 @@ def style(index: int) -> dict[str, Any]:
     }
 
 
-def named(text: str) -> str:
+def escape_name(text: str) -> str:
     """Give a name as matplotlib shows it: no formula in dollars, and no legend leaves it out for its first letter."""
     return ("\u200b" if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
-def trade_off(rows: list[dict], key: str) -> str | None:
+def plot_trade_off(rows: list[dict], key: str) -> str | None:
     """Draw mAP50-95 with its deviation over seeds against a cost; a line joins the models of the Pareto front."""
     scale = 1e-6 if key == "parameters" else 1
     known = [row for row in rows if row.get("cost", {}).get(key) is not None]
@@ -46,50 +46,60 @@ def trade_off(rows: list[dict], key: str) -> str | None:
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     points = [(row["cost"][key] * scale, 100 * row["mAP50-95"]["mean"]) for row in known]
-    front = [points[i] for i in pareto(points)]
+    front = [points[i] for i in pareto_front(points)]
     if len(front) > 1:
         axis.step(*zip(*front), where="post", color="0.6", lw=1.2, zorder=1, label="Pareto front")
     for i, row in enumerate(rows):
         if row not in known:
             continue
         x, y = points[known.index(row)]
-        look = style(i)
+        look = model_style(i)
         deviation = row["mAP50-95"]["deviation"]
         error = 100 * deviation if deviation else None
         axis.errorbar(
-            x, y, error, color=look["color"], marker=look["marker"], ms=8, capsize=3, ls="", label=named(row["model"])
+            x,
+            y,
+            error,
+            color=look["color"],
+            marker=look["marker"],
+            ms=8,
+            capsize=3,
+            ls="",
+            label=escape_name(row["model"]),
         )
     axis.set(xlabel=COSTS[key], ylabel="mAP50-95, %")
     axis.grid(True, alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    return svg(figure)
+    return save_svg(figure)
 
 
-def curves(study: Study, labels: Sequence[str], key: str) -> str | None:
+def plot_curves(study: Study, labels: Sequence[str], key: str) -> str | None:
     """Draw a figure of each epoch: the mean over seeds, and a band from the lowest to the highest."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     drawn = False
     for i, label in enumerate(labels):
-        runs = [epochs(run.trained) for run in study.runs if run.label == label]
+        runs = [read_epochs(run.trained) for run in study.runs if run.label == label]
         values = [[epoch[key] for epoch in run] for run in runs if run and key in run[0]]
         if not values:
             continue
-        drawn, length, look = True, max(map(len, values)), style(i)
+        drawn, length, look = True, max(map(len, values)), model_style(i)
         grid = np.full((len(values), length), np.nan)
         for line, found in zip(grid, values):
             line[: len(found)] = found
         x = np.arange(1, length + 1)
         dot = look["marker"] if length == 1 else None
-        axis.plot(x, np.nanmean(grid, 0), color=look["color"], ls=look["ls"], lw=1.8, marker=dot, label=named(label))
+        axis.plot(
+            x, np.nanmean(grid, 0), color=look["color"], ls=look["ls"], lw=1.8, marker=dot, label=escape_name(label)
+        )
         axis.fill_between(x, np.nanmin(grid, 0), np.nanmax(grid, 0), color=look["color"], alpha=0.15, lw=0)
     axis.set(xlabel="epoch", ylabel=CURVES[key])
     axis.grid(True, alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    return svg(figure) if drawn else closed(figure)
+    return save_svg(figure) if drawn else close_figure(figure)
 
 
-def classes(rows: list[dict]) -> str | None:
+def plot_classes(rows: list[dict]) -> str | None:
     """Draw the AP of each class, a bar a model; None of more classes than can be read."""
     names = list(dict.fromkeys(name for row in rows for name in row.get("classes", {})))
     known = [(i, row) for i, row in enumerate(rows) if row.get("classes")]
@@ -103,15 +113,15 @@ def classes(rows: list[dict]) -> str | None:
         y = np.arange(len(names)) + (place - (len(known) - 1) / 2) * bar
         widths = [100 * row["classes"].get(name, 0) for name in names]
         hatch = ["", "//", "..", "xx"][i // len(COLOURS) % 4]
-        axis.barh(y, widths, bar * 0.92, color=style(i)["color"], hatch=hatch, label=named(row["model"]))
-    axis.set(xlabel="AP50-95, %", yticks=range(len(names)), yticklabels=[*map(named, names)])
+        axis.barh(y, widths, bar * 0.92, color=model_style(i)["color"], hatch=hatch, label=escape_name(row["model"]))
+    axis.set(xlabel="AP50-95, %", yticks=range(len(names)), yticklabels=[*map(escape_name, names)])
     axis.invert_yaxis()
     axis.grid(True, axis="x", alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    return svg(figure)
+    return save_svg(figure)
 
 
-def svg(figure: Any) -> str:
+def save_svg(figure: Any) -> str:
     """Give a figure as SVG, its text as text: the reader's fonts know more letters than the one here."""
     plt = pyplot()
     text = io.StringIO()
@@ -123,6 +133,6 @@ def svg(figure: Any) -> str:
     return text.getvalue()
 
 
-def closed(figure: Any) -> None:
+def close_figure(figure: Any) -> None:
     """Drop a figure on which nothing was drawn."""
     pyplot().close(figure)

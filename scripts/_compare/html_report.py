@@ -11,8 +11,8 @@ import jinja2
 import numpy as np
 
 from _compare import architecture, figures, pictures, tables
-from _compare.study_folder import FOUND, Run, Study, versions
-from _compare.training_run import epochs
+from _compare.study_folder import FOUND, Run, Study, collect_versions
+from _compare.training_run import read_epochs
 from _compare.validation import Validation
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.AddModules.checkpoints import write
@@ -22,12 +22,12 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 IMAGES, HEATED = 6, 2  # validation images that are shown, and of which there are heat maps
 
 
-def report(study: Study, rows: list[dict], command: str) -> None:
+def write_report(study: Study, rows: list[dict], command: str) -> None:
     """Write report.html.
 
     Args:
         study: The study.
-        rows: Its results, as `summarise` gives them.
+        rows: Its results, as `summarise_study` returns them.
         command: The command line that made it.
     """
     ready = {row["model"]: study.done(row["model"])[0] for row in rows if row["seeds"]}
@@ -36,7 +36,7 @@ def report(study: Study, rows: list[dict], command: str) -> None:
         "costs": [
             plot(svg, f"mAP50-95 against {name}", points(known, key))
             for key, name in figures.COSTS.items()
-            if (svg := figures.trade_off(known, key))
+            if (svg := figures.plot_trade_off(known, key))
         ],
         "curves": training(study, [row["model"] for row in known]),
         "class_figures": class_plots(known),
@@ -50,14 +50,14 @@ def report(study: Study, rows: list[dict], command: str) -> None:
         titles=[column.title for column in tables.COLUMNS],
         table=[[(sort_value(column, row), column.show(row)) for column in tables.COLUMNS] for row in rows],
         rows=known,
-        notes=tables.notes(study, rows),
+        notes=tables.write_notes(study, rows),
         failed=[run for run in study.before["runs"] if run["state"] == "failed"],
         class_names=list(dict.fromkeys(name for row in known for name in row["classes"])),
         confidence=pictures.CONFIDENCE,
         first=rows[0]["model"],
         architectures=architectures(ready),
         command=command,
-        versions=versions(),
+        versions=collect_versions(),
         runs=study.before["runs"],
         **parts,
     )
@@ -87,7 +87,7 @@ def findings(rows: list[dict]) -> list[str]:
         if not found:
             said.append(f"{row['model']}: nothing to compare yet.")
             continue
-        value, low, high = (tables.signed(found[key]) for key in ("value", "low", "high"))
+        value, low, high = (tables.format_signed(found[key]) for key in ("value", "low", "high"))
         times = row.get("cost", {}).get("over_first")
         price = f" at {times:.2f} times its latency" if times else ""
         if not found["seeds"]:
@@ -137,7 +137,7 @@ def training(study: Study, labels: list[str]) -> list[dict[str, str]]:
     """Draw the training curves that there are."""
     found = []
     for key, name in figures.CURVES.items():
-        svg = figures.curves(study, labels, key)
+        svg = figures.plot_curves(study, labels, key)
         if svg:
             found.append(plot(svg, name, ends(study, labels, key)))
     return found
@@ -147,7 +147,7 @@ def ends(study: Study, labels: list[str], key: str) -> str:
     """Say where training curves begin and end, the mean over seeds."""
     said = []
     for label in labels:
-        curves = [curve for run in study.done(label) if (curve := epochs(run.trained)) and key in curve[0]]
+        curves = [curve for run in study.done(label) if (curve := read_epochs(run.trained)) and key in curve[0]]
         if curves:
             first, last = (np.mean([curve[i][key] for curve in curves]) for i in (0, -1))
             said.append(f"{label}: from {first:.3g} to {last:.3g} in {len(curves[0])} epochs")
@@ -156,7 +156,7 @@ def ends(study: Study, labels: list[str], key: str) -> str:
 
 def class_plots(rows: list[dict]) -> list[dict[str, str]]:
     """Draw the AP of each class; of very many classes there is the table only."""
-    svg = figures.classes(rows)
+    svg = figures.plot_classes(rows)
     return [plot(svg, "AP50-95 of each class", "The table below has the figures.")] if svg else []
 
 
@@ -165,10 +165,10 @@ def shown(study: Study, ready: dict[str, Run]) -> dict[str, list[dict[str, Any]]
     found = Validation.load(next(iter(ready.values())).folder / FOUND)
     root = Path(check_det_dataset(study.settings["data"])["path"])
     images, heat = [], []
-    for index in pictures.chosen(found, IMAGES):
+    for index in pictures.choose_images(found, IMAGES):
         name = str(found.images[index])
         try:
-            image = pictures.read(found, index, root)
+            image = pictures.read_image(found, index, root)
         except OSError as e:
             LOGGER.warning(f"{e}; the report is without it")
             continue
@@ -187,12 +187,12 @@ def side_by_side(found: Validation, index: int, image: np.ndarray, ready: dict[s
     """Draw what is in an image, and what each model finds."""
     name, objects = found.images[index], int((found.target_image == index).sum())
     yield picture(
-        pictures.truth(found, index, image),
+        pictures.draw_truth(found, index, image),
         f"truth: {counted(objects, 'object')}",
         f"{name} with {counted(objects, 'object')} drawn in",
     )
     for label, run in ready.items():
-        jpeg, said = pictures.detections(run, index, image)
+        jpeg, said = pictures.draw_detections(run, index, image)
         yield picture(jpeg, f"{label}: {said}", f"{name}, {label}: {said}")
 
 
@@ -200,18 +200,18 @@ def heat_maps(image: np.ndarray, name: str, ready: dict[str, Run]) -> Iterator[d
     """Draw where each model that is an RT-DETR has its evidence."""
     for label, run in ready.items():
         try:
-            yield picture(pictures.heat(run, image), label, f"{name}, heat map of {label}")
+            yield picture(pictures.draw_heat_map(run, image), label, f"{name}, heat map of {label}")
         except ValueError as e:
             LOGGER.warning(f"No heat map of {label}: {e}")
 
 
 def architectures(ready: dict[str, Run]) -> list[dict[str, Any]]:
     """List each model's rows, with what differs from the first's."""
-    found = {label: architecture.rows(run.best) for label, run in ready.items()}
+    found = {label: architecture.list_rows(run.best) for label, run in ready.items()}
     first = next(iter(found.values()))
     listed = []
     for label, rows in found.items():
-        marked = architecture.marked(first, rows)
+        marked = architecture.mark_differences(first, rows)
         marks = [row["mark"] for row in marked]
         changes = max(marks.count("+"), marks.count("−"))
         parameters = sum(row["parameters"] for row in rows)

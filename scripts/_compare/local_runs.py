@@ -8,48 +8,48 @@ import time
 from typing import Any
 
 from _compare.study_folder import Run, Study
-from _compare.training_run import epochs, perform
+from _compare.training_run import perform_run, read_epochs
 
 
-def say(text: str) -> None:
+def print_progress(text: str) -> None:
     """Print a line of the study's own, apart from what upstream prints of a run."""
     print(f"\nstudy: {text}", file=sys.stderr, flush=True)
 
 
-def run_all(study: Study) -> None:
+def run_study(study: Study) -> None:
     """Do what is not done, and say after each epoch how far the study is."""
     runs = study.runs
     for number, run in enumerate(runs, 1):
         if run.is_done:
             continue
-        left = Remaining(study)
+        left = RemainingTime(study)
         where = f"run {number} of {len(runs)}, {run.title}"
         goes_on = ", goes on from its checkpoint" if run.last.is_file() and not run.taken else ""
-        say(f"{where}{goes_on}{left.text(run)}")
-        perform(run, study.settings, functools.partial(report, where, run, left))
+        print_progress(f"{where}{goes_on}{left.text(run)}")
+        perform_run(run, study.settings, functools.partial(report_epoch, where, run, left))
         report_failure(where, run)
         study.save()
 
 
-def report(where: str, run: Run, left: Remaining, trainer: Any) -> None:
+def report_epoch(where: str, run: Run, left: RemainingTime, trainer: Any) -> None:
     """Say after an epoch how far the run and the study are."""
-    say(f"{where}: {left.after(run, trainer)}")
+    print_progress(f"{where}: {left.after(run, trainer)}")
 
 
 def report_failure(where: str, run: Run) -> None:
     """Say that a run has failed, if it has."""
     if not run.is_done:
-        say(f"{where} FAILED: {run.outcome['error']}")
+        print_progress(f"{where} FAILED: {run.outcome['error']}")
 
 
-class Remaining:
+class RemainingTime:
     """Estimate what is left: an epoch takes what this model's took, or what all have taken so far."""
 
     def __init__(self, study: Study):
         self.study = study
         self.seconds: dict[str, list[float]] = {}
         for run in study.runs:
-            curve = epochs(run.trained) if not run.taken else []
+            curve = read_epochs(run.trained) if not run.taken else []
             if curve:
                 self.seconds.setdefault(run.label, []).append(curve[-1]["time"] / len(curve))
 
@@ -60,7 +60,7 @@ class Remaining:
 
     def text(self, current: Run, left: int | None = None, total: int | None = None) -> str:
         """Say how long the study takes yet, if anything is known of it."""
-        total = total or max((len(epochs(run.trained)) for run in self.study.runs if run.is_done), default=0)
+        total = total or max((len(read_epochs(run.trained)) for run in self.study.runs if run.is_done), default=0)
         seconds = 0.0
         for run in self.study.runs:
             if run.is_done or run.taken:
@@ -68,9 +68,9 @@ class Remaining:
             epoch = self.epoch(run.label)
             if not epoch or not total:
                 return ""
-            ahead = left if run == current and left is not None else total - len(epochs(run.trained))
+            ahead = left if run == current and left is not None else total - len(read_epochs(run.trained))
             seconds += epoch * max(ahead, 0)
-        return f"; {duration(seconds)} left"
+        return f"; {format_duration(seconds)} left"
 
     def after(self, run: Run, trainer: Any) -> str:
         """Say how far a run is, after an epoch of it."""
@@ -79,7 +79,7 @@ class Remaining:
         return f"epoch {done} of {trainer.epochs}{self.text(run, trainer.epochs - done, trainer.epochs)}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Write a time in the units that matter."""
     minutes = round(seconds / 60)
     if minutes < 1:

@@ -17,13 +17,13 @@ SIDE = 420  # pixels of a picture's longer side
 CONFIDENCE = 0.25  # from which on `yolo predict` shows a detection
 
 
-def chosen(found: Validation, count: int) -> list[int]:
+def choose_images(found: Validation, count: int) -> list[int]:
     """Choose images evenly from those with objects in them."""
     full = np.unique(found.target_image)
     return [int(i) for i in full[np.linspace(0, len(full) - 1, min(count, len(full))).round().astype(int)]]
 
 
-def read(found: Validation, index: int, root: Path) -> np.ndarray:
+def read_image(found: Validation, index: int, root: Path) -> np.ndarray:
     """Read an image, H x W x 3 in BGR.
 
     Raises:
@@ -36,22 +36,22 @@ def read(found: Validation, index: int, root: Path) -> np.ndarray:
     return image
 
 
-def truth(found: Validation, index: int, image: np.ndarray) -> bytes:
+def draw_truth(found: Validation, index: int, image: np.ndarray) -> bytes:
     """Draw the objects that are there, as JPEG."""
     mine = found.target_image == index
-    return drawn(image, found, found.target_box[mine], np.ones(mine.sum()), found.target_cls[mine], conf=False)
+    return draw_boxes(image, found, found.target_box[mine], np.ones(mine.sum()), found.target_cls[mine], conf=False)
 
 
-def detections(run: Run, index: int, image: np.ndarray) -> tuple[bytes, str]:
+def draw_detections(run: Run, index: int, image: np.ndarray) -> tuple[bytes, str]:
     """Draw what a run's model found, as JPEG; say how many detections and how many of them are right at IoU 0.5."""
     found = Validation.load(run.folder / FOUND)
     mine = (found.image == index) & (found.conf >= CONFIDENCE)
     right, objects = int(found.tp[mine, 0].sum()), int((found.target_image == index).sum())
     said = f"{right} of {objects} objects found, {int(mine.sum()) - right} boxes wrong or double"
-    return drawn(image, found, found.box[mine], found.conf[mine], found.cls[mine]), said
+    return draw_boxes(image, found, found.box[mine], found.conf[mine], found.cls[mine]), said
 
 
-def heat(run: Run, image: np.ndarray) -> bytes:
+def draw_heat_map(run: Run, image: np.ndarray) -> bytes:
     """Lay LayerCAM of the decoder's inputs, all levels together, over an image, as JPEG.
 
     Raises:
@@ -59,26 +59,28 @@ def heat(run: Run, image: np.ndarray) -> bytes:
     """
     found = layer_cam(run.best, image, imgsz=run.outcome["imgsz"], conf=CONFIDENCE).together
     colours = cv2.applyColorMap((255 * found).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
-    return jpeg(cv2.resize(cv2.addWeighted(colours, 0.6, image, 0.4, 0), None, fx=(scale := scale_of(image)), fy=scale))
+    return encode_jpeg(
+        cv2.resize(cv2.addWeighted(colours, 0.6, image, 0.4, 0), None, fx=(scale := image_scale(image)), fy=scale)
+    )
 
 
-def scale_of(image: np.ndarray) -> float:
+def image_scale(image: np.ndarray) -> float:
     """Give the factor that brings an image to `SIDE`."""
     return SIDE / max(image.shape[:2])
 
 
-def drawn(
+def draw_boxes(
     image: np.ndarray, found: Validation, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, conf: bool = True
 ) -> bytes:
     """Draw boxes on an image, which is brought to `SIDE` first so that labels can be read."""
-    scale = scale_of(image)
+    scale = image_scale(image)
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     rows = np.concatenate([boxes * scale, scores[:, None], classes[:, None]], 1)
     names = dict(enumerate(map(str, found.names)))
     result = Results(image, path="", names=names, boxes=torch.as_tensor(rows, dtype=torch.float32))
-    return jpeg(result.plot(line_width=2, font_size=9, conf=conf))
+    return encode_jpeg(result.plot(line_width=2, font_size=9, conf=conf))
 
 
-def jpeg(image: np.ndarray) -> bytes:
+def encode_jpeg(image: np.ndarray) -> bytes:
     """Encode H x W x 3 in BGR."""
     return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 82])[1].tobytes()

@@ -22,10 +22,10 @@ from typing import Any
 from filelock import FileLock
 
 import ultralytics
-from _compare.cost import costs
-from _compare.local_runs import duration, report_failure, say
+from _compare.cost import measure_costs
+from _compare.local_runs import format_duration, print_progress, report_failure
 from _compare.study_folder import Run, Study
-from _compare.training_run import perform, summary
+from _compare.training_run import perform_run, summarise_error
 from ultralytics.nn.AddModules.errors import Refused
 
 SCRIPTS = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ TOKEN = ".token"  # tells a task whether the folder it sees is the driver's
 POLL = 5.0  # seconds between two looks at what the runs say
 
 
-def connect(address: str) -> Any:
+def connect_cluster(address: str) -> Any:
     """Join the cluster.
 
     Raises:
@@ -53,7 +53,7 @@ def connect(address: str) -> Any:
             socket.create_connection((host, int(port)), 5).close()
         variables = {name: os.environ[name] for name in ("YOLO_OFFLINE", "YOLO_CONFIG_DIR") if name in os.environ}
         code = {"working_dir": str(SCRIPTS), "excludes": ["*.pyc"], "env_vars": variables}
-        say(f"joining the cluster at {address}")
+        print_progress(f"joining the cluster at {address}")
         ray.init(address=address, runtime_env=code, log_to_driver=False, configure_logging=False)
     except (OSError, ValueError, RuntimeError) as e:
         raise Refused(
@@ -64,7 +64,7 @@ def connect(address: str) -> Any:
     return ray
 
 
-def run_all(study: Study, address: str, resources: dict[str, float], retries: int) -> None:
+def run_on_cluster(study: Study, address: str, resources: dict[str, float], retries: int) -> None:
     """Do what is not done, as many runs at a time as the cluster has room for.
 
     Args:
@@ -77,52 +77,52 @@ def run_all(study: Study, address: str, resources: dict[str, float], retries: in
         Refused: If there is no cluster, or none of its nodes has what a run takes.
     """
     for run in [run for run in study.runs if run.taken]:  # they are on this machine
-        perform(run, study.settings)
+        perform_run(run, study.settings)
     open_runs = [run for run in study.runs if not run.is_done and not run.taken]
     if not open_runs:
         return
-    ray = connect(address)
+    ray = connect_cluster(address)
     try:
         if not has_room(ray, resources):
-            raise Refused(f"--on ray: {no_room(ray, resources)}; --cpus and --gpus say what a run takes")
+            raise Refused(f"--on ray: {describe_room(ray, resources)}; --cpus and --gpus say what a run takes")
         token = secrets.token_hex(8)
         (study.folder / TOKEN).write_text(token, encoding="utf-8")
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
-        task = ray.remote(max_retries=retries, **resources)(work)
-        settings = {**study.settings, "arguments": {"device": device(resources), **study.settings["arguments"]}}
+        board = ray.remote(num_cpus=0, scheduling_strategy=here)(ProgressBoard).remote()
+        task = ray.remote(max_retries=retries, **resources)(run_task)
+        settings = {**study.settings, "arguments": {"device": device_names(resources), **study.settings["arguments"]}}
         folder, release = study.folder.resolve(), ultralytics.__version__
         waiting = {}
         for run in open_runs:
             there = replace(run, folder=run.folder.resolve())
-            waiting[task.remote(there, settings, folder, token, contents(run), board, release)] = run
-        say(f"{len(waiting)} of {len(study.runs)} runs are with the cluster at {address}")
-        gather(ray, study, waiting, board, resources)
+            waiting[task.remote(there, settings, folder, token, read_model_file(run), board, release)] = run
+        print_progress(f"{len(waiting)} of {len(study.runs)} runs are with the cluster at {address}")
+        gather_results(ray, study, waiting, board, resources)
     except ray.exceptions.RayError as e:
-        raise Refused(f"--on ray: {summary(e)}; the same command goes on") from e
+        raise Refused(f"--on ray: {summarise_error(e)}; the same command goes on") from e
     finally:
         (study.folder / TOKEN).unlink(missing_ok=True)
         ray.shutdown()
 
 
-def gather(ray: Any, study: Study, waiting: dict, board: Any, resources: dict[str, float]) -> None:
+def gather_results(ray: Any, study: Study, waiting: dict, board: Any, resources: dict[str, float]) -> None:
     """Wait for the runs, and put into the study's folder what comes back of each."""
     total, said = len(waiting), {}
     while waiting:
-        for found in wait(ray, list(waiting), resources):
+        for found in wait_for_tasks(ray, list(waiting), resources):
             run = waiting.pop(found)
             try:
                 outcome, archive = ray.get(found)
             except ray.exceptions.RayError as e:
-                error = summary(getattr(e, "cause", None) or e)  # a task's error begins with where it was
+                error = summarise_error(getattr(e, "cause", None) or e)  # a task's error begins with where it was
                 outcome, archive = {"state": "failed", "error": error, "traceback": str(e)}, None
             if archive is not None and (outcome["state"] == "done" or not run.last.is_file()):
-                unpack(archive, run.folder)  # what has failed there is not put over what is further here
+                unpack_folder(archive, run.folder)  # what has failed there is not put over what is further here
             if not run.is_done:  # else it was over when its node was lost
                 run.conclude(outcome)
-            say(f"{run.title} is over, {total - len(waiting)} of {total}")
+            print_progress(f"{run.title} is over, {total - len(waiting)} of {total}")
             report_failure(run.title, run)
             study.save()
         lines = ray.get(board.lines.remote())
@@ -130,10 +130,11 @@ def gather(ray: Any, study: Study, waiting: dict, board: Any, resources: dict[st
         for run, (epoch, epochs, _) in lines.items():
             if said.get(run) != epoch:
                 said[run] = epoch
-                say(f"{run.title}: epoch {epoch} of {epochs}; {duration(remaining(lines, len(waiting)))} left")
+                left = format_duration(estimate_remaining(lines, len(waiting)))
+                print_progress(f"{run.title}: epoch {epoch} of {epochs}; {left} left")
 
 
-def remaining(lines: dict[Run, tuple[int, int, float]], runs: int) -> float:
+def estimate_remaining(lines: dict[Run, tuple[int, int, float]], runs: int) -> float:
     """Estimate the seconds that runs take yet, as many at a time as are at work.
 
     Args:
@@ -145,11 +146,11 @@ def remaining(lines: dict[Run, tuple[int, int, float]], runs: int) -> float:
     return (sum(left) + (runs - len(lines)) * sum(whole) / len(whole)) / len(lines)
 
 
-def wait(ray: Any, tasks: list, resources: dict[str, float]) -> list:
+def wait_for_tasks(ray: Any, tasks: list, resources: dict[str, float]) -> list:
     """Give those of some tasks that are over, after a while; say where they wait for a node."""
     ready, _ = ray.wait(tasks, timeout=POLL)
     if not ready and not has_room(ray, resources):
-        say(f"{no_room(ray, resources)}: waiting for one that joins")
+        print_progress(f"{describe_room(ray, resources)}: waiting for one that joins")
         ready, _ = ray.wait(tasks, timeout=12 * POLL)
     return ready
 
@@ -161,7 +162,7 @@ def has_room(ray: Any, resources: dict[str, float]) -> bool:
     return any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in nodes)
 
 
-def no_room(ray: Any, resources: dict[str, float]) -> str:
+def describe_room(ray: Any, resources: dict[str, float]) -> str:
     """Say what a run takes and what nodes have."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
@@ -170,12 +171,12 @@ def no_room(ray: Any, resources: dict[str, float]) -> str:
     )
 
 
-def device(resources: dict[str, float]) -> str:
+def device_names(resources: dict[str, float]) -> str:
     """Name the devices of a run as it sees them: Ray shows a task its own GPUs only."""
     return ",".join(map(str, range(math.ceil(resources["num_gpus"])))) or "cpu"
 
 
-class Board:
+class ProgressBoard:
     """Where tasks write how far they are, and the driver reads it."""
 
     def __init__(self):
@@ -188,7 +189,7 @@ class Board:
         return self.said
 
 
-def work(
+def run_task(
     run: Run, settings: dict, folder: Path, token: str, model: bytes | None, board: Any, release: str
 ) -> tuple[dict, bytes | None]:
     """Do a run on a node: in the study's folder where that is there, else in one of its own, which is given back."""
@@ -203,22 +204,22 @@ def work(
     if mark.is_file() and mark.read_text(encoding="utf-8") == token:
         run.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(run.folder / ".lock"):  # a run whose node was lost may be writing yet
-            return perform(run, settings, watch), None
+            return perform_run(run, settings, watch), None
     with tempfile.TemporaryDirectory() as temporary:
         mine = replace(run, folder=Path(temporary) / run.label / run.folder.name)
         if model is not None:
             file = Path(temporary) / Path(run.model).name
             file.write_bytes(model)
             mine = replace(mine, model=str(file))
-        return perform(mine, settings, watch), pack(mine.folder)
+        return perform_run(mine, settings, watch), pack_folder(mine.folder)
 
 
-def contents(run: Run) -> bytes | None:
+def read_model_file(run: Run) -> bytes | None:
     """Give what is in a model file of the user's own, which other nodes may not have."""
     return Path(run.model).read_bytes() if Path(run.model).is_file() else None
 
 
-def pack(folder: Path) -> bytes:
+def pack_folder(folder: Path) -> bytes:
     """Put a folder's files into an archive."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
@@ -226,7 +227,7 @@ def pack(folder: Path) -> bytes:
     return data.getvalue()
 
 
-def unpack(data: bytes, folder: Path) -> None:
+def unpack_folder(data: bytes, folder: Path) -> None:
     """Make an archive's files a folder, in place of one that is there; none is ever half there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
@@ -238,23 +239,23 @@ def unpack(data: bytes, folder: Path) -> None:
         new.rename(folder)
 
 
-def time_models(
+def measure_costs_on_cluster(
     models: dict[str, Path], sizes: dict[str, int], batch: int, address: str, resources: dict[str, float]
 ) -> dict[str, Any]:
     """Measure what models cost, all of them in one task."""
-    ray = connect(address)
+    ray = connect_cluster(address)
     try:
-        task = ray.remote(**resources)(measure)
+        task = ray.remote(**resources)(measure_costs_on_node)
         weights = {label: file.read_bytes() for label, file in models.items()}
-        found = task.remote(weights, sizes, batch, device(resources))
-        while not wait(ray, [found], resources):
+        found = task.remote(weights, sizes, batch, device_names(resources))
+        while not wait_for_tasks(ray, [found], resources):
             pass
         return ray.get(found)
     finally:
         ray.shutdown()
 
 
-def measure(weights: dict[str, bytes], sizes: dict[str, int], batch: int, name: str) -> dict[str, Any]:
+def measure_costs_on_node(weights: dict[str, bytes], sizes: dict[str, int], batch: int, name: str) -> dict[str, Any]:
     """Measure on a node what models cost."""
     import torch
 
@@ -262,4 +263,4 @@ def measure(weights: dict[str, bytes], sizes: dict[str, int], batch: int, name: 
         files = {label: Path(temporary) / f"{i}.pt" for i, label in enumerate(weights)}
         for label, file in files.items():
             file.write_bytes(weights[label])
-        return costs(files, sizes, torch.device("cpu" if name == "cpu" else "cuda:0"), batch)
+        return measure_costs(files, sizes, torch.device("cpu" if name == "cpu" else "cuda:0"), batch)

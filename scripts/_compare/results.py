@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from _compare.local_runs import say
-from _compare.statistics import average_precision, difference, mean_and_deviation, resamples
+from _compare.local_runs import print_progress
+from _compare.statistics import average_precision, compare_means, draw_resamples, mean_and_deviation
 from _compare.study_folder import FOUND, Study
 from _compare.validation import SIZES, Validation
 from ultralytics.nn.AddModules.checkpoints import write
@@ -17,7 +17,7 @@ SAMPLES = 1000  # of the images
 METRICS = ("mAP50-95", "mAP50", *(f"AP {size}" for size in SIZES))
 
 
-def summarise(study: Study, costs: dict[str, dict]) -> list[dict[str, Any]]:
+def summarise_study(study: Study, costs: dict[str, dict]) -> list[dict[str, Any]]:
     """Sum up what is done.
 
     Args:
@@ -37,20 +37,20 @@ def summarise(study: Study, costs: dict[str, dict]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"model": label, "seeds": [run.seed for run in runs]}
         if runs:
             for metric in METRICS:
-                row[metric] = spread_of([outcome["figures"][metric] for outcome in outcomes])
+                row[metric] = mean_over_seeds([outcome["figures"][metric] for outcome in outcomes])
             for key in ("seconds", "MiB", "epochs"):
-                row[key] = spread_of([outcome[key] for outcome in outcomes])
-            row["classes"] = classes_of(outcomes)
+                row[key] = mean_over_seeds([outcome[key] for outcome in outcomes])
+            row["classes"] = mean_of_classes(outcomes)
             row["cost"] = dict(costs.get(label, {}))
             if study.labels[0] not in costs:  # the ratio is to another model, while the first has failed
                 row["cost"].pop("over_first", None)
-            samples[label] = resampled(study, label)
+            samples[label] = resample_scores(study, label)
         rows.append(row)
     add_differences(rows, samples)
     return rows
 
 
-def spread_of(values: list[float | None]) -> dict[str, Any] | None:
+def mean_over_seeds(values: list[float | None]) -> dict[str, Any] | None:
     """Give mean and deviation of what is known."""
     known = [value for value in values if value is not None]
     if not known:
@@ -59,7 +59,7 @@ def spread_of(values: list[float | None]) -> dict[str, Any] | None:
     return {"mean": mean, "deviation": deviation, "values": values}
 
 
-def classes_of(outcomes: list[dict]) -> dict[str, float]:
+def mean_of_classes(outcomes: list[dict]) -> dict[str, float]:
     """Give the mean AP of each class over seeds."""
     per_class: dict[str, list[float]] = {}
     for outcome in outcomes:
@@ -68,7 +68,7 @@ def classes_of(outcomes: list[dict]) -> dict[str, float]:
     return {name: mean_and_deviation(values)[0] for name, values in per_class.items()}
 
 
-def resampled(study: Study, label: str) -> np.ndarray:
+def resample_scores(study: Study, label: str) -> np.ndarray:
     """Compute mAP50-95 of a model's runs on resamples of the images, (seeds, samples); kept beside each run."""
     found = []
     for run in study.done(label):
@@ -76,9 +76,9 @@ def resampled(study: Study, label: str) -> np.ndarray:
         if file.is_file() and file.stat().st_mtime >= (run.folder / FOUND).stat().st_mtime:
             found.append(np.load(file))
             continue
-        say(f"resampling the images of {run.title}")  # minutes of thousands of images
+        print_progress(f"resampling the images of {run.title}")  # minutes of thousands of images
         validation = Validation.load(run.folder / FOUND)
-        found.append(average_precision(validation, resamples(len(validation.images), SAMPLES)))
+        found.append(average_precision(validation, draw_resamples(len(validation.images), SAMPLES)))
         np.save(buffer := io.BytesIO(), found[-1])
         write(file, buffer.getbuffer())
     return np.stack(found)
@@ -90,7 +90,7 @@ def add_differences(rows: list[dict], samples: dict[str, np.ndarray]) -> None:
     for row in rows[1:]:
         if not row["seeds"] or not first["seeds"]:
             continue
-        found = difference(
+        found = compare_means(
             row["mAP50-95"]["values"],
             first["mAP50-95"]["values"],
             samples[row["model"]],

@@ -47,7 +47,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def resamples(images: int, count: int, seed: int = 0) -> np.ndarray:
+def draw_resamples(images: int, count: int, seed: int = 0) -> np.ndarray:
     """Draw images with replacement: how often each is in each sample, (count, images)."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(images, np.full(images, 1 / images), size=count)
@@ -88,7 +88,7 @@ def average_precision(found: Validation, weights: np.ndarray | None = None) -> n
     return np.where(counts > 0, ap.sum(0) / np.maximum(counts, 1), np.nan)
 
 
-def difference(
+def compare_means(
     ours: Sequence[float], theirs: Sequence[float], our_samples: np.ndarray, their_samples: np.ndarray
 ) -> Difference:
     """Compare two models' figures over seeds.
@@ -110,7 +110,7 @@ def difference(
     return Difference(value, value - reach, value + reach, len(parts) == 2)
 
 
-def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Give the points that no other dominates, as (cost, gain): none costs less or as much and gains more."""
     front, best = [], -math.inf
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):

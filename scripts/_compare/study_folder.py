@@ -33,7 +33,7 @@ from ultralytics.utils.downloads import attempt_download_asset
 from ultralytics.utils.torch_utils import get_cpu_info, get_gpu_info
 
 STUDY, MADE, OUTCOME, FOUND = "study.json", "made.json", "run.json", "validation.npz"
-OWN = (
+RESERVED_ARGUMENTS = (
     "model",
     "data",
     "seed",
@@ -46,7 +46,14 @@ OWN = (
     "save_dir",
     "save",
 )  # of the study
-INDIFFERENT = {"device", "workers", "plots", "verbose", "cache", "save_period"}  # arguments that train nothing else
+IRRELEVANT_ARGUMENTS = {
+    "device",
+    "workers",
+    "plots",
+    "verbose",
+    "cache",
+    "save_period",
+}  # arguments that train nothing else
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ class Run:
         )
 
 
-def trained_with(file: Path) -> dict[str, Any]:
+def training_arguments(file: Path) -> dict[str, Any]:
     """Give the arguments with which a checkpoint was trained; `model` is what the run began with, if it was resumed."""
     checkpoint = load(file)
     written = (getattr(checkpoint["model"], "yaml", None) or {}).get("yaml_file")
@@ -129,7 +136,7 @@ def trained_with(file: Path) -> dict[str, Any]:
     return {**arguments, "model": written} if written and arguments.get("resume") else arguments
 
 
-def labels(models: list[str], known: dict[str, str] | None = None) -> list[str]:
+def label_models(models: list[str], known: dict[str, str] | None = None) -> list[str]:
     """Name models by their files' stems, with as many folders before them as tell them apart.
 
     Args:
@@ -145,24 +152,24 @@ def labels(models: list[str], known: dict[str, str] | None = None) -> list[str]:
     named = dict(known or {})
     paths = {model: Path(model).with_suffix("").absolute().parts[1:] for model in models if model not in named}
     for model, parts in paths.items():
-        others = {name for other in paths.values() if other != parts for name in tails(other)}
+        others = {name for other in paths.values() if other != parts for name in path_suffixes(other)}
         numbered = (f"{parts[-1]}-{n}" for n in itertools.count(2))  # where no folder tells it from one that is known
-        names = itertools.chain(tails(parts), numbered)
+        names = itertools.chain(path_suffixes(parts), numbered)
         named[model] = next(name for name in names if name not in {*named.values(), *others})
     return [named[model] for model in models]
 
 
-def tails(parts: Sequence[str]) -> list[str]:
+def path_suffixes(parts: Sequence[str]) -> list[str]:
     """Name a path by its last part, its last two, and so on."""
     return ["-".join(parts[-depth:]) for depth in range(1, len(parts) + 1)]
 
 
-def absolute(given: Any) -> Any:
+def absolute_path(given: Any) -> Any:
     """Name a file that is there so that it is found from everywhere; what is found by bare name stays."""
     return str(Path(given).resolve()) if isinstance(given, str) and Path(given).is_file() else given
 
 
-def described(file: str | None) -> dict[str, str] | None:
+def describe_file(file: str | None) -> dict[str, str] | None:
     """Give a file's name and a digest: of what a YAML says, else of its bytes.
 
     Raises:
@@ -185,7 +192,7 @@ def described(file: str | None) -> dict[str, str] | None:
     return {"file": file, "digest": hashlib.sha256(content).hexdigest()}
 
 
-def versions() -> dict[str, str]:
+def collect_versions() -> dict[str, str]:
     """Say with what a study is made."""
     return {
         "ultralytics": ultralytics.__version__,
@@ -210,16 +217,16 @@ class Study:
     """
 
     def __init__(self, folder: Path, settings: dict):
-        self.folder, self.settings, self.before = folder, settings, read(folder / STUDY) or {}
-        arguments = {k: v for k, v in settings["arguments"].items() if k not in {*INDIFFERENT, "cfg"}}
-        common = {"data": described(settings["data"]), "cfg": described(settings["arguments"].get("cfg"))}
+        self.folder, self.settings, self.before = folder, settings, read_json(folder / STUDY) or {}
+        arguments = {k: v for k, v in settings["arguments"].items() if k not in {*IRRELEVANT_ARGUMENTS, "cfg"}}
+        common = {"data": describe_file(settings["data"]), "cfg": describe_file(settings["arguments"].get("cfg"))}
         self.made = {
-            label: {"model": described(settings["models"].get(label)), **common, "arguments": arguments}
+            label: {"model": describe_file(settings["models"].get(label)), **common, "arguments": arguments}
             for label in self.labels
         }
         for label in self.labels:
             if self.begun(label):
-                self.compare(label, read(self.folder / "runs" / label / MADE) or {})
+                self.compare(label, read_json(self.folder / "runs" / label / MADE) or {})
 
     def compare(self, label: str, before: dict[str, Any]) -> None:
         """Refuse what would mix two studies; models and seeds may be more or fewer than before."""
@@ -281,25 +288,25 @@ class Study:
         for label, made in self.made.items():
             file = self.folder / "runs" / label / MADE
             file.parent.mkdir(parents=True, exist_ok=True)
-            if made != read(file):
+            if made != read_json(file):
                 write(file, (json.dumps(made, indent=1) + "\n").encode())
         self.before = {
             **self.before,
             "settings": self.settings,
-            "versions": versions(),
+            "versions": collect_versions(),
             "runs": runs,
             **results,
         }
         write(self.folder / STUDY, (json.dumps(self.before, indent=1) + "\n").encode())
 
 
-def known(folder: Path) -> dict[str, str]:
+def known_labels(folder: Path) -> dict[str, str]:
     """Give the names of the models of which something was made in a study's folder, by their files."""
-    made = {file.parent.name: read(file) for file in folder.glob(f"runs/*/{MADE}")}
+    made = {file.parent.name: read_json(file) for file in folder.glob(f"runs/*/{MADE}")}
     return {found["model"]["file"]: label for label, found in made.items() if found["model"]}
 
 
-def read(file: Path) -> dict | None:
+def read_json(file: Path) -> dict | None:
     """Read a file of a study.
 
     Raises:

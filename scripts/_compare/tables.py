@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from _compare.cost import SCOPE
-from _compare.existing_runs import SEPARATE
+from _compare.existing_runs import SEPARATE_ARGUMENTS
 from _compare.results import METRICS
 from _compare.statistics import LEVEL
-from _compare.study_folder import FOUND, Run, Study, described, known, trained_with
+from _compare.study_folder import FOUND, Run, Study, describe_file, known_labels, training_arguments
 from _compare.validation import Validation
 from ultralytics.nn.AddModules.errors import Refused
 
@@ -31,7 +31,7 @@ class Column:
     figures: Callable[[Row], dict[str, Any]]
 
 
-def spread(row: Row, key: str, scale: float, digits: int) -> str:
+def format_mean(row: Row, key: str, scale: float, digits: int) -> str:
     """Show a mean with its deviation over seeds."""
     found = row.get(key)
     if not found:
@@ -40,17 +40,17 @@ def spread(row: Row, key: str, scale: float, digits: int) -> str:
     return mean if found["deviation"] is None else f"{mean} ± {found['deviation'] * scale:.{digits}f}"
 
 
-def metric(key: str, title: str | None = None, scale: float = 100, digits: int = 1) -> Column:
+def metric_column(key: str, title: str | None = None, scale: float = 100, digits: int = 1) -> Column:
     """Make a column of a figure over seeds."""
 
     def figures(row: Row) -> dict[str, Any]:
         found = row.get(key) or {}
         return {f"{key} mean": found.get("mean"), f"{key} deviation": found.get("deviation")}
 
-    return Column(title or key, lambda row: spread(row, key, scale, digits), figures)
+    return Column(title or key, lambda row: format_mean(row, key, scale, digits), figures)
 
 
-def cost(key: str, title: str, scale: float = 1) -> Column:
+def cost_column(key: str, title: str, scale: float = 1) -> Column:
     """Make a column of a figure that does not depend on the seed."""
 
     def show(row: Row) -> str:
@@ -60,7 +60,7 @@ def cost(key: str, title: str, scale: float = 1) -> Column:
     return Column(title, show, lambda row: {key: row.get("cost", {}).get(key)})
 
 
-def signed(share: float) -> str:
+def format_signed(share: float) -> str:
     """Show a difference in %, with its sign, which is no minus where it rounds to nothing."""
     return f"{round(100 * share, 1) or 0:+.1f}".replace("-", MINUS)
 
@@ -70,7 +70,7 @@ def show_difference(row: Row) -> str:
     found = row.get("difference")
     if not found:
         return NOTHING
-    value, low, high = (signed(found[key]) for key in ("value", "low", "high"))
+    value, low, high = (format_signed(found[key]) for key in ("value", "low", "high"))
     mark = "" if found["shown"] else " n.s." if found["seeds"] else " †"
     return f"{value} [{low}, {high}]{mark}"
 
@@ -87,14 +87,14 @@ def training_memory(row: Row) -> float | None:
     return max(known) if known else row.get("cost", {}).get("MiB training")
 
 
-def rounded(value: float | None) -> str:
+def format_mib(value: float | None) -> str:
     """Show MiB."""
     return NOTHING if value is None else f"{value:.0f}"
 
 
 def show_training(row: Row) -> str:
     """Show the memory of training."""
-    return rounded(training_memory(row))
+    return format_mib(training_memory(row))
 
 
 COLUMNS = [
@@ -104,16 +104,16 @@ COLUMNS = [
         lambda row: str(len(row["seeds"])),
         lambda row: {"seeds": " ".join(map(str, row["seeds"]))},
     ),
-    metric("mAP50-95"),
+    metric_column("mAP50-95"),
     Column(
         "difference [95 %]",
         show_difference,
         lambda row: {f"difference {key}": row.get("difference", {}).get(key) for key in ("value", "low", "high")},
     ),
-    *(metric(key) for key in METRICS[1:]),
-    cost("parameters", "parameters, M", 1e-6),
-    cost("GFLOPs published", "GFLOPs, published style"),
-    cost("GFLOPs honest", "GFLOPs, honest"),
+    *(metric_column(key) for key in METRICS[1:]),
+    cost_column("parameters", "parameters, M", 1e-6),
+    cost_column("GFLOPs published", "GFLOPs, published style"),
+    cost_column("GFLOPs honest", "GFLOPs, honest"),
     Column(
         "latency, ms",
         show_latency,
@@ -125,15 +125,15 @@ COLUMNS = [
     ),
     Column(
         "memory, inference, MiB",
-        lambda row: rounded(row.get("cost", {}).get("MiB")),
+        lambda row: format_mib(row.get("cost", {}).get("MiB")),
         lambda row: {"MiB inference": row.get("cost", {}).get("MiB")},
     ),
     Column("memory, training, MiB", show_training, lambda row: {"MiB training": training_memory(row)}),
-    metric("seconds", "training, min", 1 / 60, 1),
+    metric_column("seconds", "training, min", 1 / 60, 1),
 ]
 
 
-def markdown(rows: list[Row], notes: list[str]) -> str:
+def format_markdown(rows: list[Row], notes: list[str]) -> str:
     """Lay the table out as Markdown, with its notes."""
     cells = [[column.title for column in COLUMNS], ["---"] + ["---:"] * (len(COLUMNS) - 1)]
     cells += [[column.show(row).replace("|", "\\|") for column in COLUMNS] for row in rows]
@@ -142,7 +142,7 @@ def markdown(rows: list[Row], notes: list[str]) -> str:
     return "\n".join([*lines, "", *(f"{note}  " for note in notes), ""])
 
 
-def comma_separated(rows: list[Row], _: list[str]) -> str:
+def format_csv(rows: list[Row], _: list[str]) -> str:
     """Write all figures in full, a column each."""
     found = [{key: value for column in COLUMNS for key, value in column.figures(row).items()} for row in rows]
     text = io.StringIO()
@@ -152,10 +152,10 @@ def comma_separated(rows: list[Row], _: list[str]) -> str:
     return text.getvalue()
 
 
-def latex(rows: list[Row], notes: list[str]) -> str:
+def format_latex(rows: list[Row], notes: list[str]) -> str:
     """Lay the table out for LaTeX with booktabs."""
-    head = " & ".join(escaped(column.title) for column in COLUMNS)
-    body = [" & ".join(escaped(column.show(row)) for column in COLUMNS) + r" \\" for row in rows]
+    head = " & ".join(escape_latex(column.title) for column in COLUMNS)
+    body = [" & ".join(escape_latex(column.show(row)) for column in COLUMNS) + r" \\" for row in rows]
     return "\n".join(
         [
             r"% \usepackage{booktabs}; it is wide: leave columns out, or put it into \resizebox{\textwidth}{!}{...}",
@@ -184,12 +184,12 @@ SPECIAL = {
 }
 
 
-def escaped(text: str) -> str:
+def escape_latex(text: str) -> str:
     """Write text for LaTeX."""
     return re.sub("|".join(map(re.escape, SPECIAL)), lambda found: SPECIAL[found[0]], text)
 
 
-def notes(study: Study, rows: list[Row]) -> list[str]:
+def write_notes(study: Study, rows: list[Row]) -> list[str]:
     """Say what the figures are, and what is missing."""
     done = [run for run in study.runs if run.is_done]
     failed = [run for run in study.runs if run.outcome and not run.is_done]
@@ -208,11 +208,13 @@ def notes(study: Study, rows: list[Row]) -> list[str]:
         "training, all that torch allocated on a GPU, on a CPU what a step takes beyond the model. "
         f"Machine: {study.before.get('costs', {}).get('machine', 'not measured')}.",
     ]
-    on = {trained_with(run.best).get("data") for run in done}
-    on = sorted(str(file) for file in on if digest(file) != digest(study.settings["data"]))
+    on = {training_arguments(run.best).get("data") for run in done}
+    on = sorted(str(file) for file in on if file_digest(file) != file_digest(study.settings["data"]))
     if on:
         found.append(f"Trained on {', '.join(on)}.")
-    elsewhere = [label for label in known(study.folder).values() if label not in study.labels and study.begun(label)]
+    elsewhere = [
+        label for label in known_labels(study.folder).values() if label not in study.labels and study.begun(label)
+    ]
     if elsewhere:
         found.append(f"In the study's folder, and not named in its last command: {', '.join(sorted(elsewhere))}.")
     compared = sum("difference" in row for row in rows)
@@ -242,34 +244,34 @@ def notes(study: Study, rows: list[Row]) -> list[str]:
         *(line for found in costs.get("models", {}).values() for line in found["failures"]),
     ]
     found += [f"Not measured: {line}." for line in failures if line]
-    found += unequal(study)
+    found += describe_unequal_arguments(study)
     return found
 
 
-def digest(file: str | None) -> str | None:
+def file_digest(file: str | None) -> str | None:
     """Tell a data set's file by what it says, wherever it is; one that is not here by its name."""
     try:
-        return (described(file) or {}).get("digest")
+        return (describe_file(file) or {}).get("digest")
     except Refused:
         return file
 
 
-def unequal(study: Study) -> list[str]:
+def describe_unequal_arguments(study: Study) -> list[str]:
     """Say in which arguments of the training the runs differ, which is then a part of what is compared."""
-    arguments = {run: trained_with(run.best) for run in study.runs if run.is_done}
+    arguments = {run: training_arguments(run.best) for run in study.runs if run.is_done}
     said = []
-    for key in sorted({key for found in arguments.values() for key in found} - {*SEPARATE, "model"}):
+    for key in sorted({key for found in arguments.values() for key in found} - {*SEPARATE_ARGUMENTS, "model"}):
         values: dict[str, list[Run]] = {}
         for run, found in arguments.items():
             values.setdefault(repr(found.get(key)), []).append(run)
         if len(values) > 1:
             said.append(
-                f"Trained differently: {key} = {', '.join(f'{v} ({of(r, study)})' for v, r in values.items())}."
+                f"Trained differently: {key} = {', '.join(f'{v} ({name_runs(r, study)})' for v, r in values.items())}."
             )
     return said
 
 
-def of(runs: list[Run], study: Study) -> str:
+def name_runs(runs: list[Run], study: Study) -> str:
     """Name runs: a model alone where all its runs are among them."""
     labels = dict.fromkeys(run.label for run in runs)
     whole = {label for label in labels if all(run in runs for run in study.done(label))}

@@ -12,19 +12,30 @@ from pathlib import Path
 
 import torch
 
-from _compare.study_folder import FOUND, INDIFFERENT, Run, trained_with, versions
-from _compare.validation import validate
+from _compare.study_folder import FOUND, IRRELEVANT_ARGUMENTS, Run, collect_versions, training_arguments
+from _compare.validation import validate_checkpoint
 from ultralytics import YOLO
 from ultralytics.nn.AddModules.checkpoints import load
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
 # Of the training's arguments, those that say how a model is validated
-KEPT = ("imgsz", "batch", "workers", "single_cls", "classes", "max_det", "iou", "conf", "agnostic_nms", "split")
+VALIDATION_ARGUMENTS = (
+    "imgsz",
+    "batch",
+    "workers",
+    "single_cls",
+    "classes",
+    "max_det",
+    "iou",
+    "conf",
+    "agnostic_nms",
+    "split",
+)
 STRIDE = 32  # of which upstream's validator makes the image's side a multiple
 
 
-def perform(run: Run, settings: dict, watch: Callable | None = None) -> dict:
+def perform_run(run: Run, settings: dict, watch: Callable | None = None) -> dict:
     """Train a run to its end, validate it and write its outcome.
 
     What is done is not done again; what was interrupted goes on from its checkpoint. What fails is the outcome, too.
@@ -43,25 +54,25 @@ def perform(run: Run, settings: dict, watch: Callable | None = None) -> dict:
     try:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        trained_here = train(run, settings, watch)
+        trained_here = train_run(run, settings, watch)
         # Of a process on a CPU, nobody can tell what earlier runs have left: there it is measured apart
         peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() and trained_here else None
-        outcome = {"state": "done", "MiB": peak or None, **conclude(run, settings)}
+        outcome = {"state": "done", "MiB": peak or None, **validate_run(run, settings)}
     except Exception as e:
-        outcome = {"state": "failed", "error": summary(e), "traceback": traceback.format_exc()}
-    run.conclude({**outcome, "taken": run.source(), "versions": versions()})
+        outcome = {"state": "failed", "error": summarise_error(e), "traceback": traceback.format_exc()}
+    run.conclude({**outcome, "taken": run.source(), "versions": collect_versions()})
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return run.outcome
 
 
-def summary(error: Exception) -> str:
+def summarise_error(error: Exception) -> str:
     """Tell an error in a line."""
     return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
-def train(run: Run, settings: dict, watch: Callable | None = None) -> bool:
+def train_run(run: Run, settings: dict, watch: Callable | None = None) -> bool:
     """Train, or go on with a training that was interrupted; whether this process has trained.
 
     With several GPUs, upstream trains in processes of its own, which do not call `watch`.
@@ -71,7 +82,7 @@ def train(run: Run, settings: dict, watch: Callable | None = None) -> bool:
     if run.last.is_file():
         if load(run.last).get("optimizer") is None:  # final checkpoints are without it
             return False
-        here = {key: value for key, value in settings["arguments"].items() if key in INDIFFERENT - {"verbose"}}
+        here = {key: value for key, value in settings["arguments"].items() if key in IRRELEVANT_ARGUMENTS - {"verbose"}}
         model, arguments = YOLO(run.last), {"resume": True, **here}
     else:
         model, arguments = YOLO(run.model), run.arguments(settings)
@@ -81,16 +92,16 @@ def train(run: Run, settings: dict, watch: Callable | None = None) -> bool:
     return getattr(model.trainer, "world_size", 1) < 2
 
 
-def conclude(run: Run, settings: dict) -> dict:
+def validate_run(run: Run, settings: dict) -> dict:
     """Validate the best weights, and give what the run came to."""
-    arguments = trained_with(run.best)
-    device = device_of(arguments, settings)
+    arguments = training_arguments(run.best)
+    device = choose_device(arguments, settings)
     # The trainer may have rounded the image's size, and chosen the batch; for runs of others the study may ask for more
     said = {**arguments, **settings["arguments"]} if run.taken else arguments
-    kept = {key: said[key] for key in KEPT if key in said}
-    found, figures = validate(run.best, run.folder / "val", data=settings["data"], device=device, **kept)
+    kept = {key: said[key] for key in VALIDATION_ARGUMENTS if key in said}
+    found, figures = validate_checkpoint(run.best, run.folder / "val", data=settings["data"], device=device, **kept)
     found.save(run.folder / FOUND)
-    curve = epochs(run.trained)
+    curve = read_epochs(run.trained)
     return {
         "figures": figures,
         "epochs": len(curve),
@@ -103,7 +114,7 @@ def conclude(run: Run, settings: dict) -> dict:
     }
 
 
-def device_of(arguments: dict, settings: dict) -> str:
+def choose_device(arguments: dict, settings: dict) -> str:
     """Give the device that the study was told; else that of a run's training, which may have been elsewhere."""
     given = settings["arguments"].get("device")
     if given is not None:
@@ -115,7 +126,7 @@ def device_of(arguments: dict, settings: dict) -> str:
     return arguments.get("device") or ""
 
 
-def epochs(folder: Path) -> list[dict[str, float]]:
+def read_epochs(folder: Path) -> list[dict[str, float]]:
     """Read what upstream's trainer wrote of each epoch."""
     file = folder / "results.csv"
     if not file.is_file():

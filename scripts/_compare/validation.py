@@ -60,7 +60,7 @@ class Validation:
         return exact and np.allclose(self.target_box, other.target_box, rtol=0, atol=BOX)
 
 
-def recording(base: type) -> type:
+def recording_validator(base: type) -> type:
     """Make a validator of a class that keeps what it sees in `recorded`."""
 
     class Recorder(base):
@@ -95,7 +95,7 @@ def recording(base: type) -> type:
     return Recorder
 
 
-def gather(recorded: list[dict], names: dict[int, str], root: Path) -> Validation:
+def gather_records(recorded: list[dict], names: dict[int, str], root: Path) -> Validation:
     """Put what was recorded of the images together, in the order of their files' names."""
     recorded = sorted(recorded, key=lambda found: found["images"])
 
@@ -107,7 +107,7 @@ def gather(recorded: list[dict], names: dict[int, str], root: Path) -> Validatio
         return np.repeat(np.arange(len(recorded)), [len(found[key]) for found in recorded])
 
     return Validation(
-        images=np.array([relative(Path(found["images"]), root) for found in recorded], dtype=str),
+        images=np.array([relative_path(Path(found["images"]), root) for found in recorded], dtype=str),
         shapes=np.array([found["shapes"][:2] for found in recorded], dtype=int).reshape(-1, 2),
         names=np.array([names[i] for i in sorted(names)], dtype=str),
         image=owners("conf"),
@@ -121,7 +121,7 @@ def gather(recorded: list[dict], names: dict[int, str], root: Path) -> Validatio
     )
 
 
-def relative(file: Path, root: Path) -> str:
+def relative_path(file: Path, root: Path) -> str:
     """Name a file by its path in a folder; by its own where it is elsewhere."""
     try:
         return file.resolve().relative_to(root.resolve()).as_posix()
@@ -129,7 +129,7 @@ def relative(file: Path, root: Path) -> str:
         return str(file)
 
 
-def validate(weights: Path, folder: Path, **arguments: Any) -> tuple[Validation, dict]:
+def validate_checkpoint(weights: Path, folder: Path, **arguments: Any) -> tuple[Validation, dict]:
     """Validate a checkpoint as `yolo val` does.
 
     Args:
@@ -143,7 +143,7 @@ def validate(weights: Path, folder: Path, **arguments: Any) -> tuple[Validation,
         none, and of each class that has objects its AP.
     """
     model = YOLO(weights)
-    validator = recording(model._smart_load("validator"))
+    validator = recording_validator(model._smart_load("validator"))
     kept = []
 
     class Keeper(validator):
@@ -152,16 +152,16 @@ def validate(weights: Path, folder: Path, **arguments: Any) -> tuple[Validation,
             names = {0: "item"} if self.args.single_cls else dict(self.data["names"])  # as upstream's trainer calls it
             if dict(self.names) != names:
                 raise Refused(f"{weights} has the classes {self.names}, and the data set {names}")
-            kept.append(gather(self.recorded, names, Path(self.data["path"])))
+            kept.append(gather_records(self.recorded, names, Path(self.data["path"])))
 
     where = dict(project=str(folder.parent.resolve()), name=folder.name, exist_ok=True)
     box = model.val(validator=Keeper, plots=False, **where, **arguments).box
     found = kept[0]
     classes = {str(found.names[i]): float(ap) for i, ap in zip(box.ap_class_index, box.ap)}
-    return found, {"mAP50": float(box.map50), "mAP50-95": float(box.map), **sizes(found), "classes": classes}
+    return found, {"mAP50": float(box.map50), "mAP50-95": float(box.map), **size_ap(found), "classes": classes}
 
 
-def sizes(found: Validation) -> dict[str, float | None]:
+def size_ap(found: Validation) -> dict[str, float | None]:
     """Compute COCO's AP of small, medium and large objects, of 100 detections an image at most.
 
     Upstream's validator does so with `save_json=True`, and only warns where it fails; what it then reports is 0.

@@ -10,7 +10,7 @@ from ultralytics.nn.AddModules.errors import Refused
 BACKENDS = "macosx", "qtagg", "gtk4agg", "gtk3agg", "tkagg", "wxagg"
 
 
-def ask(view: View) -> tuple[float, float]:
+def ask_for_click(view: View) -> tuple[float, float]:
     """Show an image and give the point that is clicked, (x, y) in pixels.
 
     Raises:

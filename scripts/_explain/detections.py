@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from _explain.image_view import Frame, View
-from _explain.network import Opened, prepared, run
+from _explain.network import OpenedModel, prepare_gradients, run_detection
 from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.utils.ops import xywh2xyxy
 
@@ -33,7 +33,7 @@ class Detections:
     above: int
 
 
-def allowed_classes(opened: Opened, classes: Sequence[int] | None) -> list[int]:
+def allowed_classes(opened: OpenedModel, classes: Sequence[int] | None) -> list[int]:
     """Give the classes to look for, all by default.
 
     Raises:
@@ -46,7 +46,7 @@ def allowed_classes(opened: Opened, classes: Sequence[int] | None) -> list[int]:
     return sorted(set(classes)) if classes else list(range(count))
 
 
-def strongest(
+def strongest_detections(
     boxes: torch.Tensor, logits: torch.Tensor, frame: Frame, conf: float, classes: list[int], top: int
 ) -> Detections:
     """Choose detections as upstream's class activation maps do: one a query, of its best class.
@@ -74,7 +74,7 @@ def strongest(
 
 
 def choose_query(
-    opened: Opened, view: View, query: Sequence[float] | None, conf: float, classes: Sequence[int] | None
+    opened: OpenedModel, view: View, query: Sequence[float] | None, conf: float, classes: Sequence[int] | None
 ) -> tuple[float, float]:
     """Give the point of an image to look at: the given one, the centre of the best detection, or the image's.
 
@@ -91,8 +91,10 @@ def choose_query(
     if query is not None:
         check_query(query, view.frame.shape, view.name)
         return float(query[0]), float(query[1])
-    with prepared(opened.net), torch.no_grad():
-        found = strongest(*run(opened.net, view.x), view.frame, conf, allowed_classes(opened, classes), 1)
+    with prepare_gradients(opened.net), torch.no_grad():
+        found = strongest_detections(
+            *run_detection(opened.net, view.x), view.frame, conf, allowed_classes(opened, classes), 1
+        )
     if not found.above:
         return view.centre
     x1, y1, x2, y2 = found.boxes[0]

@@ -29,7 +29,7 @@ from PIL import Image, ImageColor
 
 from _explain.detections import Detections
 from _explain.image_view import View
-from _explain.network import Opened
+from _explain.network import OpenedModel
 from ultralytics.nn.AddModules.checkpoints import write
 
 COLUMNS = 3
@@ -68,8 +68,8 @@ class Panel:
     under: tuple[float, float, float, float]
 
 
-def figure(
-    panels: int, shape: tuple[int, int], title: str, of: str, opened: Opened, below: float = BELOW
+def make_figure(
+    panels: int, shape: tuple[int, int], title: str, of: str, opened: OpenedModel, below: float = BELOW
 ) -> tuple[Figure, list[Panel]]:
     """Make a figure of some panels, three in a row.
 
@@ -103,23 +103,23 @@ def figure(
     return found, made
 
 
-def picture(panel: Panel, view: View, title: str, colour: bool = True) -> None:
+def draw_image(panel: Panel, view: View, title: str, colour: bool = True) -> None:
     """Show an image, in pixels of its own, in colour or as grey ground for what is laid over it."""
     height, width = view.frame.shape
-    pixels = cv2.cvtColor(reduced(view.pixels), cv2.COLOR_BGR2RGB if colour else cv2.COLOR_BGR2GRAY)
+    pixels = cv2.cvtColor(reduce_size(view.pixels), cv2.COLOR_BGR2RGB if colour else cv2.COLOR_BGR2GRAY)
     low, high = GROUND
     extent = (0, width, height, 0)
     panel.axis.imshow(pixels, extent=extent, cmap="gray", vmin=low, vmax=high, interpolation="bilinear")
-    titled(panel, title)
+    set_title(panel, title)
 
 
-def titled(panel: Panel, title: str) -> None:
+def set_title(panel: Panel, title: str) -> None:
     """Say over a panel what it shows."""
     panel.axis.set_title(title, fontsize=10, parse_math=False)
     panel.axis.tick_params(labelsize=7)
 
 
-def reduced(values: np.ndarray) -> np.ndarray:
+def reduce_size(values: np.ndarray) -> np.ndarray:
     """Make what is larger than can be seen smaller."""
     scale = SHOWN / max(values.shape[:2])
     if scale >= 1:
@@ -128,7 +128,7 @@ def reduced(values: np.ndarray) -> np.ndarray:
     return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST if np.isnan(values).any() else cv2.INTER_AREA)
 
 
-def heat(
+def draw_heat(
     panel: Panel,
     view: View,
     values: np.ndarray,
@@ -139,12 +139,12 @@ def heat(
 ) -> None:
     """Lay (height, width) values over an image, and draw their meaning under it; NaN leaves the image as it is."""
     height, width = view.frame.shape
-    picture(panel, view, title, colour=False)
+    draw_image(panel, view, title, colour=False)
     style = {"cmap": cmap, "vmin": limits[0], "vmax": limits[1], "alpha": ALPHA, "interpolation": "nearest"}
-    bar(panel, panel.axis.imshow(reduced(values), extent=(0, width, height, 0), **style), meaning)
+    draw_colour_bar(panel, panel.axis.imshow(reduce_size(values), extent=(0, width, height, 0), **style), meaning)
 
 
-def bar(panel: Panel, artist: Artist, meaning: str) -> None:
+def draw_colour_bar(panel: Panel, artist: Artist, meaning: str) -> None:
     """Draw what the colours mean, under a panel."""
     axis = panel.figure.add_axes(panel.under, facecolor="0.5")  # as an image's middle grey is under the colours
     panel.figure.colorbar(artist, cax=axis, orientation="horizontal").set_label(meaning, fontsize=8, labelpad=1)
@@ -155,28 +155,30 @@ def bar(panel: Panel, artist: Artist, meaning: str) -> None:
     axis.ticklabel_format(useOffset=False)
 
 
-def mark(panel: Panel, point: Sequence[float], label: str = "query") -> Artist:
+def draw_point(panel: Panel, point: Sequence[float], label: str = "query") -> Artist:
     """Mark a point; give what a legend shows of it."""
     edge = [patheffects.withStroke(linewidth=3.5, foreground="black")]
     return panel.axis.plot(*point, "+", ms=13, mew=1.8, color="white", path_effects=edge, label=label)[0]
 
 
-def boxes(panel: Panel, found: Detections, names: dict[int, str], shape: tuple[int, int]) -> None:
+def draw_boxes(panel: Panel, found: Detections, names: dict[int, str], shape: tuple[int, int]) -> None:
     """Draw detections with their numbers, and under the panel what the numbers are."""
     taken: list[tuple[float, float]] = []
     for i, (box, number) in enumerate(zip(found.boxes, found.classes)):
-        outline(panel, box, COLOURS[number % len(COLOURS)])
-        tag(panel, str(i + 1), free(box, shape, taken), COLOURS[number % len(COLOURS)])
-    panel.axis.set_xlabel("\n".join(listed(found, names)), fontsize=8, parse_math=False)
+        draw_outline(panel, box, COLOURS[number % len(COLOURS)])
+        draw_tag(panel, str(i + 1), find_free_point(box, shape, taken), COLOURS[number % len(COLOURS)])
+    panel.axis.set_xlabel("\n".join(list_detections(found, names)), fontsize=8, parse_math=False)
 
 
-def hints(panel: Panel, found: Detections) -> None:
+def draw_box_hints(panel: Panel, found: Detections) -> None:
     """Draw where detections are, thinly, over what is laid over an image."""
     for x1, y1, x2, y2 in found.boxes:
         panel.axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", lw=0.8))
 
 
-def free(box: Sequence[float], shape: tuple[int, int], taken: list[tuple[float, float]]) -> tuple[float, float]:
+def find_free_point(
+    box: Sequence[float], shape: tuple[int, int], taken: list[tuple[float, float]]
+) -> tuple[float, float]:
     """Give a point in an image, at a box's upper left corner or near, where no other detection's number is."""
     side = TAG * max(shape)
     for along, down in STEPS:
@@ -189,13 +191,13 @@ def free(box: Sequence[float], shape: tuple[int, int], taken: list[tuple[float, 
     return x, y
 
 
-def tag(panel: Panel, text: str, point: Sequence[float], colour: str) -> None:
+def draw_tag(panel: Panel, text: str, point: Sequence[float], colour: str) -> None:
     """Write something short at a point."""
     style = {"facecolor": colour, "edgecolor": "none", "pad": 1}
     panel.axis.text(*point, text, fontsize=7, va="top", ha="left", bbox=style, clip_on=True, zorder=4)
 
 
-def listed(found: Detections, names: dict[int, str]) -> list[str]:
+def list_detections(found: Detections, names: dict[int, str]) -> list[str]:
     """Write what detections are, a class after the other, in lines as wide as a panel."""
     numbered = [(names[int(c)], f"{i + 1}\u00a0({s:.2f})") for i, (c, s) in enumerate(zip(found.classes, found.scores))]
     order = sorted(numbered, key=lambda pair: pair[0])
@@ -203,7 +205,7 @@ def listed(found: Detections, names: dict[int, str]) -> list[str]:
     return [part for line in lines for part in textwrap.wrap(line, 62)]
 
 
-def outline(panel: Panel, box: Sequence[float], colour: str, style: str = "-", label: str = "") -> Artist:
+def draw_outline(panel: Panel, box: Sequence[float], colour: str, style: str = "-", label: str = "") -> Artist:
     """Draw a rectangle of corners x1, y1, x2, y2 that is seen on any ground; give what a legend shows of it."""
     x1, y1, x2, y2 = box
     patch = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, lw=1.8, ls=style)
@@ -212,7 +214,7 @@ def outline(panel: Panel, box: Sequence[float], colour: str, style: str = "-", l
     return Line2D([], [], color=colour, lw=2.5, ls=style, label=label)
 
 
-def legend(panel: Panel, handles: list[Artist], drop: float = 0.34) -> None:
+def draw_legend(panel: Panel, handles: list[Artist], drop: float = 0.34) -> None:
     """Say some inches under a panel what its marks are."""
     high = panel.axis.get_position().height * panel.figure.get_figheight()
     place = {
@@ -226,7 +228,7 @@ def legend(panel: Panel, handles: list[Artist], drop: float = 0.34) -> None:
     panel.axis.legend(handles=handles, facecolor="0.45", labelcolor="white", edgecolor="none", framealpha=1, **place)
 
 
-def save(figure: Figure, file: Path, small: bool = False) -> Image.Image:
+def save_figure(figure: Figure, file: Path, small: bool = False) -> Image.Image:
     """Write a figure as a PNG file; give the picture.
 
     Raises:
@@ -234,11 +236,11 @@ def save(figure: Figure, file: Path, small: bool = False) -> Image.Image:
     """
     figure.savefig(buffer := io.BytesIO(), format="png")
     drawn = Image.open(buffer).convert("RGB")
-    store(drawn, file, small)
+    write_png(drawn, file, small)
     return drawn
 
 
-def contact(pictures: list[Image.Image], file: Path, small: bool = False) -> None:
+def save_contact_sheet(pictures: list[Image.Image], file: Path, small: bool = False) -> None:
     """Write a sheet with all pictures on it, about as a screen is wide and high.
 
     Raises:
@@ -255,18 +257,18 @@ def contact(pictures: list[Image.Image], file: Path, small: bool = False) -> Non
     sheet = Image.new("RGB", (GAP + columns * (CELL + GAP), max(heights)), "white")
     for thumb, place in zip(thumbs, places):
         sheet.paste(thumb, place)
-    store(sheet, file, small)
+    write_png(sheet, file, small)
 
 
-def store(drawn: Image.Image, file: Path, small: bool) -> None:
+def write_png(drawn: Image.Image, file: Path, small: bool) -> None:
     """Write a PNG file, which is there whole or as it was before; a small one has 256 colours."""
     if small:
-        drawn = fewer_colours(drawn)
+        drawn = reduce_colours(drawn)
     drawn.save(buffer := io.BytesIO(), format="png", optimize=small)
     write(file, buffer.getbuffer())
 
 
-def fewer_colours(drawn: Image.Image) -> Image.Image:
+def reduce_colours(drawn: Image.Image) -> Image.Image:
     """Bring a picture to 256 colours: what is seen most, and those of thin marks, which mean something."""
     marks = [ImageColor.getrgb(colour) for colour in (*COLOURS, "white", "black")]
     few = drawn.quantize(256 - len(marks), Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)

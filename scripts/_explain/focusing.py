@@ -25,9 +25,9 @@ from torch import nn
 from _explain import drawing
 from _explain.detections import choose_query
 from _explain.drawing import Panel
-from _explain.image_view import View, look
-from _explain.network import Opened, open_model, prepared, run
-from _explain.routing import label, paths
+from _explain.image_view import View, load_view
+from _explain.network import OpenedModel, open_model, prepare_gradients, run_detection
+from _explain.routing import module_label, module_paths
 from ultralytics.engine.model import Model
 from ultralytics.nn.AddModules.FLA import EPS, FocusedLinearAttention, focus
 from ultralytics.nn.AddModules.tokens import split_heads
@@ -36,7 +36,7 @@ MODULE = FocusedLinearAttention
 
 
 @dataclass(frozen=True)
-class Call:
+class AttentionCall:
     """What a module attended with in a run.
 
     Attributes:
@@ -79,7 +79,7 @@ class Focusing:
 
 
 def focusing(
-    model: str | Path | Model | nn.Module | Opened,
+    model: str | Path | Model | nn.Module | OpenedModel,
     image: str | Path | np.ndarray | View,
     query: Sequence[float] | None = None,
     conf: float = 0.25,
@@ -104,16 +104,19 @@ def focusing(
         OSError: If a file cannot be read.
     """
     opened = open_model(model, imgsz)
-    view = look(image, opened)
+    view = load_view(image, opened)
     query = choose_query(opened, view, query, conf, classes)
-    with prepared(opened.net), torch.no_grad(), watched(opened.net) as calls:
-        run(opened.net, view.x)
+    with prepare_gradients(opened.net), torch.no_grad(), record_attention(opened.net) as calls:
+        run_detection(opened.net, view.x)
         modules = dict(opened.net.named_modules())
-        return [at(call, modules[path], label(opened.net, path), view, query) for path, call in calls.items()]
+        return [
+            focus_at_query(call, modules[path], module_label(opened.net, path), view, query)
+            for path, call in calls.items()
+        ]
 
 
 @contextlib.contextmanager
-def watched(net: nn.Module) -> Iterator[dict[str, Call]]:
+def record_attention(net: nn.Module) -> Iterator[dict[str, AttentionCall]]:
     """Watch the modules attend while a network runs on one image.
 
     What is watched is the step from queries, keys and values to attention. Hooks on the layers before it would not do:
@@ -122,7 +125,7 @@ def watched(net: nn.Module) -> Iterator[dict[str, Call]]:
     Yields:
         What each module attended with, by its path.
     """
-    calls: dict[str, Call] = {}
+    calls: dict[str, AttentionCall] = {}
     sizes: dict[str, tuple[int, int]] = {}
 
     def watch(path: str, m: FocusedLinearAttention) -> None:
@@ -131,12 +134,12 @@ def watched(net: nn.Module) -> Iterator[dict[str, Call]]:
         def seen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             attended, values = attend(q, k, v)
             # Copies, since the module adds to the attention where it is
-            calls[path] = Call(sizes[path], q.clone(), k.clone(), values.clone(), attended.clone())
+            calls[path] = AttentionCall(sizes[path], q.clone(), k.clone(), values.clone(), attended.clone())
             return attended, values
 
         m._attend = seen
 
-    watching = {path: net.get_submodule(path) for path in paths(net, MODULE)}
+    watching = {path: net.get_submodule(path) for path in module_paths(net, MODULE)}
     handles = []
     for path, m in watching.items():
         watch(path, m)
@@ -151,7 +154,7 @@ def watched(net: nn.Module) -> Iterator[dict[str, Call]]:
             handle.remove()
 
 
-def rows(call: Call, m: FocusedLinearAttention, position: int, factor: float) -> torch.Tensor:
+def attention_rows(call: AttentionCall, m: FocusedLinearAttention, position: int, factor: float) -> torch.Tensor:
     """Compute the attention of a query in full.
 
     Args:
@@ -173,22 +176,26 @@ def rows(call: Call, m: FocusedLinearAttention, position: int, factor: float) ->
     return products / (products.sum(dim=-1, keepdim=True) + EPS)
 
 
-def at(call: Call, m: FocusedLinearAttention, name: str, view: View, query: tuple[float, float]) -> Focusing:
+def focus_at_query(
+    call: AttentionCall, m: FocusedLinearAttention, name: str, view: View, query: tuple[float, float]
+) -> Focusing:
     """Compute of what a module attended with what concerns a query."""
     row, column = view.frame.position(query, call.size)
     keys = tuple((side - m.sr_ratio) // m.sr_ratio + 1 for side in call.size)
-    shares = [rows(call, m, row * call.size[1] + column, p) for p in (1.0, m.focusing_factor)]
-    before, after = (on_map(share.mean(dim=0).view(keys).cpu().numpy(), m.sr_ratio, call.size) for share in shares)
-    return Focusing(name, query, (row, column), keys, before, after, *map(effective, shares))
+    shares = [attention_rows(call, m, row * call.size[1] + column, p) for p in (1.0, m.focusing_factor)]
+    before, after = (
+        expand_to_map(share.mean(dim=0).view(keys).cpu().numpy(), m.sr_ratio, call.size) for share in shares
+    )
+    return Focusing(name, query, (row, column), keys, before, after, *map(effective_positions, shares))
 
 
-def on_map(values: np.ndarray, stride: int, size: tuple[int, int]) -> np.ndarray:
+def expand_to_map(values: np.ndarray, stride: int, size: tuple[int, int]) -> np.ndarray:
     """Lay the values of a reduced grid over the (H, W) map that it was made of; NaN behind the last whole cell."""
     spread = np.kron(values, np.ones((stride, stride)))
     return np.pad(spread, [(0, side - n) for side, n in zip(size, spread.shape)], constant_values=np.nan)
 
 
-def effective(shares: torch.Tensor) -> float:
+def effective_positions(shares: torch.Tensor) -> float:
     """Compute the effective number of positions of (heads, M) shares, mean of the heads.
 
     A head counts as much as its shares sum to: nothing where the ReLU leaves nothing of the query.
@@ -198,10 +205,10 @@ def effective(shares: torch.Tensor) -> float:
     return float((entropies.exp() * sums).sum() / sums.sum())
 
 
-def draw(found: list[Focusing], view: View, opened: Opened) -> Figure:
+def draw_focusing(found: list[Focusing], view: View, opened: OpenedModel) -> Figure:
     """Draw a row of panels for each module: the query, and its attention before and after focusing."""
     title = "Focused linear attention: the attention of one query, before and after focusing"
-    figure, panels = drawing.figure(3 * len(found), view.frame.shape, title, view.name, opened)
+    figure, panels = drawing.make_figure(3 * len(found), view.frame.shape, title, view.name, opened)
     for i, one in enumerate(found):
         draw_module(panels[3 * i : 3 * i + 3], one, view)
     return figure
@@ -210,13 +217,13 @@ def draw(found: list[Focusing], view: View, opened: Opened) -> Figure:
 def draw_module(panels: list[Panel], found: Focusing, view: View) -> None:
     """Draw the three panels of a module, both maps in the same colours."""
     h, w = found.keys
-    drawing.picture(panels[0], view, f"{found.label}\nthe query, which attends to {h} x {w} positions")
-    drawing.legend(panels[0], [drawing.mark(panels[0], found.query)])
+    drawing.draw_image(panels[0], view, f"{found.label}\nthe query, which attends to {h} x {w} positions")
+    drawing.draw_legend(panels[0], [drawing.draw_point(panels[0], found.query)])
     pairs = ("before", found.before, found.effective_before), ("after", found.after, found.effective_after)
     # A cell of the map has the share of its key; an even attention gives each key one part in h * w
     most = max(float(np.nanmax(values)) for _, values, _ in pairs) * h * w
     for panel, (when, values, number) in zip(panels[1:], pairs):
         title = f"{when} focusing: {number:.1f} effective of {h * w} positions"
         shown = view.frame.on_image(values * h * w, smooth=False)
-        drawing.heat(panel, view, shown, title, "times an even share, mean of the heads", (0, most))
-        drawing.mark(panel, found.query)
+        drawing.draw_heat(panel, view, shown, title, "times an even share, mean of the heads", (0, most))
+        drawing.draw_point(panel, found.query)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from _explain.network import Opened
+from _explain.network import OpenedModel
 from ultralytics.data.augment import LetterBox
 from ultralytics.models.rtdetr.predict import RTDETRPredictor
 from ultralytics.nn.AddModules.errors import Refused
@@ -73,9 +73,9 @@ class Frame:
             Values for each pixel of the image; those of the padding are cut away.
         """
         how = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
-        whole = resized(values.astype(np.float32), self.size, how)
+        whole = resize_values(values.astype(np.float32), self.size, how)
         place = whole[self.top : self.top + self.height, self.left : self.left + self.width]
-        return resized(place, self.shape, how)
+        return resize_values(place, self.shape, how)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class View:
         return width / 2, height / 2
 
 
-def look(image: str | Path | np.ndarray | View, opened: Opened) -> View:
+def load_view(image: str | Path | np.ndarray | View, opened: OpenedModel) -> View:
     """Bring an image to a network as `yolo predict` does, which for RT-DETR stretches it to the input's size.
 
     Args:
@@ -114,7 +114,7 @@ def look(image: str | Path | np.ndarray | View, opened: Opened) -> View:
     """
     if isinstance(image, View):
         return image
-    name, pixels = ("image", image) if isinstance(image, np.ndarray) else (Path(image).stem, read(Path(image)))
+    name, pixels = ("image", image) if isinstance(image, np.ndarray) else (Path(image).stem, read_image(Path(image)))
     letterbox = LetterBox(opened.size, scale_fill=RTDETRPredictor.scale_fill)
     weight = next(opened.net.parameters())
     seen = np.ascontiguousarray(letterbox(image=pixels)[..., ::-1].transpose(2, 0, 1))  # (3, H, W), RGB
@@ -123,7 +123,7 @@ def look(image: str | Path | np.ndarray | View, opened: Opened) -> View:
     return View(name, pixels, x, Frame(pixels.shape[:2], letterbox))
 
 
-def read(file: Path) -> np.ndarray:
+def read_image(file: Path) -> np.ndarray:
     """Read an image as upstream does: (height, width, 3) bytes, BGR.
 
     Raises:
@@ -140,11 +140,11 @@ def read(file: Path) -> np.ndarray:
     if pixels is None or pixels.ndim != 3:
         raise Refused(f"{file} is no image that OpenCV can read, or is damaged")
     if file.suffix.lower() in PILLOWS:
-        check_whole(file)
+        check_complete(file)
     return pixels
 
 
-def check_whole(file: Path) -> None:
+def check_complete(file: Path) -> None:
     """Raise a `ValueError` for an image that is cut, of which some releases of OpenCV give what is left."""
     try:
         with Image.open(file) as image:
@@ -155,6 +155,6 @@ def check_whole(file: Path) -> None:
         raise Refused(f"{file} is damaged or cut: {e}") from e
 
 
-def resized(values: np.ndarray, size: tuple[int, int], how: int) -> np.ndarray:
+def resize_values(values: np.ndarray, size: tuple[int, int], how: int) -> np.ndarray:
     """Resize (h, w) values to (height, width)."""
     return values if values.shape == tuple(size) else cv2.resize(values, size[::-1], interpolation=how)

@@ -22,9 +22,17 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from _explain import drawing
-from _explain.detections import Detections, allowed_classes, strongest
-from _explain.image_view import View, look
-from _explain.network import Opened, Source, chosen_sources, open_model, prepared, recorded, run
+from _explain.detections import Detections, allowed_classes, strongest_detections
+from _explain.image_view import View, load_view
+from _explain.network import (
+    OpenedModel,
+    Source,
+    choose_sources,
+    open_model,
+    prepare_gradients,
+    record_maps,
+    run_detection,
+)
 from ultralytics.engine.model import Model
 
 TOP = 16  # detections, each of which takes a backward pass
@@ -66,7 +74,7 @@ class LayerCam:
 
 
 def layer_cam(
-    model: str | Path | Model | nn.Module | Opened,
+    model: str | Path | Model | nn.Module | OpenedModel,
     image: str | Path | np.ndarray | View,
     layers: Sequence[int] | None = None,
     conf: float = 0.25,
@@ -90,19 +98,23 @@ def layer_cam(
         OSError: If a file cannot be read.
     """
     opened = open_model(model, imgsz)
-    view, wanted, allowed = look(image, opened), chosen_sources(opened.net, layers), allowed_classes(opened, classes)
-    with prepared(opened.net):
-        with recorded(opened.net, wanted) as maps:
-            boxes, logits = run(opened.net, view.x)
-        found = strongest(boxes, logits, view.frame, conf, allowed, max(1, top))
-        heats = evidence(logits[found.queries][:, allowed].amax(dim=1), maps, view.frame.size)
+    view, wanted, allowed = (
+        load_view(image, opened),
+        choose_sources(opened.net, layers),
+        allowed_classes(opened, classes),
+    )
+    with prepare_gradients(opened.net):
+        with record_maps(opened.net, wanted) as maps:
+            boxes, logits = run_detection(opened.net, view.x)
+        found = strongest_detections(boxes, logits, view.frame, conf, allowed, max(1, top))
+        heats = compute_evidence(logits[found.queries][:, allowed].amax(dim=1), maps, view.frame.size)
     strides = [round(view.frame.size[0] / m.shape[2]) for m in maps]
     together = view.frame.on_image(heats.amax(dim=0).numpy())
     on_image = (view.frame.on_image(heat.numpy()) for heat in heats)
     return LayerCam([LayerMap(*found) for found in zip(wanted, strides, on_image)], together, found)
 
 
-def evidence(scores: torch.Tensor, maps: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+def compute_evidence(scores: torch.Tensor, maps: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
     """Compute LayerCAM of some scores.
 
     Args:
@@ -124,21 +136,21 @@ def evidence(scores: torch.Tensor, maps: list[torch.Tensor], size: tuple[int, in
     return heats
 
 
-def draw(cam: LayerCam, view: View, opened: Opened) -> Figure:
+def draw_layer_cam(cam: LayerCam, view: View, opened: OpenedModel) -> Figure:
     """Draw the detections, the map of each layer, and all layers together."""
     n, above = len(cam.detections.scores), cam.detections.above
     what = f"{n} detection{'s'[: n > 1]}" if above else "the best query (no score is above the threshold)"
     what = f"the {n} strongest of {above} detections" if above > n else what
     title = f"LayerCAM: where the evidence for {what} is"
-    lines = len(drawing.listed(cam.detections, opened.classes))
+    lines = len(drawing.list_detections(cam.detections, opened.classes))
     below = max(drawing.BELOW, 0.35 + drawing.LINE * lines)
-    figure, panels = drawing.figure(len(cam.layers) + 2, view.frame.shape, title, view.name, opened, below)
-    drawing.picture(panels[0], view, "detections, by rank (score)")
-    drawing.boxes(panels[0], cam.detections, opened.classes, view.frame.shape)
+    figure, panels = drawing.make_figure(len(cam.layers) + 2, view.frame.shape, title, view.name, opened, below)
+    drawing.draw_image(panels[0], view, "detections, by rank (score)")
+    drawing.draw_boxes(panels[0], cam.detections, opened.classes, view.frame.shape)
     meaning = "evidence, of the largest for each detection"
     for panel, layer in zip(panels[1:], cam.layers):
-        drawing.heat(panel, view, layer.heat, layer.label, meaning)
-    drawing.heat(panels[-1], view, cam.together, "all layers, the largest value", meaning)
+        drawing.draw_heat(panel, view, layer.heat, layer.label, meaning)
+    drawing.draw_heat(panels[-1], view, cam.together, "all layers, the largest value", meaning)
     for panel in panels[1:]:
-        drawing.hints(panel, cam.detections)
+        drawing.draw_box_hints(panel, cam.detections)
     return figure

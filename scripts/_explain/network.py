@@ -27,7 +27,7 @@ CACHES = "shapes", "anchors", "valid_mask"  # that RT-DETR's head keeps from one
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedModel:
     """A network to look into.
 
     Attributes:
@@ -76,7 +76,9 @@ class Source:
         return f"row {self.row} {self.module}" + (f" (layer {self.layer})" if self.layer != self.row else "")
 
 
-def open_model(model: str | Path | Model | nn.Module | Opened, imgsz: int | Sequence[int] | None = None) -> Opened:
+def open_model(
+    model: str | Path | Model | nn.Module | OpenedModel, imgsz: int | Sequence[int] | None = None
+) -> OpenedModel:
     """Open a model, or take one that is open.
 
     Args:
@@ -87,12 +89,14 @@ def open_model(model: str | Path | Model | nn.Module | Opened, imgsz: int | Sequ
         ValueError: If it is no RT-DETR, or not a network of PyTorch's.
         OSError: If the file cannot be read.
     """
-    if isinstance(model, Opened):
-        return model if imgsz is None else Opened(model.net, model.name, input_size(model.net, imgsz), model.trained)
+    if isinstance(model, OpenedModel):
+        return (
+            model if imgsz is None else OpenedModel(model.net, model.name, input_size(model.net, imgsz), model.trained)
+        )
     name, trained = "model", True
     if isinstance(model, (str, Path)):
         name, trained = Path(model).stem, Path(model).suffix not in YAMLS
-        model = from_file(model)
+        model = open_file(model)
     if isinstance(model, Model):
         name, trained = Path(str(model.model_name or name)).stem, bool(model.ckpt) and trained
         model = model.model
@@ -104,14 +108,14 @@ def open_model(model: str | Path | Model | nn.Module | Opened, imgsz: int | Sequ
         raise Refused(f"{name} is no RT-DETR: its head is {head}, and these pictures are of an RT-DETR")
     if (channels := getattr(net, "yaml", {}).get("channels", 3)) != 3:
         raise Refused(f"{name} takes images of {channels} channels; these pictures are of colour images, of 3")
-    return Opened(net, name, input_size(net, imgsz), trained)
+    return OpenedModel(net, name, input_size(net, imgsz), trained)
 
 
-def from_file(model: str | Path) -> Model:
+def open_file(model: str | Path) -> Model:
     """Open a checkpoint or a model file."""
     file = Path(model)
     if file.suffix in YAMLS:
-        return from_yaml(str(model))
+        return build_yaml(str(model))
     if file.suffix != ".pt":
         raise needs_network(model)
     if not file.exists() and file.name == str(model):
@@ -128,7 +132,7 @@ def from_file(model: str | Path) -> Model:
         raise told(file, e) from e
 
 
-def from_yaml(model: str) -> Model:
+def build_yaml(model: str) -> Model:
     """Build the model of a model file."""
     try:
         return YOLO(model)
@@ -159,7 +163,7 @@ def input_size(net: nn.Module, imgsz: int | Sequence[int] | None) -> tuple[int, 
 
 
 @contextlib.contextmanager
-def prepared(net: nn.Module) -> Iterator[None]:
+def prepare_gradients(net: nn.Module) -> Iterator[None]:
     """Let gradients flow through a network as it predicts, and leave it as it was.
 
     The weights need no gradients: a graph is made of what follows the rows that are looked at, and no more. The head
@@ -170,7 +174,7 @@ def prepared(net: nn.Module) -> Iterator[None]:
     needed = {p: p.requires_grad for p in net.parameters()}
     kept = {name: vars(head)[name] for name in CACHES if name in vars(head)}
     norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
-    handles = [m.register_forward_hook(lay_out_gradient) for m in norms]
+    handles = [m.register_forward_hook(make_gradient_contiguous) for m in norms]
     net.eval().requires_grad_(False)
     head.shapes = []
     try:
@@ -188,7 +192,7 @@ def prepared(net: nn.Module) -> Iterator[None]:
         vars(head).update(kept)
 
 
-def lay_out_gradient(m: nn.Module, _: tuple, out: torch.Tensor) -> None:
+def make_gradient_contiguous(m: nn.Module, _: tuple, out: torch.Tensor) -> None:
     """Give a batch norm a gradient that lies in memory as usual.
 
     On a CPU, torch's (seen in 2.15) is wrong for one image whose gradient comes from tokens, transposed, as that of the
@@ -198,7 +202,7 @@ def lay_out_gradient(m: nn.Module, _: tuple, out: torch.Tensor) -> None:
         out.register_hook(torch.Tensor.contiguous)
 
 
-def sources(net: nn.Module) -> dict[int, Source]:
+def list_sources(net: nn.Module) -> dict[int, Source]:
     """List the maps that rows before the head give, by layer index; a multi-output backbone's row gives several."""
     found, last = {}, -1
     for row, m in enumerate(net.model[:-1]):
@@ -214,7 +218,7 @@ def module_name(m: nn.Module) -> str:
     return str(getattr(m, "type", type(m).__name__)).rpartition(".")[2]
 
 
-def chosen_sources(net: nn.Module, rows: Sequence[int] | None = None) -> list[Source]:
+def choose_sources(net: nn.Module, rows: Sequence[int] | None = None) -> list[Source]:
     """Give the maps of some rows, or by default the decoder's inputs.
 
     Args:
@@ -224,7 +228,7 @@ def chosen_sources(net: nn.Module, rows: Sequence[int] | None = None) -> list[So
     Raises:
         ValueError: For a number that no row before the head has.
     """
-    found, head = sources(net), net.model[-1]
+    found, head = list_sources(net), net.model[-1]
     if rows is None:
         return [found[layer % head.i] for layer in head.f]
     count = len(net.model) - 1
@@ -235,7 +239,7 @@ def chosen_sources(net: nn.Module, rows: Sequence[int] | None = None) -> list[So
 
 
 @contextlib.contextmanager
-def recorded(net: nn.Module, wanted: list[Source]) -> Iterator[list[torch.Tensor]]:
+def record_maps(net: nn.Module, wanted: list[Source]) -> Iterator[list[torch.Tensor]]:
     """Record maps while a network runs, with the graph of what follows from the first row that gives one.
 
     If the image needs a gradient, the graph begins there.
@@ -270,7 +274,7 @@ def recorded(net: nn.Module, wanted: list[Source]) -> Iterator[list[torch.Tensor
             handle.remove()
 
 
-def run(net: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def run_detection(net: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Detect in an image.
 
     Args:

@@ -22,8 +22,16 @@ from torch import nn
 
 from _explain import drawing
 from _explain.drawing import Panel
-from _explain.image_view import View, look
-from _explain.network import Opened, Source, chosen_sources, open_model, prepared, recorded, run
+from _explain.image_view import View, load_view
+from _explain.network import (
+    OpenedModel,
+    Source,
+    choose_sources,
+    open_model,
+    prepare_gradients,
+    record_maps,
+    run_detection,
+)
 from ultralytics.engine.model import Model
 
 INPUTS = 4  # least number of inputs that are averaged
@@ -55,7 +63,7 @@ class Field:
 
 
 def receptive_fields(
-    model: str | Path | Model | nn.Module | Opened,
+    model: str | Path | Model | nn.Module | OpenedModel,
     images: Iterable[str | Path | np.ndarray | View],
     layers: Sequence[int] | None = None,
     imgsz: int | Sequence[int] | None = None,
@@ -73,21 +81,21 @@ def receptive_fields(
         OSError: If a file cannot be read.
     """
     opened = open_model(model, imgsz)
-    wanted = chosen_sources(opened.net, layers)
+    wanted = choose_sources(opened.net, layers)
     total, count = np.zeros((len(wanted), *opened.size)), 0
-    with prepared(opened.net):
-        for x in inputs(look(image, opened).x for image in images):
+    with prepare_gradients(opened.net):
+        for x in add_mirrored_inputs(load_view(image, opened).x for image in images):
             x = x.clone().requires_grad_()
-            with recorded(opened.net, wanted) as maps:
-                run(opened.net, x)
+            with record_maps(opened.net, wanted) as maps:
+                run_detection(opened.net, x)
             for i, m in enumerate(maps):
                 total[i] += gradient_of_middle(m, x, retain_graph=i + 1 < len(maps))
             count += 1
     sizes = [tuple(m.shape[2:]) for m in maps]
-    return [field(source, size, found / count, count) for source, size, found in zip(wanted, sizes, total)]
+    return [measure_field(source, size, found / count, count) for source, size, found in zip(wanted, sizes, total)]
 
 
-def inputs(images: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+def add_mirrored_inputs(images: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Give images, (1, 3, H, W), and where they are fewer than four, what is missing of their mirror images."""
     seen = []
     for x in images:
@@ -113,15 +121,15 @@ def gradient_of_middle(m: torch.Tensor, x: torch.Tensor, retain_graph: bool = Fa
     return grad[0].abs().sum(dim=0).double().cpu().numpy()
 
 
-def field(source: Source, size: tuple[int, int], gradient: np.ndarray, count: int) -> Field:
+def measure_field(source: Source, size: tuple[int, int], gradient: np.ndarray, count: int) -> Field:
     """Measure a gradient, (H, W), of the middle of a map of (h, w)."""
     (h, w), (H, W) = size, gradient.shape
     position = (w // 2 + 0.5) * W / w, (h // 2 + 0.5) * H / h
-    centre = median(gradient.sum(axis=0)), median(gradient.sum(axis=1))
-    return Field(source, round(H / h), position, centre, gradient, squares(gradient, centre), count)
+    centre = median_position(gradient.sum(axis=0)), median_position(gradient.sum(axis=1))
+    return Field(source, round(H / h), position, centre, gradient, square_sides(gradient, centre), count)
 
 
-def median(values: np.ndarray) -> float:
+def median_position(values: np.ndarray) -> float:
     """Give the place, in pixels, that has half of the (n,) values of pixels on each side; their middle if all are 0."""
     held = np.concatenate([[0.0], np.cumsum(values)])
     if not (np.isfinite(held[-1]) and held[-1] > 0):
@@ -130,7 +138,9 @@ def median(values: np.ndarray) -> float:
     return i + (held[-1] / 2 - held[i]) / values[i]
 
 
-def squares(gradient: np.ndarray, centre: tuple[float, float], shares: Sequence[float] = SHARES) -> tuple[float, ...]:
+def square_sides(
+    gradient: np.ndarray, centre: tuple[float, float], shares: Sequence[float] = SHARES
+) -> tuple[float, ...]:
     """Give the sides of the smallest squares that hold some shares of a gradient.
 
     Args:
@@ -150,30 +160,30 @@ def squares(gradient: np.ndarray, centre: tuple[float, float], shares: Sequence[
     return tuple(float(side[order[np.searchsorted(held, share * held[-1] * (1 - 1e-12))]]) for share in shares)
 
 
-def draw(found: list[Field], opened: Opened) -> Figure:
+def draw_receptive_fields(found: list[Field], opened: OpenedModel) -> Figure:
     """Draw the field of each layer in pixels of the input, with the squares and their sides."""
     title = "Effective receptive field: the gradient of each layer's middle position with respect to the input"
     of = f"mean of {found[0].inputs} inputs"
-    figure, panels = drawing.figure(len(found), opened.size, title, of, opened, drawing.BELOW + 0.35)
+    figure, panels = drawing.make_figure(len(found), opened.size, title, of, opened, drawing.BELOW + 0.35)
     for panel, one in zip(panels, found):
-        draw_layer(panel, one)
+        draw_field(panel, one)
     return figure
 
 
-def draw_layer(panel: Panel, found: Field) -> None:
+def draw_field(panel: Panel, found: Field) -> None:
     """Draw the field of one layer."""
     (H, W), (x, y), most = found.gradient.shape, found.centre, found.gradient.max()
     shown = (found.gradient / most if most > 0 else found.gradient).clip(LEAST, 1)
     style = {"cmap": drawing.HEAT, "norm": LogNorm(LEAST, 1), "interpolation": "nearest"}
     artist = panel.axis.imshow(shown, extent=(0, W, H, 0), **style)
-    drawing.bar(panel, artist, "gradient, of the largest")
-    handles = [drawing.mark(panel, found.position, "position")]
+    drawing.draw_colour_bar(panel, artist, "gradient, of the largest")
+    handles = [drawing.draw_point(panel, found.position, "position")]
     for side, share, colour, style in zip(found.sides, SHARES, (drawing.SKY, "white"), ("-", "--")):
         if np.isfinite(side):
             box = x - side / 2, y - side / 2, x + side / 2, y + side / 2
             label = f"{share:.0%} in {side:.0f} x {side:.0f} px"
-            handles.append(drawing.outline(panel, box, colour, style=style, label=label))
+            handles.append(drawing.draw_outline(panel, box, colour, style=style, label=label))
     panel.axis.set(xlim=(0, W), ylim=(H, 0))
     name = f"{found.source.label}, stride {found.stride}"
-    drawing.titled(panel, name if np.isfinite(found.sides).all() else f"{name}: no gradient")
-    drawing.legend(panel, handles, drop=drawing.BELOW)
+    drawing.set_title(panel, name if np.isfinite(found.sides).all() else f"{name}: no gradient")
+    drawing.draw_legend(panel, handles, drop=drawing.BELOW)

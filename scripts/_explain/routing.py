@@ -20,8 +20,8 @@ from torch import nn
 from _explain import drawing
 from _explain.detections import choose_query
 from _explain.drawing import Panel
-from _explain.image_view import View, look
-from _explain.network import Opened, module_name, open_model, prepared, run
+from _explain.image_view import View, load_view
+from _explain.network import OpenedModel, module_name, open_model, prepare_gradients, run_detection
 from ultralytics.engine.model import Model
 from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw, Regions
 from ultralytics.nn.AddModules.tokens import split_heads
@@ -30,7 +30,7 @@ MODULE = BiLevelRoutingAttention_nchw
 
 
 @dataclass(frozen=True)
-class Call:
+class RoutingCall:
     """What a module chose in a run.
 
     Attributes:
@@ -82,7 +82,7 @@ class Routing:
 
 
 def routing(
-    model: str | Path | Model | nn.Module | Opened,
+    model: str | Path | Model | nn.Module | OpenedModel,
     image: str | Path | np.ndarray | View,
     query: Sequence[float] | None = None,
     conf: float = 0.25,
@@ -107,27 +107,30 @@ def routing(
         OSError: If a file cannot be read.
     """
     opened = open_model(model, imgsz)
-    view = look(image, opened)
+    view = load_view(image, opened)
     query = choose_query(opened, view, query, conf, classes)
-    with prepared(opened.net), torch.no_grad(), watched(opened.net) as calls:
-        run(opened.net, view.x)
+    with prepare_gradients(opened.net), torch.no_grad(), record_routing(opened.net) as calls:
+        run_detection(opened.net, view.x)
     modules = dict(opened.net.named_modules())
-    return [at(call, modules[path], label(opened.net, path), view, query) for path, call in calls.items()]
+    return [
+        routing_at_query(call, modules[path], module_label(opened.net, path), view, query)
+        for path, call in calls.items()
+    ]
 
 
-def paths(net: nn.Module, cls: type[nn.Module]) -> list[str]:
+def module_paths(net: nn.Module, cls: type[nn.Module]) -> list[str]:
     """List the modules of a class in a network."""
     return [path for path, m in net.named_modules() if isinstance(m, cls)]
 
 
-def label(net: nn.Module, path: str) -> str:
+def module_label(net: nn.Module, path: str) -> str:
     """Say which module it is: its row, that row's module, and the path in it."""
     _, row, *_ = path.split(".")
     return f"row {row} {module_name(net.model[int(row)])} ({path})"
 
 
 @contextlib.contextmanager
-def watched(net: nn.Module) -> Iterator[dict[str, Call]]:
+def record_routing(net: nn.Module) -> Iterator[dict[str, RoutingCall]]:
     """Watch the modules choose while a network runs.
 
     The choice is a method of the regions that a module makes in each run, so it is the class that is watched. Hooks on
@@ -136,18 +139,18 @@ def watched(net: nn.Module) -> Iterator[dict[str, Call]]:
     Yields:
         What each module chose, by its path.
     """
-    calls: dict[str, Call] = {}
+    calls: dict[str, RoutingCall] = {}
     running: list[str] = []
     route = Regions.route
 
     def watch(self: Regions, q: torch.Tensor, k: torch.Tensor, topk: int) -> tuple:
         chosen, mask = route(self, q, k, topk)
         if running:
-            calls[running[-1]] = Call(self, q, k, chosen)
+            calls[running[-1]] = RoutingCall(self, q, k, chosen)
         return chosen, mask
 
     handles = []
-    for path in paths(net, MODULE):
+    for path in module_paths(net, MODULE):
         m = net.get_submodule(path)
         handles.append(m.register_forward_pre_hook(lambda *_, path=path: running.append(path)))
         handles.append(m.register_forward_hook(lambda *_: running.clear()))
@@ -160,7 +163,9 @@ def watched(net: nn.Module) -> Iterator[dict[str, Call]]:
             handle.remove()
 
 
-def at(call: Call, m: BiLevelRoutingAttention_nchw, name: str, view: View, query: tuple[float, float]) -> Routing:
+def routing_at_query(
+    call: RoutingCall, m: BiLevelRoutingAttention_nchw, name: str, view: View, query: tuple[float, float]
+) -> Routing:
     """Tell of what a module chose what concerns a query."""
     regions = call.regions
     size, region, grid = (tuple(map(int, t)) for t in (regions.map, regions.region, regions.grid))
@@ -177,19 +182,19 @@ def at(call: Call, m: BiLevelRoutingAttention_nchw, name: str, view: View, query
         (row, column),
         home,
         chosen,
-        affinity(call)[home].reshape(grid).cpu().numpy(),
-        attention(call, m, home, place).cpu().numpy(),
+        region_affinity(call)[home].reshape(grid).cpu().numpy(),
+        query_attention(call, m, home, place).cpu().numpy(),
     )
 
 
-def affinity(call: Call) -> torch.Tensor:
+def region_affinity(call: RoutingCall) -> torch.Tensor:
     """Compute the (R, R) affinities of the regions' mean queries to their mean keys, without places of no pixel."""
     real = call.regions.real.float().unsqueeze(2)  # (R, L, 1)
     q, k = ((t.float() * real).sum(dim=1) / real.sum(dim=1) for t in (call.q, call.k))  # (R, C)
     return q @ k.T
 
 
-def attention(call: Call, m: BiLevelRoutingAttention_nchw, home: int, place: int) -> torch.Tensor:
+def query_attention(call: RoutingCall, m: BiLevelRoutingAttention_nchw, home: int, place: int) -> torch.Tensor:
     """Compute the attention of one query, (H, W), mean of the heads, with NaN where it is not routed to.
 
     Args:
@@ -208,10 +213,10 @@ def attention(call: Call, m: BiLevelRoutingAttention_nchw, home: int, place: int
     return regions.restore(found.unsqueeze(2))[0, :, :, 0]
 
 
-def draw(found: list[Routing], view: View, opened: Opened) -> Figure:
+def draw_routing(found: list[Routing], view: View, opened: OpenedModel) -> Figure:
     """Draw a row of panels for each module: the regions chosen, the affinity of all, and the attention."""
     title = "BiFormer's routing: the regions that the query's region attends to"
-    figure, panels = drawing.figure(3 * len(found), view.frame.shape, title, view.name, opened)
+    figure, panels = drawing.make_figure(3 * len(found), view.frame.shape, title, view.name, opened)
     for i, one in enumerate(found):
         draw_regions(panels[3 * i], one, view)
         draw_affinity(panels[3 * i + 1], one, view)
@@ -223,15 +228,15 @@ def draw_regions(panel: Panel, found: Routing, view: View) -> None:
     """Draw the regions: the query's, and those that it attends to, with their ranks."""
     (rows, columns), (i, j) = found.grid, found.region
     shown = f"{len(found.chosen)} of {rows * columns} regions ({rows} x {columns}), of {i} x {j} positions"
-    drawing.picture(panel, view, f"{found.label}\n{shown}")
+    drawing.draw_image(panel, view, f"{found.label}\n{shown}")
     draw_borders(panel, found, view)
     for rank, region in enumerate(found.chosen, 1):
         box = view.frame.corners(found.size, found.box(region)).flatten()
-        chosen = drawing.outline(panel, box, drawing.ORANGE, label="chosen, by rank")
-        drawing.tag(panel, str(rank), box[:2], drawing.ORANGE)
+        chosen = drawing.draw_outline(panel, box, drawing.ORANGE, label="chosen, by rank")
+        drawing.draw_tag(panel, str(rank), box[:2], drawing.ORANGE)
     home = view.frame.corners(found.size, found.box(found.home)).flatten()
-    region = drawing.outline(panel, home, drawing.SKY, style="--", label="query's region")
-    drawing.legend(panel, [drawing.mark(panel, found.query), region, chosen])
+    region = drawing.draw_outline(panel, home, drawing.SKY, style="--", label="query's region")
+    drawing.draw_legend(panel, [drawing.draw_point(panel, found.query), region, chosen])
 
 
 def draw_borders(panel: Panel, found: Routing, view: View) -> None:
@@ -249,8 +254,10 @@ def draw_affinity(panel: Panel, found: Routing, view: View) -> None:
     (H, W), values = found.size, found.affinity
     shown = view.frame.on_image(np.kron(values, np.ones(found.region))[:H, :W], smooth=False)
     limits = float(values.min()), float(values.max())
-    drawing.heat(panel, view, shown, "affinity of all regions", "mean query times mean key", limits, drawing.SCORES)
-    drawing.mark(panel, found.query)
+    drawing.draw_heat(
+        panel, view, shown, "affinity of all regions", "mean query times mean key", limits, drawing.SCORES
+    )
+    drawing.draw_point(panel, found.query)
 
 
 def draw_attention(panel: Panel, found: Routing, view: View) -> None:
@@ -258,5 +265,5 @@ def draw_attention(panel: Panel, found: Routing, view: View) -> None:
     shares = found.attention * np.isfinite(found.attention).sum()
     shown, limits = view.frame.on_image(shares, smooth=False), (0, float(np.nanmax(shares)))
     title = "attention of the query's position there"
-    drawing.heat(panel, view, shown, title, "times an even share, mean of the heads", limits)
-    drawing.mark(panel, found.query)
+    drawing.draw_heat(panel, view, shown, title, "times an even share, mean of the heads", limits)
+    drawing.draw_point(panel, found.query)

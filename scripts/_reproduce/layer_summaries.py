@@ -25,7 +25,7 @@ from ultralytics.nn.tasks import RTDETRDetectionModel
 from ultralytics.utils import LOGGER
 
 
-class Lines(logging.Handler):
+class LineCollector(logging.Handler):
     """Collects what is logged."""
 
     def __init__(self):
@@ -49,7 +49,7 @@ def summarize(
     name: str, cls: type[RTDETRDetectionModel] = RTDETRDetectionModel
 ) -> tuple[RTDETRDetectionModel, list[str]]:
     """Build a model from its file; give it, and the lines that upstream logs meanwhile."""
-    handler, handlers = Lines(), LOGGER.handlers[:]
+    handler, handlers = LineCollector(), LOGGER.handlers[:]
     LOGGER.handlers[:] = [handler]
     try:
         model = cls(f"{name}.yaml")

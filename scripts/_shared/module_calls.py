@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 
-def outputs(y: object) -> list[torch.Tensor]:
+def list_tensors(y: object) -> list[torch.Tensor]:
     """List the tensors that a module gives."""
-    return [y] if isinstance(y, torch.Tensor) else [t for part in y for t in outputs(part)]
+    return [y] if isinstance(y, torch.Tensor) else [t for part in y for t in list_tensors(part)]
 
 
-def caller(module: nn.Module, x: torch.Tensor, mode: str, autocast: torch.dtype | None) -> Callable[[], object]:
+def make_call(module: nn.Module, x: torch.Tensor, mode: str, autocast: torch.dtype | None) -> Callable[[], object]:
     """Give a function that runs a module once: forward in inference mode, or forward and backward."""
 
     def forward(x: torch.Tensor) -> object:
@@ -25,7 +25,7 @@ def caller(module: nn.Module, x: torch.Tensor, mode: str, autocast: torch.dtype 
     x = x.clone().requires_grad_()
 
     def step() -> None:
-        maps = [y.float().mean() for y in outputs(forward(x))]
+        maps = [y.float().mean() for y in list_tensors(forward(x))]
         x.grad = None
         module.zero_grad(set_to_none=True)
         torch.stack(maps).sum().backward()
@@ -33,7 +33,9 @@ def caller(module: nn.Module, x: torch.Tensor, mode: str, autocast: torch.dtype 
     return step
 
 
-def training_step(model: nn.Module, device: torch.device, options: dict, batch: int, imgsz: int) -> Callable[[], None]:
+def make_training_step(
+    model: nn.Module, device: torch.device, options: dict, batch: int, imgsz: int
+) -> Callable[[], None]:
     """Give a function that takes one training step: loss, backward and AdamW, on made-up images and boxes."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     scaler = torch.amp.GradScaler(device.type, enabled=options["autocast"] is torch.float16)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 
-def peak_of(call: Callable[[], object], device: torch.device) -> float:
+def measure_peak_memory(call: Callable[[], object], device: torch.device) -> float:
     """Measure the MiB that a call takes at its peak.
 
     On a GPU it is the allocator's; on a CPU the resident set's, which only a process of its own can tell.
@@ -25,12 +25,12 @@ def peak_of(call: Callable[[], object], device: torch.device) -> float:
         call()
         torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    with resident() as measured:
+    with ResidentSetGrowth() as measured:
         call()
     return measured()
 
 
-class resident:
+class ResidentSetGrowth:
     """Measure by how much the resident set grows at its peak within a block, in MiB. Linux only."""
 
     def __enter__(self) -> Callable[[], float]:
@@ -50,7 +50,7 @@ class resident:
         return int(status.partition("VmHWM:")[2].split()[0])  # KiB
 
 
-def alone(module: str, *arguments: str) -> str:
+def run_module(module: str, *arguments: str) -> str:
     """Give what a module of these scripts prints that runs in a process of its own.
 
     Raises:

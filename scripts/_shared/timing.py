@@ -42,7 +42,7 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def compare(sides: dict[str, Callable[[], object]], device: torch.device, rounds: int, seconds: float) -> dict:
+def time_in_turn(sides: dict[str, Callable[[], object]], device: torch.device, rounds: int, seconds: float) -> dict:
     """Time sides in turn.
 
     Args:
@@ -57,18 +57,18 @@ def compare(sides: dict[str, Callable[[], object]], device: torch.device, rounds
     repeats = {}
     for name, call in sides.items():
         call()  # builds kernels and buffers
-        repeats[name] = max(1, math.ceil(SAMPLE / clock(call, 1, device)))
+        repeats[name] = max(1, math.ceil(SAMPLE / time_call(call, 1, device)))
     samples: dict[str, list[float]] = {name: [] for name in sides}
     started, names = time.perf_counter(), list(sides)
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            samples[name].append(clock(sides[name], repeats[name], device))
+            samples[name].append(time_call(sides[name], repeats[name], device))
         if i >= 2 and time.perf_counter() - started > seconds:
             break
     return {name: Times(values) for name, values in samples.items()}
 
 
-def clock(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+def time_call(call: Callable[[], object], repeats: int, device: torch.device) -> float:
     """Seconds of a call, over some calls."""
     synchronise(device)
     start = time.perf_counter()
@@ -78,12 +78,12 @@ def clock(call: Callable[[], object], repeats: int, device: torch.device) -> flo
     return (time.perf_counter() - start) / repeats
 
 
-def quickest(call: Callable[[], object], device: torch.device) -> float:
+def time_quickest(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of the quickest of some calls."""
     call()
-    return min(clock(call, 1, device) for _ in range(5))
+    return min(time_call(call, 1, device) for _ in range(5))
 
 
-def exponent(sizes: list[int], values: list[float]) -> float:
+def fit_exponent(sizes: list[int], values: list[float]) -> float:
     """Fit values = a * sizes^b by least squares of the logarithms; give b."""
     return statistics.linear_regression([math.log(s) for s in sizes], [math.log(v) for v in values]).slope

@@ -59,34 +59,36 @@ class Pin:
         return f"{PACKAGE}-{self.release}-py3-none-any.whl"
 
 
-def patches(root: Path) -> list[Path]:
+def list_patches(root: Path) -> list[Path]:
     """List the queue in order."""
     return sorted((root / "patches").glob("[0-9]*.patch"))
 
 
-def version(release: str) -> tuple[int, ...]:
+def parse_version(release: str) -> tuple[int, ...]:
     """Give a release's numbers, which order releases."""
     return tuple(int(number) for number in release.split("."))
 
 
-def applies(patch: Path, release: str) -> bool:
+def is_for_release(patch: Path, release: str) -> bool:
     """Whether a patch is for a release: its message may name the first one that has what it changes."""
     message = patch.read_bytes().partition(b"\ndiff --git ")[0].decode(errors="replace")
     since = re.search(r"(?m)^Applies from: ([\d.]*\d)\s*$", message)
-    return since is None or version(release) >= version(since[1])
+    return since is None or parse_version(release) >= parse_version(since[1])
 
 
-def left_out(root: Path, release: str) -> list[Path]:
+def list_later_patches(root: Path, release: str) -> list[Path]:
     """List the patches that are for later releases than this one."""
-    return [patch for patch in patches(root) if not applies(patch, release)]
+    return [patch for patch in list_patches(root) if not is_for_release(patch, release)]
 
 
 def queue_sha256(root: Path) -> str:
     """Hash everything that determines the tree: the pin and the queue."""
-    return hash_queue({file.name: file.read_bytes() for file in [root / "patches" / "upstream.toml", *patches(root)]})
+    return hash_queue(
+        {file.name: file.read_bytes() for file in [root / "patches" / "upstream.toml", *list_patches(root)]}
+    )
 
 
-def sha256(file: Path) -> str:
+def hash_file(file: Path) -> str:
     """Hash a file's content."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 

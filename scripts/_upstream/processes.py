@@ -31,14 +31,14 @@ def stop_on_terminate() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ended_with(pool: Executor) -> Iterator[None]:
+def end_processes_with(pool: Executor) -> Iterator[None]:
     """Where the work with a pool is interrupted, end what its threads have started, so that they end too."""
     try:
         yield
     except BaseException:
         stopping.set()
         for process in list(running):
-            end(process)
+            end_process(process)
         pool.shutdown(cancel_futures=True)
         raise
     finally:
@@ -46,7 +46,7 @@ def ended_with(pool: Executor) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def piped(command: list[str], folder: Path, variables: dict[str, str]) -> Iterator[subprocess.Popen]:
+def run_piped(command: list[str], folder: Path, variables: dict[str, str]) -> Iterator[subprocess.Popen]:
     """Start a command whose output is read as it comes, and end it, and what it has started, at the end."""
     if stopping.is_set():
         raise UpstreamError("interrupted")
@@ -68,11 +68,11 @@ def piped(command: list[str], folder: Path, variables: dict[str, str]) -> Iterat
     finally:
         running.discard(process)
         if process.poll() is None:
-            end(process)
+            end_process(process)
 
 
 @contextlib.contextmanager
-def started(command: list[str], log: Path, folder: Path, variables: dict[str, str]) -> Iterator[subprocess.Popen]:
+def run_logged(command: list[str], log: Path, folder: Path, variables: dict[str, str]) -> Iterator[subprocess.Popen]:
     """Start a command in a process group of its own, and end all of the group at the end."""
     with open(log, "wb") as file:
         process = subprocess.Popen(
@@ -87,10 +87,10 @@ def started(command: list[str], log: Path, folder: Path, variables: dict[str, st
     try:
         yield process
     finally:
-        end(process)
+        end_process(process)
 
 
-def end(process: subprocess.Popen) -> None:
+def end_process(process: subprocess.Popen) -> None:
     """End a process and what it has started."""
     for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
         try:

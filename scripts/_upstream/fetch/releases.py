@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from _upstream.pin import PACKAGE, UpstreamError, sha256, tomllib, version
+from _upstream.pin import PACKAGE, UpstreamError, hash_file, parse_version, tomllib
 
 RECORD = "scripts/_upstream/fetch/releases.toml"
 HEAD = """\
@@ -18,51 +18,51 @@ HEAD = """\
 
 
 @dataclass(frozen=True)
-class Known:
+class ReleaseRecord:
     """What releases.toml says."""
 
     refused: dict[str, str]  # release: why
     sha256: dict[str, str]  # file name: digest
 
     @classmethod
-    def parse(cls, text: str) -> Known:
+    def parse(cls, text: str) -> ReleaseRecord:
         data = tomllib.loads(text)
         return cls(data["refused"], data["sha256"])
 
     def text(self) -> str:
         """Write releases.toml, in the releases' order."""
-        refused = [f'"{release}" = "{self.refused[release]}"\n' for release in sorted(self.refused, key=version)]
-        names = sorted(self.sha256, key=lambda name: (version(release_of(name)), name))
+        refused = [f'"{release}" = "{self.refused[release]}"\n' for release in sorted(self.refused, key=parse_version)]
+        names = sorted(self.sha256, key=lambda name: (parse_version(parse_release(name)), name))
         digests = [f'"{name}" = "{self.sha256[name]}"\n' for name in names]
         return "".join([HEAD, "\n[refused]\n", *refused, "\n[sha256]\n", *digests])
 
 
 @functools.cache
-def recorded() -> Known:
+def read_record() -> ReleaseRecord:
     """Read releases.toml, which lies beside this file."""
-    return Known.parse(Path(__file__).with_name("releases.toml").read_text(encoding="utf-8"))
+    return ReleaseRecord.parse(Path(__file__).with_name("releases.toml").read_text(encoding="utf-8"))
 
 
-def release_of(name: str) -> str:
+def parse_release(name: str) -> str:
     """Read the release from the name of a wheel or a source distribution."""
     return re.match(rf"{PACKAGE}-(\d+\.\d+\.\d+)(-|\.tar)", name)[1]
 
 
-def checked_release(release: str) -> str:
+def check_release(release: str) -> str:
     """Give a release as upstream writes it, 8.3.50; refuse what is none, and those that are never used."""
     if not re.fullmatch(r"\d+\.\d+\.\d+", release):
         raise UpstreamError(f"{release!r} is no release of {PACKAGE}: one looks like 8.3.50")
-    release = ".".join(map(str, version(release)))
-    if release in recorded().refused:
+    release = ".".join(map(str, parse_version(release)))
+    if release in read_record().refused:
         raise UpstreamError(
-            f"{PACKAGE} {release} {recorded().refused[release]}: it is never used; take another release"
+            f"{PACKAGE} {release} {read_record().refused[release]}: it is never used; take another release"
         )
     return release
 
 
-def checked_file(file: Path) -> Path:
+def check_file_hash(file: Path) -> Path:
     """Compare a release's file with its recorded sha256; where none is recorded, say so, and what it is."""
-    digest, wanted = sha256(file), recorded().sha256.get(file.name)
+    digest, wanted = hash_file(file), read_record().sha256.get(file.name)
     if wanted is None:
         print(
             f"{file.name} has sha256 {digest}: not known beforehand, {RECORD} has none; a download was compared with "

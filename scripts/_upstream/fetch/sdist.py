@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from _upstream.fetch.releases import checked_file
+from _upstream.fetch.releases import check_file_hash
 from _upstream.pin import PACKAGE, Pin, UpstreamError
 
 TESTS = ("tests", "pyproject.toml")  # what is taken from it: the tests and pytest's settings
@@ -32,8 +32,8 @@ def fetch_sdist(root: Path, pin: Pin, wheel: Path, folder: Path) -> Path:
     name = f"{PACKAGE}-{pin.release}.tar.gz"
     kept = root / ".upstream" / "sdists" / name
     found = next((file for file in (root / "wheels" / name, kept) if file.is_file()), None)
-    sdist = checked_file(found or download(pin, folder))
-    differing = differences(sdist, wheel)
+    sdist = check_file_hash(found or download_sdist(pin, folder))
+    differing = list_differing_files(sdist, wheel)
     if differing:
         raise UpstreamError(
             f"{sdist}: {', '.join(differing[:3])}{' and more' * (len(differing) > 3)} not as in {wheel.name}, so its "
@@ -46,7 +46,7 @@ def fetch_sdist(root: Path, pin: Pin, wheel: Path, folder: Path) -> Path:
     return sdist
 
 
-def download(pin: Pin, folder: Path) -> Path:
+def download_sdist(pin: Pin, folder: Path) -> Path:
     """Download the source distribution with pip, whose index, proxy and certificate settings hold."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += [f"--no-binary={PACKAGE}", "--retries=2", f"--dest={folder}", f"{PACKAGE}=={pin.release}"]
@@ -61,7 +61,7 @@ def download(pin: Pin, folder: Path) -> Path:
     return sdist
 
 
-def members(sdist: Path) -> dict[str, bytes]:
+def read_members(sdist: Path) -> dict[str, bytes]:
     """Read the regular files of a source distribution, by their path inside its one folder."""
     try:
         with tarfile.open(sdist, "r:gz") as archive:
@@ -77,18 +77,18 @@ def members(sdist: Path) -> dict[str, bytes]:
         raise UpstreamError(f"{sdist} is no sound archive: {e}; remove the file and run this again") from None
 
 
-def differences(sdist: Path, wheel: Path) -> list[str]:
+def list_differing_files(sdist: Path, wheel: Path) -> list[str]:
     """List the files of the package that differ between a source distribution and a wheel, or are in one only."""
     with zipfile.ZipFile(wheel) as archive:
         ours = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
-    theirs = members(sdist)
+    theirs = read_members(sdist)
     paths = {path for path in [*ours, *theirs] if path.startswith(f"{PACKAGE}/")}
     return sorted(path for path in paths if ours.get(path) != theirs.get(path))
 
 
 def unpack_tests(sdist: Path, folder: Path) -> None:
     """Put the tests into a folder."""
-    for path, content in members(sdist).items():
+    for path, content in read_members(sdist).items():
         if path.partition("/")[0] in TESTS:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)

@@ -13,8 +13,8 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from _upstream.fetch.releases import checked_file, checked_release
-from _upstream.pin import OURS, PACKAGE, Pin, UpstreamError, sha256
+from _upstream.fetch.releases import check_file_hash, check_release
+from _upstream.pin import OURS, PACKAGE, Pin, UpstreamError, hash_file
 
 WHEEL_VARIABLE = "ULTRALYTICS_WHEEL"
 
@@ -37,7 +37,7 @@ def wheel_name(release: str) -> str:
     return f"{PACKAGE}-{release}-py3-none-any.whl"
 
 
-def fetch(root: Path, pin: Pin, folder: Path) -> Path:
+def fetch_wheel(root: Path, pin: Pin, folder: Path) -> Path:
     """Get the pinned release's wheel, by pip where it is not on disk, and verify it.
 
     Raises:
@@ -45,11 +45,11 @@ def fetch(root: Path, pin: Pin, folder: Path) -> Path:
     """
     wheel = find_wheel(root, pin.release, pinned=True)
     kept = root / ".upstream" / "wheels" / pin.wheel
-    if wheel is None and kept.is_file() and sha256(kept) == pin.wheel_sha256:
+    if wheel is None and kept.is_file() and hash_file(kept) == pin.wheel_sha256:
         return kept
     if wheel is None:
-        wheel = download(pin.release, folder)
-    digest = sha256(wheel)
+        wheel = download_wheel(pin.release, folder)
+    digest = hash_file(wheel)
     if digest != pin.wheel_sha256:
         raise UpstreamError(
             f"{wheel} has sha256 {digest}, pinned is {pin.wheel_sha256} (patches/upstream.toml): not the file that "
@@ -74,15 +74,15 @@ def fetch_release(root: Path, release: str | None, folder: Path) -> tuple[str, P
     """
     pin = Pin.read(root)
     if release is None:
-        wheel = download(None, folder)
-        return checked_release(wheel.name.split("-")[1]), checked_file(wheel)
-    release = checked_release(release)
+        wheel = download_wheel(None, folder)
+        return check_release(wheel.name.split("-")[1]), check_file_hash(wheel)
+    release = check_release(release)
     if release == pin.release:
-        return release, fetch(root, pin, folder)
-    return release, checked_file(find_wheel(root, release, pinned=False) or download(release, folder))
+        return release, fetch_wheel(root, pin, folder)
+    return release, check_file_hash(find_wheel(root, release, pinned=False) or download_wheel(release, folder))
 
 
-def download(release: str | None, folder: Path) -> Path:
+def download_wheel(release: str | None, folder: Path) -> Path:
     """Download a release's wheel, or the newest one's, with pip, whose index, proxy and certificate settings hold."""
     wanted = f"{PACKAGE}=={release}" if release else PACKAGE
     with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as own:
@@ -104,7 +104,7 @@ def download(release: str | None, folder: Path) -> Path:
     return folder / found[0].name
 
 
-def unpack(wheel: Path, folder: Path) -> None:
+def unpack_wheel(wheel: Path, folder: Path) -> None:
     """Unpack upstream's package, and nothing that would land elsewhere."""
     try:
         with zipfile.ZipFile(wheel) as archive:

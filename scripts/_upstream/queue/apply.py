@@ -7,11 +7,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from _upstream.fetch.wheel import fetch, keep_wheel
-from _upstream.pin import PACKAGE, Pin, applies, patches, queue_sha256
+from _upstream.fetch.wheel import fetch_wheel, keep_wheel
+from _upstream.pin import PACKAGE, Pin, is_for_release, list_patches, queue_sha256
 from _upstream.queue.repository import apply_queue, check_tree, keep_repository, make_repository
-from _upstream.queue.scratch_folder import clear_errors, locked
-from _upstream.queue.tree import absent, count, edits, lay_down, manifest, read_stamp
+from _upstream.queue.scratch_folder import explain_os_errors, lock_checkout
+from _upstream.queue.tree import (
+    format_count,
+    lay_down_tree,
+    list_edited_files,
+    list_missing_files,
+    manifest,
+    read_stamp,
+)
 from _upstream.verify.overrides import check_overrides
 
 
@@ -31,34 +38,34 @@ def apply(root: Path, discard_edits: bool = False) -> str:
     Raises:
         UpstreamError: When the tree cannot be made; then it is as it was.
     """
-    with clear_errors(root), locked(root):
+    with explain_os_errors(root), lock_checkout(root):
         return lay_down_queue(root, discard_edits)
 
 
 def lay_down_queue(root: Path, discard_edits: bool = False) -> str:
     """Do what `apply` does, for a caller that holds the lock."""
     pin, queue, stamp = Pin.read(root), queue_sha256(root), read_stamp(root)
-    edited = edits(root, stamp.get("files", {}))
-    complete = "pending" not in stamp and not absent(root, stamp.get("files", {}))
+    edited = list_edited_files(root, stamp.get("files", {}))
+    complete = "pending" not in stamp and not list_missing_files(root, stamp.get("files", {}))
     new = {"release": pin.release, "wheel": pin.wheel_sha256, "queue": queue}
     if new.items() <= stamp.items() and complete and not (edited and discard_edits):
-        kept = f"; kept {count(edited)}: {', '.join(edited)} (--discard-edits drops them)" if edited else ""
+        kept = f"; kept {format_count(edited)}: {', '.join(edited)} (--discard-edits drops them)" if edited else ""
         check_overrides(root, root, pin.release)
         return f"{PACKAGE}/ is up to date{kept}"
     stage = Path(tempfile.mkdtemp(prefix="stage-", dir=root / ".upstream"))
     try:
         repo = stage / "repo"
-        wheel = fetch(root, pin, stage)
+        wheel = fetch_wheel(root, pin, stage)
         make_repository(repo, wheel, pin.release)
-        apply_queue(repo, [patch for patch in patches(root) if applies(patch, pin.release)])
+        apply_queue(repo, [patch for patch in list_patches(root) if is_for_release(patch, pin.release)])
         files = manifest(repo)
         check_tree(files, pin)
         check_overrides(root, repo, pin.release)
-        kept = lay_down(root, repo, stage, stamp, new, files, discard_edits)
+        kept = lay_down_tree(root, repo, stage, stamp, new, files, discard_edits)
         with contextlib.suppress(OSError):  # the tree is complete; the next run makes again what is not kept
             keep_repository(root, repo)
             keep_wheel(root, wheel, pin.wheel)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-    line = f"{PACKAGE}/ is {pin.release} with {len(patches(root))} patches"
-    return line + (f"; kept {count(kept)}: {', '.join(kept)}" if kept else "")
+    line = f"{PACKAGE}/ is {pin.release} with {len(list_patches(root))} patches"
+    return line + (f"; kept {format_count(kept)}: {', '.join(kept)}" if kept else "")

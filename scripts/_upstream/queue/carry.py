@@ -11,53 +11,53 @@ import shutil
 from pathlib import Path
 
 from _upstream.pin import UpstreamError
-from _upstream.queue.changed_functions import moves
-from _upstream.queue.conflicts import describe_conflict, name_sides
+from _upstream.queue.changed_functions import find_moves
+from _upstream.queue.conflicts import describe_conflict, label_conflict_markers
 from _upstream.queue.git import git
-from _upstream.queue.patch_states import digest_of
+from _upstream.queue.patch_states import hash_diff
 from _upstream.queue.rebase_session import (
     SESSION,
     Notes,
     Stop,
-    dirty,
-    log,
-    message_of,
-    on_release,
-    pairs,
-    picked,
-    rebasing,
-    steps,
-    unmerged,
+    has_changes,
+    is_on_release,
+    is_rebasing,
+    list_commits,
+    list_picked_commits,
+    list_unmerged_paths,
+    map_patches_to_commits,
+    read_done_list,
+    read_patch_message,
 )
 from _upstream.queue.repository import apply_queue, release_tag
 
 
-def advance(root: Path, repo: Path) -> Stop | None:
+def run_rebase(root: Path, repo: Path) -> Stop | None:
     """Run git's rebase until it has ended or a patch needs a hand."""
     notes = Notes.read(repo)
-    if not rebasing(repo) and not on_release(repo, notes.new):
+    if not is_rebasing(repo) and not is_on_release(repo, notes.new):
         notes.forget()
-        start(repo, notes)
-    while rebasing(repo):
-        stop = examine(repo, notes)
+        start_git_rebase(repo, notes)
+    while is_rebasing(repo):
+        stop = find_patch_stop(repo, notes)
         if stop:
             return stop
-        before = steps(repo)
+        before = read_done_list(repo)
         git("rebase", "--continue", cwd=repo, check=False, GIT_EDITOR=":")
-        if rebasing(repo) and steps(repo) == before:
+        if is_rebasing(repo) and read_done_list(repo) == before:
             git("rebase", "--continue", cwd=repo, GIT_EDITOR=":")  # says what is in its way
-    return examine_all(root, repo, notes)
+    return find_queue_stop(root, repo, notes)
 
 
-def examine_now(root: Path, repo: Path) -> Stop | None:
+def find_current_stop(root: Path, repo: Path) -> Stop | None:
     """Say what a session that was left waits for, or None if for nothing."""
     notes = Notes.read(repo)
-    if rebasing(repo):
-        return examine(repo, notes)
-    return examine_all(root, repo, notes) if on_release(repo, notes.new) else None
+    if is_rebasing(repo):
+        return find_patch_stop(repo, notes)
+    return find_queue_stop(root, repo, notes) if is_on_release(repo, notes.new) else None
 
 
-def start(repo: Path, notes: Notes) -> None:
+def start_git_rebase(repo: Path, notes: Notes) -> None:
     """Start git's rebase with a list that stops after each patch, and leaves out those that are for later releases."""
     notes.write(repo)
     todo = repo / ".git" / "todo"
@@ -69,41 +69,41 @@ def start(repo: Path, notes: Notes) -> None:
         GIT_SEQUENCE_EDITOR='cp "$TODO"',
         TODO=str(todo),
     )
-    if not rebasing(repo) and not on_release(repo, notes.new):
+    if not is_rebasing(repo) and not is_on_release(repo, notes.new):
         raise UpstreamError(f"git rebase did not start in {repo}; `rebase --abort` and start again")
 
 
-def mend(repo: Path, notes: Notes) -> None:
+def repair_killed_rebase(repo: Path, notes: Notes) -> None:
     """Mend what a git that was killed has left: its locks, and a rebase that it had not yet begun or had just ended.
 
     No git of ours runs, as the scratch folder's lock is held.
     """
     for lock in filter(Path.is_file, [*(repo / ".git").glob("*.lock"), *(repo / ".git" / "refs").rglob("*.lock")]):
         lock.unlink()
-    if not rebasing(repo):
+    if not is_rebasing(repo):
         return
     state = repo / ".git" / "rebase-merge"
-    if on_release(repo, notes.new, "HEAD") and all((state / name).is_file() for name in ("head-name", "onto")):
-        restore_list(repo, notes)
-    elif not picked(repo):  # git first writes its list, and then checks the new release out
+    if is_on_release(repo, notes.new, "HEAD") and all((state / name).is_file() for name in ("head-name", "onto")):
+        restore_todo_list(repo, notes)
+    elif not list_picked_commits(repo):  # git first writes its list, and then checks the new release out
         shutil.rmtree(state)
         git("symbolic-ref", "HEAD", "refs/heads/queue", cwd=repo)
         git("reset", "--quiet", "--hard", cwd=repo)
 
 
-def restore_list(repo: Path, notes: Notes) -> None:
+def restore_todo_list(repo: Path, notes: Notes) -> None:
     """Put back what git's list has lost: git takes a pick from it before it notes the pick as done."""
     todo = repo / ".git" / "rebase-merge" / "git-rebase-todo"
     text = todo.read_text() if todo.is_file() else ""
-    listed = {*picked(repo), *re.findall(r"(?m)^\w+ (\w{40,})", text)}
+    listed = {*list_picked_commits(repo), *re.findall(r"(?m)^\w+ (\w{40,})", text)}
     missing = [commit for commit in notes.wanted.values() if commit not in listed]
     if missing:
         todo.write_text("".join(f"pick {commit}\nbreak\n" for commit in missing) + text)
 
 
-def examine(repo: Path, notes: Notes) -> Stop | None:
+def find_patch_stop(repo: Path, notes: Notes) -> Stop | None:
     """Say what keeps the patch that was picked last from being right, or None."""
-    commits = picked(repo)
+    commits = list_picked_commits(repo)
     if not commits:
         return None
     file = next((file for file, commit in notes.order.items() if commit == commits[-1]), None)
@@ -111,22 +111,22 @@ def examine(repo: Path, notes: Notes) -> Stop | None:
         raise UpstreamError(
             f"a rebase of your own is under way in {SESSION}; finish it or `git rebase --abort` it first"
         )
-    paths = unmerged(repo)
+    paths = list_unmerged_paths(repo)
     if paths:
         if file not in notes.resolved:
             notes.resolved.append(file)
             notes.write(repo)
         for path in paths:
-            name_sides(repo / path, notes, file)
+            label_conflict_markers(repo / path, notes, file)
         lines = [line for path, stages in paths.items() for line in describe_conflict(repo, notes, path, stages)]
         return Stop("conflict", file, lines)
-    edited, present = dirty(repo), file in pairs(repo, notes)
+    edited, present = has_changes(repo), file in map_patches_to_commits(repo, notes)
     if (repo / ".git" / "CHERRY_PICK_HEAD").is_file() and not (edited or present) and file not in notes.resolved:
         return Stop("taken", file, [f"ultralytics {notes.new} has all of it already"])
     if file in notes.dropped:
         return None
     if present:
-        return misplaced(repo, notes, file)
+        return find_moved_hunks(repo, notes, file)
     if file in notes.stopped:  # the work tree is the user's
         if edited:
             return Stop("conflict", file, ["resolved, and not yet committed"])
@@ -138,7 +138,7 @@ def examine(repo: Path, notes: Notes) -> Stop | None:
     return None
 
 
-def examine_all(root: Path, repo: Path, notes: Notes) -> Stop | None:
+def find_queue_stop(root: Path, repo: Path, notes: Notes) -> Stop | None:
     """Say which patch of a rebase that git has ended is not right, whoever ended it; put on those that apply now."""
     if git("symbolic-ref", "--quiet", "HEAD", cwd=repo, check=False).strip() != "refs/heads/queue":
         raise UpstreamError(
@@ -147,15 +147,15 @@ def examine_all(root: Path, repo: Path, notes: Notes) -> Stop | None:
     if git("stash", "list", cwd=repo):
         raise UpstreamError(f"{SESSION} has a stash that would be lost; `git -C {SESSION} stash pop` or `stash drop`")
     for file in notes.wanted:
-        if file not in pairs(repo, notes):
+        if file not in map_patches_to_commits(repo, notes):
             return Stop("lost", file, ["nothing of it is there"])
-        stop = misplaced(repo, notes, file)
+        stop = find_moved_hunks(repo, notes, file)
         if stop:
             return stop
-    present = {subject for _, subject in log(repo, f"{release_tag(notes.new)}..queue")}
+    present = {subject for _, subject in list_commits(repo, f"{release_tag(notes.new)}..queue")}
     for file in notes.later:
         patch = root / "patches" / file
-        if file not in notes.dropped and message_of(patch).partition("\n")[0] not in present:
+        if file not in notes.dropped and read_patch_message(patch).partition("\n")[0] not in present:
             try:
                 apply_queue(repo, [patch])
             except UpstreamError as e:
@@ -163,16 +163,16 @@ def examine_all(root: Path, repo: Path, notes: Notes) -> Stop | None:
     return None
 
 
-def misplaced(repo: Path, notes: Notes, file: str) -> Stop | None:
+def find_moved_hunks(repo: Path, notes: Notes, file: str) -> Stop | None:
     """Say which hunks of a carried patch are in another function than they were, unless that was accepted."""
-    old, new = notes.order[file], pairs(repo, notes)[file]
-    if digest_of(repo, new) in notes.accepted:
+    old, new = notes.order[file], map_patches_to_commits(repo, notes)[file]
+    if hash_diff(repo, new) in notes.accepted:
         return None
-    lines = [str(move) for move in moves(repo, old, new) if move.gone and move.come]
+    lines = [str(move) for move in find_moves(repo, old, new) if move.gone and move.come]
     return Stop("moved", file, lines) if lines else None
 
 
-def normalize(repo: Path, release: str) -> None:
+def rewrite_identities(repo: Path, release: str) -> None:
     """Give each commit of the queue our identity, whoever made it, so that the patches are the same everywhere."""
     parent = git("rev-parse", release_tag(release), cwd=repo).strip()
     for commit in git("rev-list", "--reverse", f"{release_tag(release)}..queue", cwd=repo).split():

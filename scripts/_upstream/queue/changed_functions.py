@@ -13,7 +13,7 @@ from _upstream.pin import UpstreamError
 from _upstream.queue.git import git
 
 
-def enclosing(source: bytes, line: int) -> str:
+def find_enclosing_function(source: bytes, line: int) -> str:
     """Name the function or class that a line of Python source is in, as `Class.method`; "" for the module itself."""
     node, names = ast.parse(source), []
     while True:
@@ -28,7 +28,7 @@ def enclosing(source: bytes, line: int) -> str:
             return ".".join(names)
 
 
-def places(repo: Path, commit: str) -> dict[str, collections.Counter]:
+def count_changed_lines(repo: Path, commit: str) -> dict[str, collections.Counter]:
     """Count the lines that a commit changes by file and function."""
     found: dict[str, collections.Counter] = {}
     diff = git("diff-tree", "-p", "--unified=0", "--no-renames", "--full-index", commit, cwd=repo)
@@ -41,7 +41,7 @@ def places(repo: Path, commit: str) -> dict[str, collections.Counter]:
                 source = git("show", f"{side}:{path}", cwd=repo) if lines and path.endswith(".py") else ""
                 try:
                     data = source.encode("utf-8", "surrogateescape")
-                    counts.update(enclosing(data, line) for line in lines)
+                    counts.update(find_enclosing_function(data, line) for line in lines)
                 except (SyntaxError, ValueError) as e:
                     python = platform.python_version()
                     raise UpstreamError(
@@ -50,14 +50,14 @@ def places(repo: Path, commit: str) -> dict[str, collections.Counter]:
     return found
 
 
-def renames(repo: Path, old: str, new: str) -> dict[str, str]:
+def find_renamed_files(repo: Path, old: str, new: str) -> dict[str, str]:
     """Give the files that one commit has under another path than another commit."""
     lines = git("diff", "--find-renames", "--diff-filter=R", "--name-status", old, new, cwd=repo).splitlines()
     return {line.split("\t")[1]: line.split("\t")[2] for line in lines}
 
 
 @dataclass(frozen=True)
-class Move:
+class FunctionMove:
     """A file in which a patch changes other functions than it did, or which has another name."""
 
     path: str
@@ -75,15 +75,15 @@ class Move:
         return f"{self.target}: a hunk was in {gone}{file}, is in {come}"
 
 
-def moves(repo: Path, old: str, new: str) -> list[Move]:
+def find_moves(repo: Path, old: str, new: str) -> list[FunctionMove]:
     """List the files in which a commit and its counterpart make their changes elsewhere."""
-    before, after = places(repo, old), places(repo, new)
-    renamed = renames(repo, f"{old}^", f"{new}^") if before.keys() - after.keys() else {}
+    before, after = count_changed_lines(repo, old), count_changed_lines(repo, new)
+    renamed = find_renamed_files(repo, f"{old}^", f"{new}^") if before.keys() - after.keys() else {}
     found = []
     for path, counts in before.items():
         target = renamed.get(path, path)
         now = after.get(target, collections.Counter())
-        move = Move(path, target, frozenset(counts - now), frozenset(now - counts))
+        move = FunctionMove(path, target, frozenset(counts - now), frozenset(now - counts))
         if target != path or (move.gone and move.come):
             found.append(move)
     return found

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 from _upstream.pin import PACKAGE, UpstreamError
-from _upstream.queue.changed_functions import enclosing
+from _upstream.queue.changed_functions import find_enclosing_function
 from _upstream.queue.git import git
-from _upstream.queue.rebase_session import REBASE, SESSION, Notes, unmerged
+from _upstream.queue.rebase_session import REBASE, SESSION, Notes, list_unmerged_paths
 
 
-def name_sides(file: Path, notes: Notes, patch: str) -> None:
+def label_conflict_markers(file: Path, notes: Notes, patch: str) -> None:
     """Name both sides of each conflict in its markers, in place of git's HEAD and commit hashes."""
     if not file.is_file() or is_binary(file):
         return
@@ -40,23 +40,23 @@ def describe_conflict(repo: Path, notes: Notes, path: str, stages: set[str]) -> 
     lines = []
     for match in re.finditer(r"(?m)^<{7} ", text):
         number = text.count("\n", 0, match.start()) + 1
-        before = upstreams_side(text[: match.start()])
+        before = take_upstream_side(text[: match.start()])
         try:
-            function = enclosing(upstreams_side(text).encode(), before.count("\n") + 1)
+            function = find_enclosing_function(take_upstream_side(text).encode(), before.count("\n") + 1)
         except (SyntaxError, ValueError):
             function = ""
         lines.append(f"{path}, line {number}{f' ({function})' if function else ''}")
     return lines or [f"{path}: edited; `{REBASE} --continue` takes it as it is"]
 
 
-def upstreams_side(text: str) -> str:
+def take_upstream_side(text: str) -> str:
     """Resolve conflicts the way of the new release."""
     return re.sub(r"(?ms)^<{7} [^\n]*\n(.*?)^\|{7} .*?^>{7} [^\n]*\n", r"\1", text)
 
 
 def refuse_unresolved(repo: Path) -> None:
     """Refuse to go on with what is not resolved, with the file, the line and the remedy."""
-    paths = unmerged(repo)
+    paths = list_unmerged_paths(repo)
     for path in sorted({*paths, *git("diff", "--name-only", "-z", "HEAD", cwd=repo).split("\0")[:-1]}):
         file, stages = repo / path, paths.get(path)
         if stages and file.is_file() and (not {"2", "3"} <= stages or is_binary(file)):

@@ -8,20 +8,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from _upstream.pin import APPLY, PACKAGE, Pin, UpstreamError, hash_queue, left_out, patches, queue_sha256
+from _upstream.pin import APPLY, PACKAGE, Pin, UpstreamError, hash_queue, list_later_patches, list_patches, queue_sha256
 from _upstream.queue.git import git
-from _upstream.queue.repository import format_queue, keep_repository, queue_repository, release_tag
-from _upstream.queue.scratch_folder import clear_errors, locked, replace_files
+from _upstream.queue.repository import format_queue, keep_repository, make_queue_repository, release_tag
+from _upstream.queue.scratch_folder import explain_os_errors, lock_checkout, replace_files
 from _upstream.queue.tree import (
     STAMP,
-    absent,
-    copy,
-    count,
-    created,
-    edits,
+    copy_file,
+    format_count,
+    format_stamp,
+    list_edited_files,
+    list_missing_files,
+    list_new_files,
     manifest,
     read_stamp,
-    stamp_text,
     tree_sha256,
 )
 
@@ -40,38 +40,40 @@ def export(root: Path, message: str | None = None, new: bool = False) -> str:
     Returns:
         One line that says what was done.
     """
-    with clear_errors(root), locked(root):
+    with explain_os_errors(root), lock_checkout(root):
         pin, stamp, queue = Pin.read(root), read_stamp(root), queue_sha256(root)
         if stamp.get("queue") != queue or "pending" in stamp:
             raise UpstreamError(f"{PACKAGE}/ was not laid down from this queue; run `{APPLY}` first")
         with tempfile.TemporaryDirectory(prefix="stage-export-", dir=root / ".upstream") as stage:
             repo = Path(stage) / "repo"
-            queue_repository(root, pin, repo)
+            make_queue_repository(root, pin, repo)
             edited = copy_edits(root, repo, stamp["files"])
             files = manifest(repo)
             git("add", "--all", "--force", "--intent-to-add", ".", cwd=repo)
             folded, added = commit_edits(repo, pin, message, new) if edited else (0, 0)
             assert manifest(repo) == files, "the queue does not give the edited tree"
-            written = dict(format_queue(repo, pin.release, left_out(root, pin.release), Path(stage) / "patches"))
+            written = dict(
+                format_queue(repo, pin.release, list_later_patches(root, pin.release), Path(stage) / "patches")
+            )
             written["upstream.toml"] = replace(pin, tree_sha256=tree_sha256(files)).text().encode()
             new = {"release": pin.release, "wheel": pin.wheel_sha256, "queue": hash_queue(written)}
-            stamp = stamp_text({**new, "files": files}).encode()
-            replace_files(root, {**changed_patches(root, written), STAMP: stamp})
+            stamp = format_stamp({**new, "files": files}).encode()
+            replace_files(root, {**list_changed_patches(root, written), STAMP: stamp})
             if edited:
                 keep_repository(root, repo)
     if not edited:
-        return f"no edits under {PACKAGE}/; {len(patches(root))} patches written as they were"
-    return f"{count(edited)}: {folded} hunks folded into their patches, {added} in a new patch"
+        return f"no edits under {PACKAGE}/; {len(list_patches(root))} patches written as they were"
+    return f"{format_count(edited)}: {folded} hunks folded into their patches, {added} in a new patch"
 
 
 def copy_edits(root: Path, repo: Path, files: dict[str, str]) -> list[str]:
     """Copy edited and new files to the repository's work tree and remove deleted ones; returns their paths."""
-    gone = absent(root, files)
+    gone = list_missing_files(root, files)
     for path in gone:
         (repo / path).unlink()
-    copied = [*edits(root, files), *created(root, files)]
+    copied = [*list_edited_files(root, files), *list_new_files(root, files)]
     for path in copied:
-        copy(root / path, repo / path)
+        copy_file(root / path, repo / path)
     return [*gone, *copied]
 
 
@@ -90,7 +92,7 @@ def commit_edits(repo: Path, pin: Pin, message: str | None, new: bool) -> tuple[
     queue = git("rev-list", "--reverse", f"{release_tag(pin.release)}..HEAD", cwd=repo).split()
     base = git("rev-parse", "HEAD", cwd=repo).strip()
     diff = git("diff", "--unified=0", "--no-renames", "--binary", "--full-index", "HEAD", cwd=repo)
-    owned = [(None if new else owner_of(repo, hunk, queue), hunk) for hunk in hunks(diff)]
+    owned = [(None if new else find_owner(repo, hunk, queue), hunk) for hunk in split_hunks(diff)]
     owners = [commit for commit in [*queue, None] if any(owner == commit for owner, _ in owned)]
     for number, owner in enumerate(owners, 1):
         # From the queue's tree, as hunks count their lines there, and from the end of a file, so that they stay right
@@ -101,12 +103,12 @@ def commit_edits(repo: Path, pin: Pin, message: str | None, new: bool) -> tuple[
         text = [f"--fixup={owner}"] if owner else ["-m", message or f"Change {', '.join(paths)}"]
         git("commit", "--quiet", *text, cwd=repo)
     git("reset", "--quiet", "--hard", cwd=repo)
-    squash(repo, release_tag(pin.release))
+    squash_fixups(repo, release_tag(pin.release))
     added = sum(owner is None for owner, _ in owned)
     return len(owned) - added, added
 
 
-def squash(repo: Path, base: str) -> None:
+def squash_fixups(repo: Path, base: str) -> None:
     """Move each fix-up into its patch, and drop a patch that edits have taken back whole."""
     action, emptied = ["--interactive", "--autosquash", base], False
     while action:
@@ -126,7 +128,7 @@ def squash(repo: Path, base: str) -> None:
         git("rebase", "--quiet", "--force-rebase", "--no-keep-empty", base, cwd=repo)
 
 
-def hunks(diff: str) -> Iterator[Hunk]:
+def split_hunks(diff: str) -> Iterator[Hunk]:
     """Split a diff without context into hunks, each a patch that applies alone."""
     for part in re.split(r"(?m)^(?=diff --git )", diff)[1:]:
         header, *bodies = re.split(r"(?m)^(?=@@ )", part)
@@ -143,7 +145,7 @@ def hunks(diff: str) -> Iterator[Hunk]:
             yield Hunk(path, first, first + old - 1, header + body)
 
 
-def owner_of(repo: Path, hunk: Hunk, queue: list[str], context: int = 3) -> str | None:
+def find_owner(repo: Path, hunk: Hunk, queue: list[str], context: int = 3) -> str | None:
     """Give the last patch of the queue with a line at most `context` lines from a hunk's, or None."""
     total = len(git("show", f"HEAD:{hunk.path}", cwd=repo, check=False).split("\n")) - 1
     if total < 1 or (hunk.first, hunk.last) == (1, 0) and "\n@@ " not in hunk.patch:
@@ -153,8 +155,8 @@ def owner_of(repo: Path, hunk: Hunk, queue: list[str], context: int = 3) -> str 
     return next((commit for commit in reversed(queue) if commit in touched), None)
 
 
-def changed_patches(root: Path, queue: dict[str, bytes]) -> dict[str, bytes | None]:
+def list_changed_patches(root: Path, queue: dict[str, bytes]) -> dict[str, bytes | None]:
     """Give the files under patches/ that change where it is to be `queue`, by their path in the checkout."""
-    now = {file.name: file.read_bytes() for file in [*patches(root), root / "patches" / "upstream.toml"]}
+    now = {file.name: file.read_bytes() for file in [*list_patches(root), root / "patches" / "upstream.toml"]}
     names = sorted({*now, *queue})
     return {f"patches/{name}": queue.get(name) for name in names if queue.get(name) != now.get(name)}

@@ -11,24 +11,33 @@ from dataclasses import replace
 from pathlib import Path
 
 from _upstream.fetch.wheel import fetch_release, keep_wheel
-from _upstream.pin import APPLY, PACKAGE, Pin, UpstreamError, applies, left_out, queue_sha256, sha256
+from _upstream.pin import (
+    APPLY,
+    PACKAGE,
+    Pin,
+    UpstreamError,
+    hash_file,
+    is_for_release,
+    list_later_patches,
+    queue_sha256,
+)
 from _upstream.queue import carry, conflicts, patch_states, rebase_session
 from _upstream.queue.apply import lay_down_queue
 from _upstream.queue.export import commit_edits
 from _upstream.queue.git import git
-from _upstream.queue.rebase_report import Report
+from _upstream.queue.rebase_report import RebaseReport
 from _upstream.queue.rebase_session import REBASE, SESSION, Notes, Stop
-from _upstream.queue.release_files import changed_files
-from _upstream.queue.release_trees import patched_tree, untouched_tree
+from _upstream.queue.release_files import list_changed_files
+from _upstream.queue.release_trees import write_patched_tree, write_untouched_tree
 from _upstream.queue.repository import apply_queue, check_tree, format_queue, make_repository
-from _upstream.queue.scratch_folder import clear_errors, locked, replace_files
-from _upstream.queue.tree import edits, manifest, read_stamp, tree_sha256
+from _upstream.queue.scratch_folder import explain_os_errors, lock_checkout, replace_files
+from _upstream.queue.tree import list_edited_files, manifest, read_stamp, tree_sha256
 from _upstream.verify.api_report import api_changes
-from _upstream.verify.build_models import verify
+from _upstream.verify.build_models import verify_tree
 from _upstream.verify.overrides import missing_overrides
 
 
-def rebase(root: Path, release: str | None, done: Callable[[str], None], dry_run: bool = False) -> Report:
+def rebase(root: Path, release: str | None, done: Callable[[str], None], dry_run: bool = False) -> RebaseReport:
     """Rebase the queue onto a release; verify it; write it.
 
     Args:
@@ -41,7 +50,7 @@ def rebase(root: Path, release: str | None, done: Callable[[str], None], dry_run
         UpstreamError: Where it cannot begin, and the checkout is as it was.
     """
     began = time.monotonic()
-    with clear_errors(root), locked(root):
+    with explain_os_errors(root), lock_checkout(root):
         pin, queue = Pin.read(root), queue_sha256(root)
         session = root / SESSION
         if session.is_dir() and not dry_run:
@@ -54,27 +63,29 @@ def rebase(root: Path, release: str | None, done: Callable[[str], None], dry_run
             new, wheel = fetch_release(root, release, stage)
             done(f"{PACKAGE} {new}")
             if new == pin.release:
-                return Report("up to date", pin.release, new, dry_run)
+                return RebaseReport("up to date", pin.release, new, dry_run)
             repo = stage / "rebase"
-            rebase_session.begin(root, pin, repo, new, wheel, queue)
+            rebase_session.start_session(root, pin, repo, new, wheel, queue)
             shutil.copyfile(wheel, repo / ".git" / wheel.name)
-            untouched_tree(repo, new, stage / "untouched")
+            write_untouched_tree(repo, new, stage / "untouched")
             missing = missing_overrides(root, stage / "untouched", new)
             if missing:  # everything stays as it was: the stage goes
-                report = Report("stopped", pin.release, new, dry_run, overrides=missing, wheel_sha256=sha256(wheel))
-                report.stop = carry.advance(root, repo)
-                report.patches = [] if report.stop else patch_states.outcome(repo)
+                report = RebaseReport(
+                    "stopped", pin.release, new, dry_run, overrides=missing, wheel_sha256=hash_file(wheel)
+                )
+                report.stop = carry.run_rebase(root, repo)
+                report.patches = [] if report.stop else patch_states.list_patch_states(repo)
             elif dry_run:
-                report = go_on(root, repo, done, dry_run=True)
+                report = finish_rebase(root, repo, done, dry_run=True)
             else:
                 os.replace(repo, session)
-                report = go_on(root, session, done)
+                report = finish_rebase(root, session, done)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     return replace(report, seconds=round(time.monotonic() - began, 1))
 
 
-def resume(root: Path, action: str, done: Callable[[str], None]) -> Report:
+def resume_rebase(root: Path, action: str, done: Callable[[str], None]) -> RebaseReport:
     """Go on with a rebase that waits for a hand.
 
     Args:
@@ -83,33 +94,33 @@ def resume(root: Path, action: str, done: Callable[[str], None]) -> Report:
         done: Is called with what was done last, for a progress bar.
     """
     began = time.monotonic()
-    with clear_errors(root), locked(root):
+    with explain_os_errors(root), lock_checkout(root):
         session = root / SESSION
         if not session.is_dir():
             raise UpstreamError(f"no rebase is waiting; `{REBASE} [VERSION]` starts one")
         notes = read_notes(session)
         if action == "abort":
-            discard(root, session)
-            return Report("aborted", notes.old if notes else "?", notes.new if notes else "?")
+            remove_session(root, session)
+            return RebaseReport("aborted", notes.old if notes else "?", notes.new if notes else "?")
         if notes is None:
             raise UpstreamError(f"{SESSION} is damaged; `{REBASE} --abort`, and start again")
         if notes.queue_sha256 != queue_sha256(root):
             raise UpstreamError(f"patches/ is not what the rebase began with; `{REBASE} --abort`, and start again")
-        carry.mend(session, notes)
-        stop = carry.examine_now(root, session)
+        carry.repair_killed_rebase(session, notes)
+        stop = carry.find_current_stop(root, session)
         notes = Notes.read(session)
         if action == "skip":
-            skip(session, notes, stop)
+            skip_patch(session, notes, stop)
         elif stop:
-            settle(root, session, notes, stop)
-        report = go_on(root, session, done)
+            commit_resolution(root, session, notes, stop)
+        report = finish_rebase(root, session, done)
     return replace(report, seconds=round(time.monotonic() - began, 1))
 
 
 def refuse_edits(root: Path) -> None:
     """Refuse to leave behind what was edited and is in no patch."""
     stamp = read_stamp(root)
-    edited = edits(root, stamp.get("files", {}), *stamp.get("pending", []))
+    edited = list_edited_files(root, stamp.get("files", {}), *stamp.get("pending", []))
     if edited:
         raise UpstreamError(
             f"{', '.join(edited)} {'was' if len(edited) == 1 else 'were'} edited and would stay behind; "
@@ -124,20 +135,20 @@ def read_notes(session: Path) -> Notes | None:
         return None
 
 
-def discard(root: Path, session: Path) -> None:
+def remove_session(root: Path, session: Path) -> None:
     """Remove the session at once: renamed first, so that a run that is killed leaves no half of it."""
     gone = Path(tempfile.mkdtemp(prefix="stage-", dir=root / ".upstream"))
     os.replace(session, gone / "rebase")
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def skip(session: Path, notes: Notes, stop: Stop | None) -> None:
+def skip_patch(session: Path, notes: Notes, stop: Stop | None) -> None:
     """Drop the patch that the rebase waits at."""
     if stop is None:
         raise UpstreamError("the rebase waits at no patch that could be skipped")
     if stop.reason == "moved":
-        new = rebase_session.pairs(session, notes)[stop.patch]
-        if rebase_session.rebasing(session) and new == git("rev-parse", "HEAD", cwd=session).strip():
+        new = rebase_session.map_patches_to_commits(session, notes)[stop.patch]
+        if rebase_session.is_rebasing(session) and new == git("rev-parse", "HEAD", cwd=session).strip():
             git("reset", "--quiet", "--hard", "HEAD^", cwd=session)
         else:
             try:
@@ -147,8 +158,8 @@ def skip(session: Path, notes: Notes, stop: Stop | None) -> None:
                 raise UpstreamError(
                     f"other patches stand on patches/{stop.patch}: edit it in {SESSION} instead"
                 ) from None
-    elif rebase_session.rebasing(session) and (
-        rebase_session.unmerged(session) or stop.reason == "taken" or rebase_session.dirty(session)
+    elif rebase_session.is_rebasing(session) and (
+        rebase_session.list_unmerged_paths(session) or stop.reason == "taken" or rebase_session.has_changes(session)
     ):
         git("rebase", "--skip", cwd=session, check=False, GIT_EDITOR=":")
     taken = "taken" in (stop.reason, notes.stopped.get(stop.patch)) and stop.patch not in notes.resolved
@@ -156,7 +167,7 @@ def skip(session: Path, notes: Notes, stop: Stop | None) -> None:
     notes.write(session)
 
 
-def settle(root: Path, session: Path, notes: Notes, stop: Stop) -> None:
+def commit_resolution(root: Path, session: Path, notes: Notes, stop: Stop) -> None:
     """Take what was resolved by hand into the patch that the rebase waits at."""
     if stop.reason in ("taken", "lost"):
         raise UpstreamError(
@@ -173,50 +184,54 @@ def settle(root: Path, session: Path, notes: Notes, stop: Stop) -> None:
         git("commit", "--quiet", f"--reuse-message={notes.order[stop.patch]}", cwd=session)
     elif stop.reason == "later":
         if edited:
-            message = rebase_session.message_of(root / "patches" / stop.patch)
+            message = rebase_session.read_patch_message(root / "patches" / stop.patch)
             git("commit", "--quiet", "-F", "-", cwd=session, stdin=message)
     else:
-        new = rebase_session.pairs(session, notes)[stop.patch]
-        if edited and rebase_session.rebasing(session):  # what was edited belongs to this patch
+        new = rebase_session.map_patches_to_commits(session, notes)[stop.patch]
+        if edited and rebase_session.is_rebasing(session):  # what was edited belongs to this patch
             git("commit", "--quiet", "--amend", "--no-edit", cwd=session)
-        elif not edited and notes.shown == patch_states.digest_of(session, new):  # no edit says that the place is right
+        elif not edited and notes.shown == patch_states.hash_diff(session, new):  # no edit says that the place is right
             notes.accepted.append(notes.shown)
             notes.write(session)
 
 
-def go_on(root: Path, repo: Path, done: Callable[[str], None], dry_run: bool = False) -> Report:
+def finish_rebase(root: Path, repo: Path, done: Callable[[str], None], dry_run: bool = False) -> RebaseReport:
     """Run the rebase to its end, verify and write; or say where it waits."""
     notes = Notes.read(repo)
     pin = Pin(notes.new, notes.wheel_sha256, "")
-    report = Report("stopped", notes.old, notes.new, dry_run, wheel_sha256=notes.wheel_sha256)
-    if not rebase_session.rebasing(repo) and rebase_session.on_release(repo, notes.new) and rebase_session.dirty(repo):
+    report = RebaseReport("stopped", notes.old, notes.new, dry_run, wheel_sha256=notes.wheel_sha256)
+    if (
+        not rebase_session.is_rebasing(repo)
+        and rebase_session.is_on_release(repo, notes.new)
+        and rebase_session.has_changes(repo)
+    ):
         conflicts.refuse_unresolved(repo)
         commit_edits(repo, pin, None, new=False)
-    report.stop = carry.advance(root, repo)
+    report.stop = carry.run_rebase(root, repo)
     if report.stop:
-        note_stop(repo, report)
+        record_stop(repo, report)
         return report
     done("rebased")
-    carry.normalize(repo, notes.new)
-    report.patches, report.range_diff = patch_states.outcome(repo), patch_states.range_diff(repo)
+    carry.rewrite_identities(repo, notes.new)
+    report.patches, report.range_diff = patch_states.list_patch_states(repo), patch_states.range_diff(repo)
     wheel = repo / ".git" / pin.wheel
     with tempfile.TemporaryDirectory(prefix="stage-", dir=root / ".upstream") as own:
         ours, theirs, before = (Path(own) / name for name in ("ours", "theirs", "before"))
-        patched_tree(root, repo, ours)
-        untouched_tree(repo, notes.new, theirs)
-        untouched_tree(repo, notes.old, before)
+        write_patched_tree(root, repo, ours)
+        write_untouched_tree(repo, notes.new, theirs)
+        write_untouched_tree(repo, notes.old, before)
         report.tree_sha256 = tree_sha256(manifest(ours))
         report.api = api_changes(root, before, theirs)
         report.overrides = missing_overrides(root, theirs, notes.new)
         if report.overrides:
             return replace(report, outcome="wrong")
-        report.verdict = verify(root, notes.new, wheel, ours, theirs, done)
+        report.verdict = verify_tree(root, notes.new, wheel, ours, theirs, done)
         if report.verdict.problems:
             return replace(report, outcome="wrong")
         pin = replace(pin, tree_sha256=report.tree_sha256)
-        queue = format_queue(repo, notes.new, left_out(root, notes.new), Path(own) / "patches")
-        files = changed_files(root, notes, pin, queue, wheel)
-        check_queue(Path(own), queue, pin, wheel)
+        queue = format_queue(repo, notes.new, list_later_patches(root, notes.new), Path(own) / "patches")
+        files = list_changed_files(root, notes, pin, queue, wheel)
+        check_written_queue(Path(own), queue, pin, wheel)
         report.changed = sorted(files)
         if not dry_run:
             keep_wheel(root, wheel)
@@ -229,22 +244,24 @@ def go_on(root: Path, repo: Path, done: Callable[[str], None], dry_run: bool = F
     return replace(report, outcome="rebased")
 
 
-def note_stop(repo: Path, report: Report) -> None:
+def record_stop(repo: Path, report: RebaseReport) -> None:
     """Note what was shown, so that `--continue` accepts no place that nobody has seen."""
     notes, file = Notes.read(repo), report.stop.patch
     notes.stopped[file] = report.stop.reason
     if report.stop.reason == "moved":
-        notes.shown = patch_states.digest_of(repo, rebase_session.pairs(repo, notes)[file])
+        notes.shown = patch_states.hash_diff(repo, rebase_session.map_patches_to_commits(repo, notes)[file])
         report.range_diff = patch_states.range_diff(repo, file)
     notes.write(repo)
 
 
-def check_queue(folder: Path, queue: dict[str, bytes], pin: Pin, wheel: Path) -> None:
+def check_written_queue(folder: Path, queue: dict[str, bytes], pin: Pin, wheel: Path) -> None:
     """Prove that the patches as they are to be written give the recorded tree."""
     written = folder / "written"
     written.mkdir()
     for name, content in queue.items():
         (written / name).write_bytes(content)
     make_repository(folder / "again", wheel, pin.release)
-    apply_queue(folder / "again", [file for file in sorted(written.glob("*.patch")) if applies(file, pin.release)])
+    apply_queue(
+        folder / "again", [file for file in sorted(written.glob("*.patch")) if is_for_release(file, pin.release)]
+    )
     check_tree(manifest(folder / "again"), pin)

@@ -11,7 +11,7 @@ from _upstream.verify.build_models import Verdict
 
 
 @dataclass
-class Report:
+class RebaseReport:
     """What a rebase did, for people as text and for machines as JSON."""
 
     outcome: str  # rebased, stopped, wrong, aborted, up to date
@@ -35,7 +35,7 @@ class Report:
         return json.dumps({**asdict(self), "commit_message": message}, indent=1)
 
 
-def describe(report: Report) -> str:
+def describe_rebase(report: RebaseReport) -> str:
     """Write a report for people."""
     way = f"{PACKAGE} {report.old} -> {report.new}"
     if report.outcome == "up to date":
@@ -47,7 +47,7 @@ def describe(report: Report) -> str:
     if report.outcome == "stopped":
         return describe_stop(report)
     lines = [way, "", report.range_diff.rstrip(), ""]
-    lines += [f"  {carried.state:<17} {carried.patch}{details(carried)}" for carried in report.patches]
+    lines += [f"  {carried.state:<17} {carried.patch}{format_details(carried)}" for carried in report.patches]
     verdict = report.verdict
     if verdict:
         lines += [
@@ -71,30 +71,30 @@ def describe(report: Report) -> str:
     return "\n".join(lines)
 
 
-def details(carried: Carried) -> str:
+def format_details(carried: Carried) -> str:
     return f"  ({'; '.join(carried.details)})" if carried.details else ""
 
 
-def commit_message(report: Report) -> str:
+def commit_message(report: RebaseReport) -> str:
     """Summarise a rebase as a commit message."""
     lines = [f"Follow upstream {report.new}", "", f"The queue, from {report.old}:"]
-    lines += [f"- {carried.state}: {carried.patch}{details(carried)}" for carried in report.patches]
+    lines += [f"- {carried.state}: {carried.patch}{format_details(carried)}" for carried in report.patches]
     lines += ["", "Upstream's public API that our modules use:"]
     lines += [f"- {line}" for line in report.api or ["unchanged"]]
     return "\n".join(lines)
 
 
-def describe_overrides(report: Report) -> str:
+def describe_overrides(report: RebaseReport) -> str:
     """Say which overrides miss their upstream function, and what becomes of the patches."""
     lines = [f"{PACKAGE} {report.old} -> {report.new}: upstream functions that our overrides replace are missing"]
     lines += [f"  {line}" for line in report.overrides]
     if report.stop:
         lines += [f"  {report.stop.reason:<17} {report.stop.patch}  ({'; '.join(report.stop.lines)})"]
-    lines += [f"  {carried.state:<17} {carried.patch}{details(carried)}" for carried in report.patches]
+    lines += [f"  {carried.state:<17} {carried.patch}{format_details(carried)}" for carried in report.patches]
     return "\n".join([*lines, f"nothing was changed; edit the overrides, and `{REBASE} {report.new}` again"])
 
 
-def describe_stop(report: Report) -> str:
+def describe_stop(report: RebaseReport) -> str:
     """Say where a rebase waits, why, and what to do."""
     stop, release = report.stop, f"{PACKAGE} {report.new}"
     head = {

@@ -10,9 +10,9 @@ from difflib import SequenceMatcher
 from email import message_from_bytes
 from pathlib import Path
 
-from _upstream.pin import Pin, applies, patches, sha256
+from _upstream.pin import Pin, hash_file, is_for_release, list_patches
 from _upstream.queue.git import git
-from _upstream.queue.repository import check_tree, commit_release, queue_repository, release_tag
+from _upstream.queue.repository import check_tree, commit_release, make_queue_repository, release_tag
 from _upstream.queue.tree import manifest
 
 REBASE = "python scripts/upstream.py rebase"
@@ -80,55 +80,55 @@ class Carried:
     details: list[str]
 
 
-def begin(root: Path, pin: Pin, repo: Path, release: str, wheel: Path, queue: str) -> None:
+def start_session(root: Path, pin: Pin, repo: Path, release: str, wheel: Path, queue: str) -> None:
     """Make a session's repository: both releases, and the queue on the old one; nothing is rebased yet."""
-    queue_repository(root, pin, repo)
+    make_queue_repository(root, pin, repo)
     check_tree(manifest(repo), pin)
     if release != pin.release:
         commit_release(repo, wheel, release)
     git("tag", "--force", OLD_QUEUE, "queue", cwd=repo)
     commits = git("rev-list", "--reverse", f"{release_tag(pin.release)}..queue", cwd=repo).split()
-    files = [patch for patch in patches(root) if applies(patch, pin.release)]
+    files = [patch for patch in list_patches(root) if is_for_release(patch, pin.release)]
     notes = Notes(
         old=pin.release,
         new=release,
-        wheel_sha256=sha256(wheel),
+        wheel_sha256=hash_file(wheel),
         queue_sha256=queue,
         order={file.name: commit for file, commit in zip(files, commits)},
-        left_out=[patch.name for patch in patches(root) if not applies(patch, release)],
-        later=[patch.name for patch in patches(root) if patch not in files and applies(patch, release)],
+        left_out=[patch.name for patch in list_patches(root) if not is_for_release(patch, release)],
+        later=[patch.name for patch in list_patches(root) if patch not in files and is_for_release(patch, release)],
     )
     notes.write(repo)
 
 
-def rebasing(repo: Path) -> bool:
+def is_rebasing(repo: Path) -> bool:
     return (repo / ".git" / "rebase-merge").is_dir()
 
 
-def on_release(repo: Path, release: str, commit: str = "queue") -> bool:
+def is_on_release(repo: Path, release: str, commit: str = "queue") -> bool:
     """Whether a commit, else the branch `queue`, stands on a release."""
     base = git("rev-list", "--max-parents=0", commit, cwd=repo).split()
     return base == git("rev-parse", release_tag(release), cwd=repo).split()
 
 
-def steps(repo: Path) -> str:
+def read_done_list(repo: Path) -> str:
     """Give what git's rebase has done of its list."""
     done = repo / ".git" / "rebase-merge" / "done"
     return done.read_text() if done.is_file() else ""
 
 
-def picked(repo: Path) -> list[str]:
+def list_picked_commits(repo: Path) -> list[str]:
     """List the commits of the old queue that git's rebase has picked."""
-    commits = re.findall(r"(?m)^pick (\w+)", steps(repo))
+    commits = re.findall(r"(?m)^pick (\w+)", read_done_list(repo))
     return git("rev-parse", *commits, cwd=repo).split() if commits else []
 
 
-def dirty(repo: Path) -> bool:
+def has_changes(repo: Path) -> bool:
     """Whether a tracked file, or one that the user has added, is not as committed."""
     return bool(git("status", "--porcelain", "--untracked-files=no", cwd=repo))
 
 
-def unmerged(repo: Path) -> dict[str, set[str]]:
+def list_unmerged_paths(repo: Path) -> dict[str, set[str]]:
     """Give the conflicting paths, each with the stages that git has of it: 1 base, 2 upstream's, 3 the patch's."""
     paths: dict[str, set[str]] = {}
     for line in git("ls-files", "--unmerged", "-z", cwd=repo).split("\0"):
@@ -138,25 +138,26 @@ def unmerged(repo: Path) -> dict[str, set[str]]:
     return paths
 
 
-def log(repo: Path, commits: str) -> list[tuple[str, str]]:
+def list_commits(repo: Path, commits: str) -> list[tuple[str, str]]:
     """Give the hash and the subject of each commit, oldest first."""
     lines = git("log", "--reverse", "--format=%H %s", commits, cwd=repo).splitlines()
     return [(line.partition(" ")[0], line.partition(" ")[2]) for line in lines]
 
 
-def match(repo: Path, notes: Notes) -> tuple[dict[str, str], list[str]]:
+def match_commits(repo: Path, notes: Notes) -> tuple[dict[str, str], list[str]]:
     """Give the new commit of each patch that has one, and the commits that are no patch's.
 
     A patch is known by its subject; between two that are, by its place, as a subject may have been edited.
     """
     old = [
-        (file, subject) for file, (_, subject) in zip(notes.order, log(repo, f"{release_tag(notes.old)}..{OLD_QUEUE}"))
+        (file, subject)
+        for file, (_, subject) in zip(notes.order, list_commits(repo, f"{release_tag(notes.old)}..{OLD_QUEUE}"))
     ]
-    if rebasing(repo):
-        done = picked(repo)
+    if is_rebasing(repo):
+        done = list_picked_commits(repo)
         old = [(file, subject) for file, subject in old if notes.order[file] in done]
     old = [(file, subject) for file, subject in old if file in notes.wanted]
-    new = log(repo, f"{release_tag(notes.new)}..HEAD")
+    new = list_commits(repo, f"{release_tag(notes.new)}..HEAD")
     found, rest = {}, []
     matcher = SequenceMatcher(None, [subject for _, subject in old], [subject for _, subject in new], autojunk=False)
     for _, a, b, c, d in matcher.get_opcodes():
@@ -165,12 +166,12 @@ def match(repo: Path, notes: Notes) -> tuple[dict[str, str], list[str]]:
     return found, rest
 
 
-def pairs(repo: Path, notes: Notes) -> dict[str, str]:
+def map_patches_to_commits(repo: Path, notes: Notes) -> dict[str, str]:
     """Give the new commit of each patch that has one."""
-    return match(repo, notes)[0]
+    return match_commits(repo, notes)[0]
 
 
-def message_of(patch: Path) -> str:
+def read_patch_message(patch: Path) -> str:
     """Read the commit message of a patch file."""
     mail = message_from_bytes(patch.read_bytes().partition(b"\ndiff --git ")[0].partition(b"\n")[2])
     subject = re.sub(r"\s*\n\s*", " ", mail["Subject"]).removeprefix("[PATCH] ")

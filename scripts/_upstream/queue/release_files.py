@@ -5,21 +5,23 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from _upstream.fetch.releases import RECORD, Known
+from _upstream.fetch.releases import RECORD, ReleaseRecord
 from _upstream.pin import Pin, UpstreamError
-from _upstream.queue.export import changed_patches
+from _upstream.queue.export import list_changed_patches
 from _upstream.queue.rebase_session import Notes
-from _upstream.verify.environment import requirements
+from _upstream.verify.environment import read_requirements
 
 
-def changed_files(root: Path, notes: Notes, pin: Pin, queue: dict[str, bytes], wheel: Path) -> dict[str, bytes | None]:
+def list_changed_files(
+    root: Path, notes: Notes, pin: Pin, queue: dict[str, bytes], wheel: Path
+) -> dict[str, bytes | None]:
     """Give the checkout's files that change with the release, by path: the queue, what is recorded, and documents."""
-    files = changed_patches(root, {**queue, "upstream.toml": pin.text().encode()})
+    files = list_changed_patches(root, {**queue, "upstream.toml": pin.text().encode()})
     texts = {
-        "pyproject.toml": lambda text: requires(own_version(text, notes), requirements(wheel)),
-        "README.md": lambda text: own_version(text, notes).replace(f"**{notes.old}**", f"**{notes.new}**"),
-        "CHANGELOG.md": lambda text: entry(text, notes),
-        RECORD: lambda text: record(text, pin),
+        "pyproject.toml": lambda text: replace_requirements(replace_own_version(text, notes), read_requirements(wheel)),
+        "README.md": lambda text: replace_own_version(text, notes).replace(f"**{notes.old}**", f"**{notes.new}**"),
+        "CHANGELOG.md": lambda text: add_changelog_section(text, notes),
+        RECORD: lambda text: add_wheel_hash(text, pin),
     }
     for name, change in texts.items():
         text = (root / name).read_text(encoding="utf-8") if (root / name).is_file() else ""
@@ -28,18 +30,18 @@ def changed_files(root: Path, notes: Notes, pin: Pin, queue: dict[str, bytes], w
     return files
 
 
-def own_version(text: str, notes: Notes) -> str:
+def replace_own_version(text: str, notes: Notes) -> str:
     """Write our version for the new release wherever the one for the old release stands."""
     return text.replace(f"{notes.old}+addmodules.", f"{notes.new}+addmodules.")
 
 
-def record(releases: str, pin: Pin) -> str:
+def add_wheel_hash(releases: str, pin: Pin) -> str:
     """Record the sha256 of the new release's wheel, where it is not known yet."""
-    known = Known.parse(releases)
-    return Known(known.refused, {pin.wheel: pin.wheel_sha256, **known.sha256}).text()
+    known = ReleaseRecord.parse(releases)
+    return ReleaseRecord(known.refused, {pin.wheel: pin.wheel_sha256, **known.sha256}).text()
 
 
-def entry(changelog: str, notes: Notes) -> str:
+def add_changelog_section(changelog: str, notes: Notes) -> str:
     """Begin a section for the new release, with our number as it was."""
     head = re.search(r"(?m)^## \S+\+addmodules\.(\d+)", changelog)
     if not head:
@@ -51,17 +53,17 @@ def entry(changelog: str, notes: Notes) -> str:
     return changelog[: head.start()] + section + changelog[head.start() :]
 
 
-def requires(pyproject: str, needs: list[str]) -> str:
+def replace_requirements(pyproject: str, needs: list[str]) -> str:
     """Put upstream's requirements in place of the old release's, above our own."""
     block = re.search(r"(?ms)^dependencies = \[\n(  # Upstream's.*?\n)(.*?)(?=^  # Ours\n)", pyproject)
     if not block:
         raise UpstreamError('pyproject.toml has no dependencies between "# Upstream\'s" and "# Ours"')
-    stands = {canonical(line): line for line in re.findall(r'(?m)^  "(.*)",$', block[2])}
-    lines = [stands.get(canonical(need), need.replace('"', "'")) for need in needs]
+    stands = {parse_requirement(line): line for line in re.findall(r'(?m)^  "(.*)",$', block[2])}
+    lines = [stands.get(parse_requirement(need), need.replace('"', "'")) for need in needs]
     return pyproject[: block.start(2)] + "".join(f'  "{line}",\n' for line in lines) + pyproject[block.end(2) :]
 
 
-def canonical(need: str) -> tuple:
+def parse_requirement(need: str) -> tuple:
     """Bring a requirement to a form in which the order of its limits and its quotes do not matter."""
     wanted, _, marker = need.replace('"', "'").partition(";")
     name, limits = re.match(r"\s*([\w.\[\]-]+)\s*(.*)", wanted).groups()

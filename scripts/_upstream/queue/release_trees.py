@@ -6,16 +6,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from _upstream.fetch.releases import checked_file, checked_release
+from _upstream.fetch.releases import check_file_hash, check_release
 from _upstream.fetch.wheel import fetch_release, find_wheel, keep_wheel, wheel_name
 from _upstream.pin import OURS, Pin, UpstreamError, queue_sha256
 from _upstream.queue import carry, rebase_session
 from _upstream.queue.git import git
 from _upstream.queue.repository import release_tag
-from _upstream.queue.scratch_folder import clear_errors, locked
+from _upstream.queue.scratch_folder import explain_os_errors, lock_checkout
 
 
-def stage(root: Path, release: str, folder: Path) -> Path:
+def write_patched_release(root: Path, release: str, folder: Path) -> Path:
     """Put a release with the queue on it into a folder, with our modules and model files.
 
     Args:
@@ -29,49 +29,53 @@ def stage(root: Path, release: str, folder: Path) -> Path:
     Raises:
         UpstreamError: For a release that cannot be had, or to which the queue has to be carried by hand.
     """
-    with clear_errors(root), locked(root), tempfile.TemporaryDirectory(prefix="stage-", dir=root / ".upstream") as own:
-        wheel, repo, stop = carry_to(root, release, Path(own))
+    with (
+        explain_os_errors(root),
+        lock_checkout(root),
+        tempfile.TemporaryDirectory(prefix="stage-", dir=root / ".upstream") as own,
+    ):
+        wheel, repo, stop = carry_queue_to(root, release, Path(own))
         if stop:
             raise UpstreamError(f"patches/{stop.patch} on {release}: {stop.reason}: {'; '.join(stop.lines)}")
-        patched_tree(root, repo, folder)
+        write_patched_tree(root, repo, folder)
     return wheel
 
 
-def carry_to(root: Path, release: str, folder: Path) -> tuple[Path, Path, rebase_session.Stop | None]:
+def carry_queue_to(root: Path, release: str, folder: Path) -> tuple[Path, Path, rebase_session.Stop | None]:
     """Carry the queue to a release, for a caller that holds the lock.
 
     Returns:
         The release's wheel, the repository in `folder` in which it was done, and what it stopped at.
     """
-    wheel, repo = get_wheel(root, checked_release(release), folder), folder / "repo"
-    rebase_session.begin(root, Pin.read(root), repo, release, wheel, queue_sha256(root))
-    return wheel, repo, carry.advance(root, repo)
+    wheel, repo = get_wheel(root, check_release(release), folder), folder / "repo"
+    rebase_session.start_session(root, Pin.read(root), repo, release, wheel, queue_sha256(root))
+    return wheel, repo, carry.run_rebase(root, repo)
 
 
 def get_wheel(root: Path, release: str, folder: Path) -> Path:
     """Get a release's wheel: the user's, else the one that an earlier run kept, else a download, which is kept."""
     kept = root / ".upstream" / "wheels" / wheel_name(release)
     if release != Pin.read(root).release and kept.is_file() and not find_wheel(root, release, pinned=False):
-        return checked_file(kept)
+        return check_file_hash(kept)
     _, wheel = fetch_release(root, release, folder)
     return keep_wheel(root, wheel, kept.name)
 
 
-def patched_tree(root: Path, repo: Path, folder: Path) -> None:
+def write_patched_tree(root: Path, repo: Path, folder: Path) -> None:
     """Put the repository's patched tree into a folder, with our modules and model files."""
-    check_out(repo, "queue", folder)
+    check_out_commit(repo, "queue", folder)
     ignore = shutil.ignore_patterns("__pycache__")
     for name in (*OURS, "cfg_custom"):
         if (root / name).is_dir():
             shutil.copytree(root / name, folder / name, ignore=ignore)
 
 
-def untouched_tree(repo: Path, release: str, folder: Path) -> None:
+def write_untouched_tree(repo: Path, release: str, folder: Path) -> None:
     """Put a release as upstream published it into a folder."""
-    check_out(repo, release_tag(release), folder)
+    check_out_commit(repo, release_tag(release), folder)
 
 
-def check_out(repo: Path, commit: str, folder: Path) -> None:
+def check_out_commit(repo: Path, commit: str, folder: Path) -> None:
     """Put a commit's files into a folder that is not the repository's work tree."""
     folder.mkdir(parents=True, exist_ok=True)
     index = repo / ".git" / "check-out.index"

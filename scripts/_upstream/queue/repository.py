@@ -9,8 +9,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from _upstream.fetch.wheel import fetch, unpack
-from _upstream.pin import PACKAGE, Pin, UpstreamError, applies, patches, queue_sha256
+from _upstream.fetch.wheel import fetch_wheel, unpack_wheel
+from _upstream.pin import PACKAGE, Pin, UpstreamError, is_for_release, list_patches, queue_sha256
 from _upstream.queue.git import git
 from _upstream.queue.tree import tree_sha256
 
@@ -30,7 +30,7 @@ def make_repository(repo: Path, wheel: Path, release: str) -> None:
 def commit_release(repo: Path, wheel: Path, release: str) -> None:
     """Commit upstream's package as a commit without parents, tagged with the release, beside what is there."""
     with tempfile.TemporaryDirectory(prefix="release-", dir=repo / ".git") as folder:
-        unpack(wheel, Path(folder))
+        unpack_wheel(wheel, Path(folder))
         index = {"GIT_INDEX_FILE": f"{folder}.index"}
         git(f"--work-tree={folder}", "add", "--all", "--force", ".", cwd=repo, **index)
         tree = git("write-tree", cwd=repo, **index).strip()
@@ -43,15 +43,15 @@ def release_tag(release: str) -> str:
     return f"release/{release}"
 
 
-def queue_repository(root: Path, pin: Pin, repo: Path) -> None:
+def make_queue_repository(root: Path, pin: Pin, repo: Path) -> None:
     """Make `repo` the repository of the checkout's queue, from the one that set-up has kept if that holds it."""
     kept = root / ".upstream" / "repo"
     marker = kept / ".git" / "queue"
     if marker.is_file() and marker.read_text() == queue_sha256(root):
         shutil.copytree(kept, repo, symlinks=True)
         return
-    make_repository(repo, fetch(root, pin, repo.parent), pin.release)
-    apply_queue(repo, [patch for patch in patches(root) if applies(patch, pin.release)])
+    make_repository(repo, fetch_wheel(root, pin, repo.parent), pin.release)
+    apply_queue(repo, [patch for patch in list_patches(root) if is_for_release(patch, pin.release)])
 
 
 def apply_queue(repo: Path, queue: list[Path]) -> None:

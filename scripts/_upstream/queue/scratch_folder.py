@@ -16,7 +16,7 @@ from _upstream.pin import UpstreamError
 
 
 @contextlib.contextmanager
-def locked(root: Path) -> Iterator[None]:
+def lock_checkout(root: Path) -> Iterator[None]:
     """Hold the checkout's lock, so that two set-ups at once run one after the other."""
     scratch = root / ".upstream"
     scratch.mkdir(exist_ok=True)
@@ -76,13 +76,13 @@ def complete_replacement(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def clear_errors(root: Path) -> Iterator[None]:
+def explain_os_errors(root: Path) -> Iterator[None]:
     """Say what an operating system's error means for set-up, in one line."""
     try:
         yield
     except OSError as e:
         if isinstance(e, shutil.Error):
-            e = first_of(e)
+            e = first_copy_error(e)
         if e.errno == errno.ENOSPC:
             raise UpstreamError(f"the disk is full ({root}); free some space and run this again") from None
         if e.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -90,7 +90,7 @@ def clear_errors(root: Path) -> Iterator[None]:
         raise UpstreamError(f"{e.filename or root}: {e.strerror or e}") from None
 
 
-def first_of(errors: shutil.Error) -> OSError:
+def first_copy_error(errors: shutil.Error) -> OSError:
     """Give the first of the errors that `copytree` has collected, each as text."""
     _, target, why = errors.args[0][0]
     number = re.match(r"\[Errno (\d+)\]", str(why))

@@ -5,28 +5,32 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from _upstream.pin import APPLY, PACKAGE, Pin, applies, patches, queue_sha256
+from _upstream.pin import APPLY, PACKAGE, Pin, is_for_release, list_patches, queue_sha256
 from _upstream.queue.rebase_session import REBASE, SESSION
-from _upstream.queue.scratch_folder import clear_errors
-from _upstream.queue.tree import absent, created, edits, read_stamp
+from _upstream.queue.scratch_folder import explain_os_errors
+from _upstream.queue.tree import list_edited_files, list_missing_files, list_new_files, read_stamp
 from _upstream.verify.overrides import missing_overrides, read_overrides
 
 
 def status(root: Path) -> str:
     """Describe the pin, the queue and the tree."""
-    with clear_errors(root):
+    with explain_os_errors(root):
         pin, stamp = Pin.read(root), read_stamp(root)
     lines = [f"upstream   {PACKAGE} {pin.release}, wheel sha256 {pin.wheel_sha256}", "queue"]
     total = 0
-    for patch in patches(root):
+    for patch in list_patches(root):
         diff = patch.read_text(encoding="utf-8", errors="replace").partition("\ndiff --git ")[2]
         changed = len(re.findall(r"(?m)^(?:\+(?!\+\+ )|-(?!-- ))", diff))
-        here = applies(patch, pin.release)
+        here = is_for_release(patch, pin.release)
         total += changed if here else 0
         lines.append(f"  {changed:3d} lines  {patch.name}{'' if here else '  (left out: for later releases)'}")
     lines.append(f"  {total:3d} lines changed in all")
     files = stamp.get("files", {})
-    differences = {"edited": edits(root, files), "new": created(root, files), "missing": absent(root, files)}
+    differences = {
+        "edited": list_edited_files(root, files),
+        "new": list_new_files(root, files),
+        "missing": list_missing_files(root, files),
+    }
     if not stamp:
         state = f"not laid down; `{APPLY}` does"
     elif "pending" in stamp:

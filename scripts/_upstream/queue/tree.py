@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path, PurePosixPath
 
-from _upstream.pin import APPLY, OURS, PACKAGE, UpstreamError, sha256
+from _upstream.pin import APPLY, OURS, PACKAGE, UpstreamError, hash_file
 
 STAMP = f"{PACKAGE}/.addmodules.json"  # what was laid down: release, queue and the hash of each file
 SOURCES = {".py", ".yaml"}  # a new file of these is an edit, anything else is left alone
@@ -24,7 +24,7 @@ def manifest(base: Path) -> dict[str, str]:
             path = Path(folder) / name
             relative = path.relative_to(base).as_posix()
             if not relative.startswith(OURS) and relative != STAMP:
-                files[relative] = sha256(path)
+                files[relative] = hash_file(path)
     return files
 
 
@@ -42,7 +42,7 @@ def read_stamp(root: Path) -> dict:
         return {}
 
 
-def stamp_text(stamp: dict) -> str:
+def format_stamp(stamp: dict) -> str:
     return json.dumps(stamp, indent=0, sort_keys=True)
 
 
@@ -51,39 +51,39 @@ def write_stamp(root: Path, stamp: dict) -> None:
     file.parent.mkdir(exist_ok=True)
     temporary = file.with_suffix(".part")
     try:
-        temporary.write_text(stamp_text(stamp), encoding="utf-8")
+        temporary.write_text(format_stamp(stamp), encoding="utf-8")
         os.replace(temporary, file)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def absent(root: Path, files: dict[str, str]) -> list[str]:
+def list_missing_files(root: Path, files: dict[str, str]) -> list[str]:
     """List the laid-down files that are gone."""
     return [path for path in sorted(files) if not (root / path).is_file()]
 
 
-def created(root: Path, files: dict[str, str]) -> list[str]:
+def list_new_files(root: Path, files: dict[str, str]) -> list[str]:
     """List the source files under ultralytics/ that were not laid down."""
     new = (PurePosixPath(path) for path in manifest(root) if path not in files)
     return [str(path) for path in new if path.suffix in SOURCES and not any(p.startswith(".") for p in path.parts)]
 
 
-def edits(root: Path, *known: dict[str, str]) -> list[str]:
+def list_edited_files(root: Path, *known: dict[str, str]) -> list[str]:
     """List the laid-down files whose content is none of the known ones."""
     paths = {path for files in known for path in files}
     return sorted(
         path
         for path in paths
-        if (root / path).is_file() and sha256(root / path) not in {files.get(path) for files in known}
+        if (root / path).is_file() and hash_file(root / path) not in {files.get(path) for files in known}
     )
 
 
-def count(edited: list[str]) -> str:
+def format_count(edited: list[str]) -> str:
     return f"{len(edited)} edited file{'s' if len(edited) > 1 else ''}"
 
 
-def lay_down(
+def lay_down_tree(
     root: Path, source: Path, stage: Path, stamp: dict, new: dict, files: dict[str, str], discard_edits: bool
 ) -> list[str]:
     """Rename the staged files into place; returns the edited files that were kept.
@@ -94,7 +94,7 @@ def lay_down(
     """
     pending = stamp.get("pending", [])
     known = [stamp.get("files", {}), *pending]
-    mine = edits(root, *known, files)
+    mine = list_edited_files(root, *known, files)
     lost = [path for path in mine if {state[path] for state in known if path in state} != {files.get(path)}]
     if lost and not discard_edits:
         raise UpstreamError(
@@ -106,31 +106,31 @@ def lay_down(
     changed = [
         path
         for path in sorted({path for state in [*known, files] for path in state} - set(kept))
-        if (sha256(root / path) if (root / path).is_file() else None) != files.get(path)
+        if (hash_file(root / path) if (root / path).is_file() else None) != files.get(path)
     ]
     for path in [*changed, STAMP]:
-        copy(root / path, stage / "old" / path)
-        copy(source / path, stage / "new" / path)
+        copy_file(root / path, stage / "old" / path)
+        copy_file(source / path, stage / "new" / path)
     try:
         write_stamp(root, {**stamp, "pending": [*pending, files]})
         for path in changed:
-            move(stage / "new" / path, root / path)
+            move_file(stage / "new" / path, root / path)
         write_stamp(root, {**new, "files": files})
     except BaseException:
         for path in [*changed, STAMP]:
-            move(stage / "old" / path, root / path)
+            move_file(stage / "old" / path, root / path)
         raise
     return kept
 
 
-def copy(source: Path, target: Path) -> None:
+def copy_file(source: Path, target: Path) -> None:
     """Copy a file, if it is there."""
     if source.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
 
 
-def move(source: Path, target: Path) -> None:
+def move_file(source: Path, target: Path) -> None:
     """Rename a file over another; without the first, remove the other and the folders that this leaves empty."""
     if source.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)

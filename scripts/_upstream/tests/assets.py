@@ -61,7 +61,7 @@ def class_names(data: str | None) -> dict[int, str]:
     return YAML.load(ROOT / "cfg" / "datasets" / f"{data}.yaml")["names"] if data else {0: "object"}
 
 
-def photographs(channels: int, size: int = 320) -> torch.Tensor:
+def load_photographs(channels: int, size: int = 320) -> torch.Tensor:
     """Give upstream's two photographs and their mirror images as a batch (4, channels, size, size) from 0 to 1."""
     pictures = [cv2.resize(cv2.imread(str(ASSETS / name)), (size, size)) for name in ("bus.jpg", "zidane.jpg")]
     batch = torch.from_numpy(np.stack(pictures)[..., ::-1].copy()).permute(0, 3, 1, 2).float() / 255
@@ -78,16 +78,16 @@ def make_model(name: str) -> nn.Module:
     model.args = {**DEFAULT_CFG_DICT, "model": f"{config}.yaml", "data": f"{data}.yaml", "task": task}
     if isinstance(model, tasks.YOLOEModel):
         model.set_classes(list(names.values()), nn.functional.normalize(torch.randn(1, len(names), 512), dim=-1))
-    batch = photographs(channels)
-    calibrate(model, batch)
-    see_something(model, batch)
+    batch = load_photographs(channels)
+    calibrate_batch_norms(model, batch)
+    raise_scores(model, batch)
     if name.endswith("-pf"):
-        forget_prompts(model)
+        set_vocabulary(model)
     return model
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, batch: torch.Tensor) -> None:
+def calibrate_batch_norms(model: nn.Module, batch: torch.Tensor) -> None:
     """Measure the statistics of the batch norms on a batch.
 
     With those of a fresh model each layer shrinks its input, until in eval mode every picture gives the same output.
@@ -103,14 +103,17 @@ def calibrate(model: nn.Module, batch: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def see_something(model: nn.Module, batch: torch.Tensor) -> None:
+def raise_scores(model: nn.Module, batch: torch.Tensor) -> None:
     """Let a detector find some objects of its first class in each picture of a batch.
 
     A fresh head scores near zero everywhere, so that nothing that comes after a detection would be run. Only what sees
     the largest stride is changed: some dozen objects are enough.
     """
     outputs = {}
-    hooks = [layer.register_forward_hook(lambda *call: outputs.update({call[0]: call[2]})) for layer in scorers(model)]
+    hooks = [
+        layer.register_forward_hook(lambda *call: outputs.update({call[0]: call[2]}))
+        for layer in find_score_layers(model)
+    ]
     model(batch)
     for hook in hooks:
         hook.remove()
@@ -127,7 +130,7 @@ def see_something(model: nn.Module, batch: torch.Tensor) -> None:
             layer.bias[0] = layer.bias[0] * scale + shift
 
 
-def scorers(model: nn.Module) -> list[nn.Module]:
+def find_score_layers(model: nn.Module) -> list[nn.Module]:
     """List the layers that give the class scores: at the largest stride, or of the last decoder layer."""
     head = model.model[-1]
     if isinstance(head, RTDETRDecoder):
@@ -139,7 +142,7 @@ def scorers(model: nn.Module) -> list[nn.Module]:
     return []
 
 
-def forget_prompts(model: nn.Module) -> None:
+def set_vocabulary(model: nn.Module) -> None:
     """Turn a model that is prompted into one that has a vocabulary, as upstream does."""
     prompted = deepcopy(model)
     prompted.model[-1].fuse(prompted.pe)
@@ -148,7 +151,7 @@ def forget_prompts(model: nn.Module) -> None:
     model.set_vocab(vocabulary, list(model.names.values()))
 
 
-def save(model: nn.Module, file: Path) -> None:
+def save_checkpoint(model: nn.Module, file: Path) -> None:
     """Write a checkpoint as upstream writes a finished one: half precision, no optimizer, what it was trained with."""
     checkpoint = {
         "date": "2026-01-01T00:00:00+00:00",
@@ -201,7 +204,7 @@ def make_weights(folder: Path) -> None:
     (folder / "solution_assets").mkdir(parents=True)
     torch.manual_seed(0)
     for name in CHECKPOINTS:
-        save(make_model(name), folder / f"{name}.pt")
+        save_checkpoint(make_model(name), folder / f"{name}.pt")
     make_mobile_sam(folder / "mobile_sam.pt")
     make_text_encoder(folder / "mobileclip2_b.ts")
     spaces = folder / "path with spaces"  # where the suite tests that such a path is handled
@@ -211,7 +214,7 @@ def make_weights(folder: Path) -> None:
 
 
 # Data sets ------------------------------------------------------------------------------------------------------------
-def draw(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, list[np.ndarray]]:
+def draw_shapes(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, list[np.ndarray]]:
     """Draw a picture (height, width, 3) of three convex shapes; returns it and their corners in pixels."""
     width, height = size
     ground = rng.integers(0, 255, (4, 4, 3)).astype(np.uint8)
@@ -226,14 +229,14 @@ def draw(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> tuple[np.nda
     return picture, outlines
 
 
-def box_of(points: np.ndarray) -> list[float]:
+def bounding_box(points: np.ndarray) -> list[float]:
     """Give the centre, width and height of a normalised outline's box."""
     low, high = points.min(0), points.max(0)
     return [*(low + high) / 2, *(high - low)]
 
 
 def detect_label(points: np.ndarray) -> list[float]:
-    return box_of(points)
+    return bounding_box(points)
 
 
 def segment_label(points: np.ndarray) -> list[float]:
@@ -243,7 +246,7 @@ def segment_label(points: np.ndarray) -> list[float]:
 def pose_label(points: np.ndarray) -> list[float]:
     """Put 17 visible key points on the outline."""
     around = points[np.arange(17) % len(points)]
-    return [*box_of(points), *np.concatenate([around, np.full((17, 1), 2.0)], 1).ravel()]
+    return [*bounding_box(points), *np.concatenate([around, np.full((17, 1), 2.0)], 1).ravel()]
 
 
 def obb_label(points: np.ndarray) -> list[float]:
@@ -258,7 +261,7 @@ def make_labelled(folder: Path, label: Callable, classes: int, suffix: str = ".j
         labels.mkdir(parents=True)
         for index in range(count):
             rng = np.random.default_rng([SPLITS.index(split), index])
-            picture, outlines = draw(rng)
+            picture, outlines = draw_shapes(rng)
             write_picture(images / f"{index:012d}{suffix}", picture)
             rows = [[int(rng.integers(classes)), *label(points / SIZE)] for points in outlines]
             text = "\n".join(" ".join(f"{value:.6g}" for value in row) for row in rows)
@@ -278,7 +281,7 @@ def make_classes(folder: Path, classes: int = 10) -> None:
     for split in SPLITS:
         for index in range(classes):
             (folder / split / f"class{index}").mkdir(parents=True)
-            picture, _ = draw(np.random.default_rng([SPLITS.index(split), index]))
+            picture, _ = draw_shapes(np.random.default_rng([SPLITS.index(split), index]))
             write_picture(folder / split / f"class{index}" / f"{index}.jpg", picture)
 
 
@@ -288,7 +291,7 @@ def make_dense(folder: Path, target: str, paint: Callable, size: tuple[int, int]
         for kind in ("images", target):
             (folder / kind / split).mkdir(parents=True)
         for index in range(4):
-            picture, outlines = draw(np.random.default_rng([SPLITS.index(split), index]), size)
+            picture, outlines = draw_shapes(np.random.default_rng([SPLITS.index(split), index]), size)
             shapes = np.zeros(picture.shape[:2], np.uint8)
             for number, points in enumerate(outlines, 1):
                 cv2.fillPoly(shapes, [points.astype(np.int32)], number)
@@ -331,7 +334,7 @@ def make_solution_assets(folder: Path) -> None:
         make_film(folder / name, (360, 640))
     places = [{"points": [[x, 100], [x + 90, 100], [x + 90, 250], [x, 250]]} for x in range(0, 600, 100)]
     (folder / "solution_ci_parking_areas.json").write_text(json.dumps(places))
-    cv2.imwrite(str(folder / "boats.jpg"), draw(np.random.default_rng(0), (640, 480))[0])
+    cv2.imwrite(str(folder / "boats.jpg"), draw_shapes(np.random.default_rng(0), (640, 480))[0])
 
 
 def main() -> None:

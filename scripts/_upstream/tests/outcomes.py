@@ -43,17 +43,19 @@ def read_junit(file: Path) -> dict[str, Outcome]:
     outcomes = {}
     for case in ElementTree.parse(file).iter("testcase"):
         states = [(TAGS[child.tag], child) for child in case if child.tag in TAGS]
-        outcome = min((Outcome(state, reason(child)) for state, child in states), key=rank, default=Outcome(PASSED))
-        test = id_of(case)
-        outcomes[test] = min(outcome, outcomes.get(test, outcome), key=rank)
+        outcome = min(
+            (Outcome(state, read_reason(child)) for state, child in states), key=rank_outcome, default=Outcome(PASSED)
+        )
+        test = read_test_id(case)
+        outcomes[test] = min(outcome, outcomes.get(test, outcome), key=rank_outcome)
     return outcomes
 
 
-def rank(outcome: Outcome) -> int:
+def rank_outcome(outcome: Outcome) -> int:
     return WORST_FIRST.index(outcome.state)
 
 
-def id_of(case: ElementTree.Element) -> str:
+def read_test_id(case: ElementTree.Element) -> str:
     """Give the id that pytest takes on its command line; of a file that could not be collected, the file."""
     file, owner, name = (case.get(key) or "" for key in ("file", "classname", "name"))
     module = file.removesuffix(".py").replace("\\", "/").replace("/", ".")
@@ -63,7 +65,7 @@ def id_of(case: ElementTree.Element) -> str:
     return "::".join((file, *classes.split("."), name) if classes else (file, name))
 
 
-def reason(element: ElementTree.Element) -> str:
+def read_reason(element: ElementTree.Element) -> str:
     """Give what was raised, in a line."""
     lines = [line.strip() for line in (element.get("message") or "").splitlines() if line.strip()]
     text = [line.strip() for line in (element.text or "").splitlines() if line.strip()]
@@ -76,7 +78,7 @@ def passes_only_there(untouched: dict[str, Outcome], ours: dict[str, Outcome]) -
     """List the tests that pass on the untouched release and not on ours, be it because they did not run."""
     files = {test: outcome for test, outcome in ours.items() if "::" not in test}  # those that were not collected
     return [
-        Difference(test, outcome, ours.get(test) or absent(files.get(test.partition("::")[0])))
+        Difference(test, outcome, ours.get(test) or outcome_not_run(files.get(test.partition("::")[0])))
         for test, outcome in untouched.items()
         if outcome.state == PASSED and ours.get(test, Outcome(ABSENT)).state != PASSED
     ]
@@ -88,12 +90,12 @@ def passes_only_here(untouched: dict[str, Outcome], ours: dict[str, Outcome]) ->
     return [Difference(difference.test, difference.ours, difference.untouched) for difference in swapped]
 
 
-def absent(file: Outcome | None) -> Outcome:
+def outcome_not_run(file: Outcome | None) -> Outcome:
     """Say why a test did not run: mostly as its file could not be imported."""
     return Outcome(ABSENT, file.reason if file else "")
 
 
-def totals(outcomes: dict[str, Outcome]) -> dict[str, int]:
+def count_outcomes(outcomes: dict[str, Outcome]) -> dict[str, int]:
     """Count the tests in each state."""
     counts = collections.Counter(outcome.state for outcome in outcomes.values())
     return {state: counts[state] for state in (PASSED, FAILED, ERROR, SKIPPED)}

@@ -13,12 +13,12 @@ SCHEDULED = re.compile(rb"(?m)^\d+ workers? \[(\d+) items?\]")
 DONE = re.compile(rb"(?m)^\[gw\d+\] \[ *\d+%\] (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS) ")
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """Say on stderr what is being done."""
     print(text, file=sys.stderr, flush=True)
 
 
-class Display:
+class ProgressLine:
     """A line on stderr: renewed in place on a terminal, else printed now and then."""
 
     def __init__(self):
@@ -33,10 +33,10 @@ class Display:
             print(f"\r{text}\x1b[K", end="\n" if last else "", file=sys.stderr, flush=True)
         elif last or now - self.printed >= SECONDS_BETWEEN_LINES:
             self.printed = now
-            say(text)
+            print_message(text)
 
 
-def progress(log: Path) -> str:
+def count_finished_tests(log: Path) -> str:
     """Count the tests that a run has done."""
     text = log.read_bytes() if log.is_file() else b""
     scheduled = SCHEDULED.search(text)
@@ -47,16 +47,18 @@ def progress(log: Path) -> str:
     return f"{len(states)} of {int(scheduled[1])}, {bad} failed"
 
 
-def watch(runs: dict[str, tuple[subprocess.Popen, Path]]) -> None:
+def show_progress(runs: dict[str, tuple[subprocess.Popen, Path]]) -> None:
     """Show how far runs are until all have ended.
 
     Args:
         runs: The process and the log of each, by name.
     """
-    display = Display()
+    display = ProgressLine()
     running = True
     while running:
         running = any(process.poll() is None for process, _ in runs.values())
-        display.show(" | ".join(f"{name} {progress(log)}" for name, (_, log) in runs.items()), last=not running)
+        display.show(
+            " | ".join(f"{name} {count_finished_tests(log)}" for name, (_, log) in runs.items()), last=not running
+        )
         if running:
             time.sleep(0.5)

@@ -19,22 +19,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from _upstream.fetch.sdist import fetch_sdist, unpack_tests
-from _upstream.fetch.wheel import fetch, unpack
+from _upstream.fetch.wheel import fetch_wheel, unpack_wheel
 from _upstream.pin import APPLY, PACKAGE, Pin, UpstreamError, queue_sha256
-from _upstream.processes import started, stop_on_terminate
-from _upstream.queue.scratch_folder import clear_errors, locked
-from _upstream.queue.tree import absent, edits, read_stamp
+from _upstream.processes import run_logged, stop_on_terminate
+from _upstream.queue.scratch_folder import explain_os_errors, lock_checkout
+from _upstream.queue.tree import list_edited_files, list_missing_files, read_stamp
 from _upstream.tests.outcomes import (
     ABSENT,
     Difference,
     Outcome,
+    count_outcomes,
     passes_only_here,
     passes_only_there,
     read_junit,
-    totals,
 )
-from _upstream.tests.run_progress import say, watch
-from _upstream.verify.environment import OUR_REQUIREMENTS, interpreter, requirements
+from _upstream.tests.run_progress import print_message, show_progress
+from _upstream.verify.environment import OUR_REQUIREMENTS, make_interpreter, read_requirements
 
 SCRIPTS = Path(__file__).resolve().parents[2]
 LOGS = ".upstream/test"  # where the logs and pytest's results of the last run are
@@ -74,7 +74,7 @@ class Side:
 
 
 @dataclass
-class Report:
+class SuiteReport:
     """What came out, for people as text and for machines as JSON."""
 
     release: str
@@ -89,7 +89,7 @@ class Report:
         return json.dumps(asdict(self), indent=1)
 
 
-def test(root: Path, select: str | None = None, workers: int = 1) -> Report:
+def test(root: Path, select: str | None = None, workers: int = 1) -> SuiteReport:
     """Run upstream's tests on both sides.
 
     Args:
@@ -102,21 +102,21 @@ def test(root: Path, select: str | None = None, workers: int = 1) -> Report:
     """
     began = time.monotonic()
     pin, stamp = Pin.read(root), read_stamp(root)
-    if stamp.get("queue") != queue_sha256(root) or "pending" in stamp or absent(root, stamp["files"]):
+    if stamp.get("queue") != queue_sha256(root) or "pending" in stamp or list_missing_files(root, stamp["files"]):
         raise UpstreamError(f"{PACKAGE}/ was not laid down from this queue; run `{APPLY}` first")
-    with clear_errors(root), stop_on_terminate(), scratch(root) as folder:
+    with explain_os_errors(root), stop_on_terminate(), make_scratch_folder(root) as folder:
         untouched, ours = sides = [Side(name, folder / name) for name in ("untouched", "ours")]
-        with locked(root):
-            wheel = fetch(root, pin, folder)
+        with lock_checkout(root):
+            wheel = fetch_wheel(root, pin, folder)
             sdist = fetch_sdist(root, pin, wheel, folder)
-            unpack(wheel, untouched.repo)
+            unpack_wheel(wheel, untouched.repo)
             copy_ours(root, ours.repo)
-            edited = edits(root, stamp["files"])
+            edited = list_edited_files(root, stamp["files"])
         try:
-            with interpreter([*requirements(wheel), *OUR_REQUIREMENTS, *TOOLS, *EXPORTERS], folder) as python:
+            with make_interpreter([*read_requirements(wheel), *OUR_REQUIREMENTS, *TOOLS, *EXPORTERS], folder) as python:
                 for side in sides:
                     unpack_tests(sdist, side.repo)
-                    furnish(side, wheel, python)
+                    add_installation_files(side, wheel, python)
                 if select:
                     check_expression(python, untouched, select)
                 make_files(python, untouched, folder / "files")
@@ -124,24 +124,26 @@ def test(root: Path, select: str | None = None, workers: int = 1) -> Report:
                     shutil.copytree(folder / "files" / "weights", side.repo / "weights")
                     shutil.copytree(folder / "files" / "datasets", side.folder / "datasets")
                 prepared = time.monotonic()
-                report = compare(pin, edited, python, sides, select, workers)
+                report = compare_sides(pin, edited, python, sides, select, workers)
         finally:
             keep_logs(root, folder)
     report.seconds = {"preparation": round(prepared - began, 1), "tests": round(time.monotonic() - prepared, 1)}
     return report
 
 
-def compare(pin: Pin, edited: list[str], python: str, sides: list[Side], select: str | None, workers: int) -> Report:
+def compare_sides(
+    pin: Pin, edited: list[str], python: str, sides: list[Side], select: str | None, workers: int
+) -> SuiteReport:
     """Run the tests, then those again that came out worse on ours."""
     options = [f"--numprocesses={workers}"]
     arguments = [*options, *(["-k", select] if select else []), "tests"]
-    untouched, ours = run(python, {side: arguments for side in sides})
+    untouched, ours = run_pytest(python, {side: arguments for side in sides})
     if not untouched:
         raise UpstreamError(f"no test of {PACKAGE} {pin.release} matches {select!r}")
     suspects = passes_only_there(untouched, ours)
     confirmed = []
     if suspects:
-        say(f"{len(suspects)} pass untouched and not on ours: running them again on both sides")
+        print_message(f"{len(suspects)} pass untouched and not on ours: running them again on both sides")
         turns = {}
         for side in sides:
             # One that was not even collected would make pytest refuse the others
@@ -150,15 +152,15 @@ def compare(pin: Pin, edited: list[str], python: str, sides: list[Side], select:
                 file = side.folder / "again.txt"
                 file.write_text("\n".join(ids), encoding="utf-8")
                 turns[Side(side.name, side.folder, "-again")] = [*options, f"@{file}"]
-        confirmed = passes_only_there(*[*run(python, turns), {}][:2])
+        confirmed = passes_only_there(*[*run_pytest(python, turns), {}][:2])
     first = {suspect.test: suspect for suspect in suspects}
     confirmed = [first[again.test] if again.ours.state == ABSENT else again for again in confirmed]
     flaky = [suspect for suspect in suspects if suspect.test not in {again.test for again in confirmed}]
-    counts = {side.name: totals(outcomes) for side, outcomes in zip(sides, (untouched, ours))}
-    return Report(pin.release, edited, counts, confirmed, flaky, passes_only_here(untouched, ours))
+    counts = {side.name: count_outcomes(outcomes) for side, outcomes in zip(sides, (untouched, ours))}
+    return SuiteReport(pin.release, edited, counts, confirmed, flaky, passes_only_here(untouched, ours))
 
 
-def describe(report: Report) -> str:
+def describe_suite(report: SuiteReport) -> str:
     """Write a report for people."""
     seconds = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in report.seconds.items())
     lines = [f"the tests of {PACKAGE} {report.release}, without a network ({seconds})"]
@@ -182,7 +184,7 @@ def describe(report: Report) -> str:
 
 # Folders --------------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def scratch(root: Path) -> Iterator[Path]:
+def make_scratch_folder(root: Path) -> Iterator[Path]:
     """Make a folder of the run's own; what a killed run has left is removed after a day, as it may be at work."""
     for left in (root / ".upstream").glob("test-*"):
         if time.time() - left.stat().st_mtime > 86400:
@@ -198,7 +200,7 @@ def copy_ours(root: Path, repo: Path) -> None:
             shutil.copytree(root / name, repo / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def furnish(side: Side, wheel: Path, python: str) -> None:
+def add_installation_files(side: Side, wheel: Path, python: str) -> None:
     """Add what an installed package has, its metadata and its command, and the mark of a repository's root.
 
     Upstream's default folders for weights and runs lie under that root, and the one for data sets beside it: some tests
@@ -228,7 +230,7 @@ def keep_logs(root: Path, folder: Path) -> None:
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------
-def variables(side: Side, python: str) -> dict[str, str]:
+def environment_variables(side: Side, python: str) -> dict[str, str]:
     """Give the environment variables of a side: nothing of the user's settings, nothing that waits for a network."""
     kept = {key: os.environ[key] for key in KEPT_VARIABLES if key in os.environ}
     proxies = {f"{kind}_proxy": NOWHERE for kind in ("http", "https", "all")} | {"no_proxy": "127.0.0.1,localhost"}
@@ -254,40 +256,40 @@ def check_expression(python: str, side: Side, select: str) -> None:
     """Refuse what -k cannot read, which pytest's workers do without a word."""
     log = side.folder / "expression.log"
     command = [python, *PYTEST, "-k", select, str(side.folder / "home")]  # where no test is
-    with started(command, log, side.folder, variables(side, python)) as process:
+    with run_logged(command, log, side.folder, environment_variables(side, python)) as process:
         if process.wait() != 5:
-            raise UpstreamError(f"{select!r} is no expression that -k reads: {error_in(log)}")
+            raise UpstreamError(f"{select!r} is no expression that -k reads: {find_error_line(log)}")
 
 
 def make_files(python: str, side: Side, files: Path) -> None:
     """Make the checkpoints and data sets, with the untouched release."""
-    say("making checkpoints and data sets")
-    environment = variables(side, python)
+    print_message("making checkpoints and data sets")
+    environment = environment_variables(side, python)
     environment["PYTHONPATH"] += os.pathsep + str(SCRIPTS)
     log = files.parent / "checkpoints.log"
-    with started([python, "-m", "_upstream.tests.assets", str(files)], log, side.repo, environment) as process:
+    with run_logged([python, "-m", "_upstream.tests.assets", str(files)], log, side.repo, environment) as process:
         if process.wait():
-            raise UpstreamError(f"{LOGS}/{log.name}: the checkpoints could not be made: {error_in(log)}")
+            raise UpstreamError(f"{LOGS}/{log.name}: the checkpoints could not be made: {find_error_line(log)}")
 
 
-def run(python: str, turns: dict[Side, list[str]]) -> list[dict[str, Outcome]]:
+def run_pytest(python: str, turns: dict[Side, list[str]]) -> list[dict[str, Outcome]]:
     """Run pytest on each side with its arguments, at once; returns what became of each test on each."""
     with contextlib.ExitStack() as stack:
         processes = {}
         for side, arguments in turns.items():
             command = [python, *PYTEST, f"--junitxml={side.results}", f"--basetemp={side.folder / 'tmp'}", *arguments]
-            process = stack.enter_context(started(command, side.log, side.repo, variables(side, python)))
+            process = stack.enter_context(run_logged(command, side.log, side.repo, environment_variables(side, python)))
             processes[side.name] = (process, side.log)
-        watch(processes)
+        show_progress(processes)
     for side, (process, log) in zip(turns, processes.values()):
         # 0 and 1: all passed, some failed; 5: none was there. On ours, that too many crashed is a verdict
         if not side.results.is_file() or (side.name == "untouched" and process.returncode not in (0, 1, 5)):
             status = process.returncode
-            raise UpstreamError(f"{LOGS}/{log.name}: pytest ended with status {status}: {error_in(log)}")
+            raise UpstreamError(f"{LOGS}/{log.name}: pytest ended with status {status}: {find_error_line(log)}")
     return [read_junit(side.results) for side in turns]
 
 
-def error_in(log: Path) -> str:
+def find_error_line(log: Path) -> str:
     """Give the line of a log that says what went wrong: the one that pytest marks, else the last."""
     lines = [line.strip("= ") for line in log.read_text(errors="replace").splitlines()]
     marked = [line.partition("ERROR: ")[2] for line in lines if "ERROR: " in line]

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from _upstream.pin import UpstreamError, applies, patches
-from _upstream.processes import piped
-from _upstream.verify.environment import OUR_REQUIREMENTS, python_command, requirements
+from _upstream.pin import UpstreamError, is_for_release, list_patches
+from _upstream.processes import run_piped
+from _upstream.verify.environment import OUR_REQUIREMENTS, python_command, read_requirements
 
 PARAMETERS = "scripts/_upstream/verify/parameters.json"
 # Models of each task and each kind of head, old and new; a release is asked for those that it ships
@@ -34,7 +34,7 @@ class Verdict:
     problems: list[str]
 
 
-def shipped_models(root: Path) -> dict[str, int]:
+def read_expected_parameters(root: Path) -> dict[str, int]:
     """Give the parameters that each model file of the checkout has to have.
 
     Raises:
@@ -48,18 +48,20 @@ def shipped_models(root: Path) -> dict[str, int]:
     return dict(sorted(recorded.items()))
 
 
-def vanilla_models(tree: Path) -> list[str]:
+def list_vanilla_models(tree: Path) -> list[str]:
     """List the models that both sides build: those of `VANILLA` that the release has, by its own names."""
     shipped = {file.stem for file in (tree / "ultralytics" / "cfg" / "models").rglob("*.yaml")}
-    return [f"{name}.yaml" for name in VANILLA if unscaled(name) in shipped or name in shipped]
+    return [f"{name}.yaml" for name in VANILLA if remove_scale(name) in shipped or name in shipped]
 
 
-def unscaled(name: str) -> str:
+def remove_scale(name: str) -> str:
     """Name the file that a scaled model's name, say yolo26n-seg, is read from: yolo26-seg."""
     return re.sub(r"(\d)[nsmlx](?=-|$)", r"\1", name)
 
 
-def verify(root: Path, release: str, wheel: Path, ours: Path, theirs: Path, done: Callable[[str], None]) -> Verdict:
+def verify_tree(
+    root: Path, release: str, wheel: Path, ours: Path, theirs: Path, done: Callable[[str], None]
+) -> Verdict:
     """Build the models on a patched tree and on the untouched one, in an environment of the release's.
 
     Args:
@@ -70,24 +72,24 @@ def verify(root: Path, release: str, wheel: Path, ours: Path, theirs: Path, done
         theirs: The untouched one.
         done: Is called with the name of each model when it was built.
     """
-    needs = [*requirements(wheel), *OUR_REQUIREMENTS]
-    expected, names = shipped_models(root), vanilla_models(theirs)
-    built, problems = probe(needs, ours, "shipped", [f"{name}.yaml" for name in expected], done)
+    needs = [*read_requirements(wheel), *OUR_REQUIREMENTS]
+    expected, names = read_expected_parameters(root), list_vanilla_models(theirs)
+    built, problems = run_probe(needs, ours, "shipped", [f"{name}.yaml" for name in expected], done)
     for family in ("rtdetr", "yolo"):
         if not any(name.startswith(family) for name in names):
             problems.append(f"{release} ships no {family} model that is known here, so none was compared")
     right = 0
     for name, parameters in expected.items():
-        wrong = wrongs(built.get(f"{name}.yaml"), parameters)
+        wrong = list_problems(built.get(f"{name}.yaml"), parameters)
         problems += [f"{name}: {line}" for line in wrong]
         right += not wrong
-    suffix = [patch for patch in patches(root) if "Name-the-fork" in patch.name and applies(patch, release)]
+    suffix = [patch for patch in list_patches(root) if "Name-the-fork" in patch.name and is_for_release(patch, release)]
     version = built.get("ultralytics", {}).get("version", "")
     if suffix and version and not version.startswith(f"{release}+addmodules."):
         problems.append(f"the version is {version}, not {release}+addmodules.N")
 
-    mine, mine_problems = probe(needs, ours, "vanilla", names, done)
-    upstreams, upstreams_problems = probe(needs, theirs, "vanilla", names, done)
+    mine, mine_problems = run_probe(needs, ours, "vanilla", names, done)
+    upstreams, upstreams_problems = run_probe(needs, theirs, "vanilla", names, done)
     problems += mine_problems + [f"untouched: {line}" for line in upstreams_problems]
     equal = 0
     for name in names:
@@ -100,7 +102,7 @@ def verify(root: Path, release: str, wheel: Path, ours: Path, theirs: Path, done
     return Verdict(right, len(expected), equal, len(names), problems)
 
 
-def wrongs(found: dict | None, parameters: int) -> list[str]:
+def list_problems(found: dict | None, parameters: int) -> list[str]:
     """List what is wrong with a model of ours."""
     if found is None:
         return ["was not built"]
@@ -115,7 +117,7 @@ def wrongs(found: dict | None, parameters: int) -> list[str]:
     return lines
 
 
-def probe(
+def run_probe(
     needs: list[str], tree: Path, kind: str, names: list[str], done: Callable[[str], None]
 ) -> tuple[dict[str, dict], list[str]]:
     """Run model_probe.py on a tree; returns what it found by model, and what went wrong as a whole."""
@@ -130,7 +132,7 @@ def probe(
         }
         last = ""
         command = [*python_command(needs), str(Path(__file__).with_name("model_probe.py")), kind, *names]
-        with piped(command, Path(folder), environment) as process:
+        with run_piped(command, Path(folder), environment) as process:
             for line in process.stdout:
                 last = line.strip() or last
                 if line.startswith("PROBE"):

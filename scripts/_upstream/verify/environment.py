@@ -13,13 +13,13 @@ from email.parser import Parser
 from pathlib import Path
 
 from _upstream.pin import UpstreamError
-from _upstream.processes import SECONDS_TO_END, end
+from _upstream.processes import SECONDS_TO_END, end_process
 
 OUR_REQUIREMENTS = ("einops", "timm")  # what nn/AddModules, and checkpoints of the tutorials, import beyond upstream
 HOLD = "import sys; print(sys.executable, flush=True); sys.stdin.read()"
 
 
-def requirements(wheel: Path) -> list[str]:
+def read_requirements(wheel: Path) -> list[str]:
     """List what a wheel requires, as its metadata states it, extras aside."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
@@ -54,7 +54,7 @@ def run_python(needs: list[str], *args: str, **options) -> subprocess.CompletedP
 
 
 @contextlib.contextmanager
-def interpreter(needs: list[str], folder: Path) -> Iterator[str]:
+def make_interpreter(needs: list[str], folder: Path) -> Iterator[str]:
     """Make an environment that has `needs`, and give the path of its interpreter while it is there.
 
     uv removes the environment when the process that it was made for ends: this one waits until its input is closed.
@@ -78,5 +78,5 @@ def interpreter(needs: list[str], folder: Path) -> Iterator[str]:
         holder.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             holder.wait(SECONDS_TO_END)
-        end(holder)
+        end_process(holder)
         holder.stdout.close()

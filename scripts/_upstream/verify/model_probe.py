@@ -20,16 +20,16 @@ import ultralytics  # noqa: E402
 from ultralytics import RTDETR, YOLO  # noqa: E402
 
 
-def shipped(name: str) -> dict:
+def build_shipped_model(name: str) -> dict:
     """Build a model of ours by the bare name of its file, as a user would."""
     model = RTDETR(name).model
     found = {"parameters": sum(p.numel() for p in model.parameters())}
     if "tiny" in name:
-        found |= passes(model)
+        found |= run_passes(model)
     return found
 
 
-def passes(model: torch.nn.Module) -> dict:
+def run_passes(model: torch.nn.Module) -> dict:
     """Run a model in eval mode, plain and fused, and take the gradients of a training loss."""
     image = torch.rand(2, 3, 64, 96)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def passes(model: torch.nn.Module) -> dict:
     }
 
 
-def vanilla(name: str) -> dict:
+def fingerprint_vanilla_model(name: str) -> dict:
     """Build a model of upstream's from a fixed seed; hash its parameters, and an output of it."""
     model = (RTDETR if "rtdetr" in name else YOLO)(name).model.eval()
     digest = hashlib.sha256()
@@ -79,7 +79,7 @@ def main() -> None:
     for name in names:
         torch.manual_seed(3)
         try:
-            found = shipped(name) if kind == "shipped" else vanilla(name)
+            found = build_shipped_model(name) if kind == "shipped" else fingerprint_vanilla_model(name)
         except Exception as e:  # whatever it is, it is the finding
             found = {"error": f"{type(e).__name__}: {e}".splitlines()[0]}
         print("PROBE" + json.dumps({"name": name, **found}), flush=True)

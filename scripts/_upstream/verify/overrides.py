@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from _upstream.pin import PACKAGE, UpstreamError, version
+from _upstream.pin import PACKAGE, UpstreamError, parse_version
 from _upstream.verify.source_tree import SourceTree
 
 HOOKS = f"{PACKAGE}/fork/hooks"
@@ -40,8 +40,8 @@ class Override:
 
     def applies_to(self, release: str) -> bool:
         """Whether it replaces anything on a release."""
-        begun = self.since is None or version(release) >= version(self.since)
-        return begun and (self.until is None or version(release) < version(self.until))
+        begun = self.since is None or parse_version(release) >= parse_version(self.since)
+        return begun and (self.until is None or parse_version(release) < parse_version(self.until))
 
 
 def missing_overrides(root: Path, tree: Path, release: str) -> list[str]:
