@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and look-ups take time
+os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and requests take time
 
 import torch  # noqa: E402
 
@@ -44,7 +44,7 @@ def bench_modules(args: argparse.Namespace) -> dict:
 
 
 def bench_cases(args: argparse.Namespace) -> list[dict]:
-    """Time the published cases: all sides, inference and training."""
+    """Time the published cases: all sides, in inference and training."""
     rows = []
     chosen = [case for case in cases.CASES if args.only in case.name]
     with Progress("cases", len(chosen) * len(measure.MODES)) as progress:
@@ -52,7 +52,7 @@ def bench_cases(args: argparse.Namespace) -> list[dict]:
             for mode in measure.MODES:
                 sides = ["ours", "naive", "floor", "best floor", *case.plain()]
                 found = measure.time_sides(case, mode, sides, args.device, args.options, args.rounds, args.seconds)
-                floors = 3 if mode == "training" else 1  # a backward has two products for each of the forward
+                floors = 3 if mode == "training" else 1  # a backward has two products for each product of the forward
                 row = {
                     "case": case.name,
                     "mode": mode,
@@ -105,13 +105,13 @@ def bench_growth(args: argparse.Namespace) -> dict[str, list[dict]]:
 
 
 def operations_exponent(found: list[cases.Case]) -> float:
-    """Fit how the operations of a family's formula grow: what its time cannot grow slower than for long."""
+    """Fit how the operations of a family's formula grow: on large maps, its time cannot grow more slowly."""
     counts = [count_flops(naive_formulas.naive_copy(case.build()), case.shape) for case in found]
     return timing.fit_exponent([case.shape[2] * case.shape[3] for case in found], counts)
 
 
 def bench_models(args: argparse.Namespace) -> dict:
-    """Time whole models, all of them in turn, and those whose attention is multi-query against its naive form."""
+    """Time whole models in turn, and the multi-query ones against their naive form."""
     names = [name for name in [*cases.PUBLISHED, *cases.LARGER] if args.only in name]
     common, gpu = (args.device, args.options), args.device.type == "cuda"
     batch, training_batch = (16, 16) if gpu else (1, 4)
@@ -180,12 +180,12 @@ def show_models(results: dict) -> None:
 
 
 def show_depth(results: dict) -> None:
-    """Print what `depth` measured, and its table."""
+    """Print the table of `depth`."""
     print(*report.summarise_depth(results), sep="\n\n")
 
 
 def show_deploy(results: list[dict]) -> None:
-    """Print what `deploy` measured."""
+    """Print the tables of `deploy`."""
     print(report.format_table(results, list(results[0])), "\n")
     print(*report.summarise_deploy(results), sep="\n\n")
 
@@ -259,12 +259,12 @@ def list_names(what: str) -> list[str]:
 
 
 def has_matches(args: argparse.Namespace) -> bool:
-    """Whether anything is left to measure."""
+    """Whether --only leaves anything to measure."""
     return any(args.only in name for name in list_names(args.what))
 
 
 def save_results(args: argparse.Namespace, results: dict) -> None:
-    """Keep results, and draw what can be drawn."""
+    """Save results, and draw their picture."""
     variant = "" if args.dtype == "fp32" else f" {args.dtype}"
     section = f"{args.what}{variant}{' compiled' if args.compile else ''}"
     if args.what == "deploy" and args.only:
@@ -284,7 +284,7 @@ def save_results(args: argparse.Namespace, results: dict) -> None:
 
 
 def main() -> int:
-    """Measure, show and keep."""
+    """Measure, print and save."""
     args = parse_arguments()
     if args.what == "kept":
         print_kept_results()

@@ -58,7 +58,7 @@ from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER, YAML  # noq
 from ultralytics.utils.checks import check_imgsz, check_yaml  # noqa: E402
 from ultralytics.utils.torch_utils import select_device  # noqa: E402
 
-PAIR = re.compile(r"[a-z]\w*=")  # no path has it at its begin, unless its first folder is called so
+PAIR = re.compile(r"[a-z]\w*=")  # a path begins like this only if its first folder does
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -84,7 +84,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         trainer.add_argument(f"--{key}", dest=f"train {key}", metavar="VALUE", help=argparse.SUPPRESS)
     parser.add_argument("pairs", nargs="*", metavar="KEY=VALUE", help="any argument of yolo train")
     given = {}
-    for token in [t for t in argv if PAIR.match(t)]:  # wherever they stand
+    for token in [t for t in argv if PAIR.match(t)]:  # at any place in the command
         argv.remove(token)
         key, value = token.split("=", 1)
         if not value:
@@ -96,15 +96,15 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     for key, value in vars(args).items():
         if key.startswith("train ") and value is not None:
             given[key.removeprefix("train ")] = smart_value(value)
-    args.arguments = json.loads(json.dumps(given))  # as study.json has them
+    args.arguments = json.loads(json.dumps(given))  # in the form of study.json
     return args
 
 
 def check_settings(args: argparse.Namespace) -> dict:
-    """Check what was asked for, and put it together.
+    """Check the command line, and return the study's settings.
 
     Raises:
-        Refused: Where something is missing, unknown or wrong.
+        Refused: If something is missing, unknown or wrong.
     """
     for key in args.arguments.keys() & set(RESERVED_ARGUMENTS):
         raise Refused(f"{key}=…: the study sets it; --models, --data, --seeds and --out say what and where")
@@ -112,7 +112,7 @@ def check_settings(args: argparse.Namespace) -> dict:
         raise Refused(f"--seeds {' '.join(map(str, args.seeds))}: a seed is there twice")
     recipe = args.arguments.get("cfg")
     try:
-        LOGGER.setLevel(logging.ERROR)  # else upstream shows all of its help with a name that it does not know
+        LOGGER.setLevel(logging.ERROR)  # else upstream prints its whole help for an unknown name
         asked = get_cfg(DEFAULT_CFG, {**(YAML.load(check_yaml(recipe)) if recipe else {}), **args.arguments})
         check_imgsz(asked.imgsz, stride=STRIDE, max_dim=1)
         if args.on == "here" and asked.device is not None:
@@ -149,7 +149,7 @@ def check_settings(args: argparse.Namespace) -> dict:
 
 
 def write_results(study: Study, args: argparse.Namespace) -> list[dict]:
-    """Measure what the models cost, and write study.json and the tables."""
+    """Measure the costs of the models, and write study.json, the tables and the page."""
     check_images(study)
     ready = {label: study.done(label)[0] for label in study.labels if study.done(label)}
     if not ready:
@@ -166,7 +166,7 @@ def write_results(study: Study, args: argparse.Namespace) -> list[dict]:
 
 
 def measure_models(study: Study, ready: dict[str, Run], args: argparse.Namespace) -> dict[str, Any]:
-    """Measure what models cost, all of them in one run; what was measured of the same weights here stays."""
+    """Measure the costs of models in one run; earlier measurements of the same weights on this machine stay."""
     first = next(iter(ready.values()))
     arguments = training_arguments(first.best)
     files = {label: run.best for label, run in ready.items()}
@@ -194,32 +194,32 @@ def measure_models(study: Study, ready: dict[str, Run], args: argparse.Namespace
                 **ray_cluster.measure_costs_on_cluster(files, sizes, batch, args.address, resources(args)),
             }
         return {"of": of, **measure_costs(files, sizes, device, batch)}
-    except Exception as e:  # what was trained is shown all the same
+    except Exception as e:  # the other results are shown
         local_runs.print_progress(f"the costs could not be measured ({summarise_error(e)})")
         return {"failed": summarise_error(e)}
 
 
 def resources(args: argparse.Namespace) -> dict[str, float]:
-    """Give what a run takes of a cluster's node."""
+    """Return the resources of a run on a cluster's node."""
     return {"num_cpus": args.cpus, "num_gpus": args.gpus}
 
 
 def main() -> int:
-    """Do what is not done, and show the results; 1 where a run has failed."""
+    """Do the runs that are not done, and show the results; return 1 if a run has failed."""
     try:
         args = parse_arguments(sys.argv[1:])
         if not args.models and not args.taken:
             raise Refused("nothing to compare: --models names YAML files or checkpoints, --from folders of runs")
         asked = check_settings(args)
         folder = args.out
-        Study(folder, asked)  # what is refused leaves no folder behind
+        Study(folder, asked)  # checks before a folder is made
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise Refused(f"--out {folder}: no folder can be made there ({e.strerror}); name another") from None
         with FileLock(folder / ".lock", timeout=0):
             study = Study(folder, asked)
-            study.save(results=[])  # those of other models or seeds, until there are new ones
+            study.save(results=[])  # results of other models or seeds are dropped
             if args.on == "ray":
                 ray_cluster.run_on_cluster(study, args.address, resources(args), args.retries)
             else:

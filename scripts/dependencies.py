@@ -1,8 +1,9 @@
-"""Write DEPENDENCIES.md: each package that this one needs, its version and licence, and what pip-audit knows of them.
+"""Write DEPENDENCIES.md: the packages that this project needs, their versions and licences, and pip-audit's findings.
 
     uv run --all-extras python scripts/dependencies.py
 
-The versions are those that uv resolves and installs today, for this platform; licences are as the packages state them.
+The versions are those that uv resolves and installs today on this platform; the licences are those that the packages
+state.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SERVICES = ("pypi", "osv")
 
 
 def read_direct_requirements() -> dict[str, list[str]]:
-    """List what pyproject.toml asks for: requirements by what they are for."""
+    """Read the requirements in pyproject.toml, by their use."""
     file = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project = file["project"]
     extras = {f"extra `{name}`": needs for name, needs in project["optional-dependencies"].items()}
@@ -38,7 +39,7 @@ def read_direct_requirements() -> dict[str, list[str]]:
 
 
 def find_distributions(needs: list[str]) -> dict[str, metadata.Distribution]:
-    """Give the installed distributions that requirements bring with them here, themselves included, by name."""
+    """Return the installed distributions that requirements bring, themselves included, by name."""
     found, seen, waiting = {}, set(), [(Requirement(need), {""}) for need in needs]
     while waiting:
         need, extras = waiting.pop()
@@ -55,7 +56,7 @@ def find_distributions(needs: list[str]) -> dict[str, metadata.Distribution]:
 
 
 def read_licence(distribution: metadata.Distribution) -> str:
-    """Read a distribution's licence: the expression, else the classifiers, the first line of a text, or of a file."""
+    """Return a distribution's licence: its expression, else its classifiers, else the first line of its text."""
     data = distribution.metadata
     classifiers = [c.rpartition(" :: ")[2] for c in data.get_all("Classifier", []) if c.startswith("License :: ")]
     files = [file for file in distribution.files or [] if file.name.upper().startswith("LICENSE")]
@@ -65,7 +66,7 @@ def read_licence(distribution: metadata.Distribution) -> str:
 
 
 def format_tables() -> str:
-    """Write the tables of what is asked for, and of what that brings with it."""
+    """Format the tables of the direct requirements and of the packages that these bring."""
     asked = read_direct_requirements()
     closures = {what: find_distributions(needs) for what, needs in asked.items()}
     named = {canonicalize_name(Requirement(need).name) for needs in asked.values() for need in needs}
@@ -84,7 +85,7 @@ def format_tables() -> str:
 
 
 def run_audit(service: str) -> str:
-    """Ask pip-audit for the pins' known vulnerabilities; its answer in a paragraph or a list."""
+    """Run pip-audit on the pinned versions; return its answer as a paragraph or a list."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([*EXPORT.split()[:-1], f"{folder}/pins.txt"], cwd=ROOT, check=True)
         command = [*AUDIT.split(), "--vulnerability-service", service, "--progress-spinner", "off"]
@@ -103,7 +104,7 @@ def run_audit(service: str) -> str:
 
 
 def format_flaws(flaws: list[dict]) -> str:
-    """Name flaws, and the versions that mend them."""
+    """Format flaws, with the versions that fix them."""
     return "; ".join(f"{flaw['id']} (mended in {', '.join(flaw['fix_versions']) or 'none'})" for flaw in flaws)
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and look-ups take time
+os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and requests take time
 
 from matplotlib.figure import Figure  # noqa: E402
 
@@ -85,10 +85,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def choose_kinds(asked: list[str] | None, opened: OpenedModel) -> list[str]:
-    """Give the kinds of pictures to make, by default all that a model has.
+    """Return the kinds of pictures to draw, by default all that a model has.
 
     Raises:
-        ValueError: If one is asked for that it has not.
+        ValueError: If the model does not have a kind that was asked for.
     """
     missing = [kind for kind, cls in MODULES.items() if not routing.module_paths(opened.net, cls)]
     for kind in asked or ():
@@ -98,9 +98,9 @@ def choose_kinds(asked: list[str] | None, opened: OpenedModel) -> list[str]:
 
 
 def name_pictures(images: list[Path]) -> list[str]:
-    """Name the pictures of each image by its stem, with a number where another one has that."""
+    """Name the pictures of each image by its stem, with a number if another image has the same."""
     names: list[str] = []
-    taken = {image.stem.lower() for image in images}  # as file systems may compare
+    taken = {image.stem.lower() for image in images}  # some file systems ignore the case
     for image in images:
         name, n = image.stem, 1
         while name.lower() in {other.lower() for other in names} or n > 1 and name.lower() in taken:
@@ -111,7 +111,7 @@ def name_pictures(images: list[Path]) -> list[str]:
 
 
 def make_folder(out: Path | None, name: str) -> Path:
-    """Make the folder of the pictures.
+    """Create the folder for the pictures.
 
     Raises:
         OSError: If nothing can be written there.
@@ -126,10 +126,10 @@ def make_folder(out: Path | None, name: str) -> Path:
 
 
 def choose_queries(args: argparse.Namespace, opened: OpenedModel) -> list[tuple[float, float]]:
-    """Read each image, so that one that cannot be read is told at once, and give the point that its pictures are about.
+    """Read each image, so that an unreadable one stops this early, and return the point that its pictures explain.
 
     Raises:
-        ValueError: If an image is none, or does not have the point.
+        ValueError: If a file is not an image, or the point is outside of it.
         OSError: If one cannot be read.
     """
     points = []
@@ -145,7 +145,7 @@ def choose_queries(args: argparse.Namespace, opened: OpenedModel) -> list[tuple[
 def draw_figures(
     args: argparse.Namespace, opened: OpenedModel, what: list[str], points: list[tuple[float, float]]
 ) -> Iterator[tuple[str, Figure]]:
-    """Draw, one picture after the other, with the name of each."""
+    """Draw the pictures one after the other, and yield each with its name."""
     for name, image, query in zip(name_pictures(args.images), args.images, points):
         view = load_view(image, opened)
         if "cam" in what:
@@ -164,7 +164,7 @@ def draw_figures(
 
 
 def explain(args: argparse.Namespace) -> None:
-    """Draw and write all pictures, and print the name of each file; what cannot be done is told before the first."""
+    """Draw and write all pictures, and print the name of each file; errors in the arguments come before the first."""
     opened = open_model(args.model, args.imgsz)
     what = choose_kinds(args.what, opened)
     choose_sources(opened.net, args.layers)
@@ -181,7 +181,7 @@ def explain(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Draw, or say in a line why not."""
+    """Draw the pictures, or print the error in one line."""
     args = parse_arguments()
     try:
         explain(args)

@@ -1,6 +1,6 @@
 """Train every tiny model on the shapes, from scratch, and write what they learned to benchmarks/learning.md.
 
-A run that was stopped goes on where it was, and one that is finished is not run again: run the command again.
+Run the command again to continue: a stopped run resumes, and a finished one is not repeated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAP, MAP50 = "metrics/mAP50-95(B)", "metrics/mAP50(B)"
 
 
 def summarise_run(name: str, curve: list[dict[str, float]], seed: int) -> dict:
-    """Sum a run up: its best epoch, its last, when it reached the target."""
+    """Summarise a run: its best epoch, its last, and when it reached the target."""
     best = max(curve, key=lambda epoch: epoch[MAP])
     model = RTDETR(f"{name}.yaml").model
     return {
@@ -99,6 +99,7 @@ def save_results(rows: list[dict]) -> None:
 
 
 def main() -> int:
+    """Train the models that are not done, and print the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="TEXT", default="", help="models whose name holds TEXT")
     parser.add_argument("--seed", type=int, default=0)
@@ -115,7 +116,7 @@ def main() -> int:
         run = Run(name, f"{name}.yaml", args.seed, args.runs.resolve() / name)
         train_run(run, SETTINGS)
         rows[name] = summarise_run(name, read_epochs(run.trained), args.seed)
-        if args.save:  # after each, as all take hours
+        if args.save:  # after each model, as all of them take hours
             save_results(sorted(rows.values(), key=lambda row: row["model"]))
     print(format_page([rows[name] for name in models]))
     short = [name for name in models if rows[name]["reached"] is None]

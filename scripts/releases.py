@@ -23,7 +23,7 @@ FIRST = (8, 3, 0)
 
 
 def parse_listing(packages: list) -> ReleaseRecord:
-    """Sort out what a list of files, as pypi-simple gives it, says of the releases since the first that is recorded."""
+    """Parse a list of files, as pypi-simple returns it, into the record of releases since the first one."""
     files = [
         p for p in packages if re.fullmatch(r"\d+\.\d+\.\d+", p.version or "") and parse_version(p.version) >= FIRST
     ]
@@ -33,7 +33,7 @@ def parse_listing(packages: list) -> ReleaseRecord:
 
 
 def merge_records(old: ReleaseRecord, new: ReleaseRecord) -> ReleaseRecord:
-    """Add what a list says to what is recorded."""
+    """Merge a new record into the old one; stop if a sha256 has changed."""
     changed = sorted(name for name, digest in new.sha256.items() if old.sha256.get(name, digest) != digest)
     if changed:
         sys.exit(f"releases.py: {', '.join(changed)} is not what {RECORD} has: do not use it, and ask upstream")

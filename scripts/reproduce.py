@@ -54,9 +54,9 @@ Pair = tuple[str | None, str | None]  # a published line and ours
 
 # The models here ------------------------------------------------------------------------------------------------------
 def build_model(name: str) -> tuple[RTDETRDetectionModel, list[str]]:
-    """Build a model from its file; give it, and the rows that upstream prints of it."""
+    """Build a model from its file; return it, and the rows that upstream prints of it."""
     from _reproduce.layer_summaries import (
-        summarize,  # imports ultralytics, which --release does without in this process
+        summarize,  # imports ultralytics, which --release does not need in this process
     )
 
     model, lines = summarize(name)
@@ -64,7 +64,7 @@ def build_model(name: str) -> tuple[RTDETRDetectionModel, list[str]]:
 
 
 def count_totals(model: RTDETRDetectionModel) -> dict[str, int | float]:
-    """Count a model: modules, parameters, gradients, and GFLOPs at 640 pixels with attention in them."""
+    """Count a model's modules, parameters, gradients, and GFLOPs at 640 pixels, attention included."""
     from _shared.flops import count_gflops
 
     parameters = list(model.parameters())
@@ -90,7 +90,7 @@ def list_differences(name: str, rows: list[str], counts: dict[str, int | float])
 
 
 def compare_here(names: list[str]) -> dict[str, list[str]]:
-    """Print the table of the models; give what differs from the published summaries, by model."""
+    """Print the table of the models; return the differences from the published summaries, by model."""
     print("| model | rows | parameters | layers (published) | GFLOPs published | GFLOPs honest |")
     print("|---|---|---|---|---|---|")
     found = {}
@@ -111,14 +111,14 @@ def compare_here(names: list[str]) -> dict[str, list[str]]:
 
 # The models on a release ----------------------------------------------------------------------------------------------
 def published_lines(name: str) -> list[str]:
-    """Give what the tutorials' release prints of a published model, blank lines and trailing spaces included."""
+    """Return the lines that the tutorials' release prints of a published model, trailing spaces included."""
     published = PUBLISHED[name]
     rows = [ROW.format(*row) for row in published["rows"]]
     return ["", HEADER, *rows, SUMMARY.format(name=name, **published), ""]
 
 
 def pair_lines(published: list[str], ours: list[str]) -> list[Pair]:
-    """Put both sides beside each other; a line without a counterpart stands beside None."""
+    """Pair the lines of both sides; a line without a counterpart is paired with None."""
     pairs: list[Pair] = []
     for _, a, b, c, d in SequenceMatcher(None, published, ours, autojunk=False).get_opcodes():
         pairs += zip_longest(published[a:b], ours[c:d])
@@ -126,15 +126,16 @@ def pair_lines(published: list[str], ours: list[str]) -> list[Pair]:
 
 
 def read_figures(lines: list[str]) -> dict[str, str]:
-    """Read the totals as a summary prints them, and count the rows."""
+    """Read the totals from a summary's lines, and count the rows."""
     found = {"rows": str(sum(line[:3].strip().isdigit() for line in lines))}
     return found | {key: figure for line in lines if " summary" in line for figure, key in FIGURE.findall(line)}
 
 
 def print_sides(name: str, published: list[str], ours: list[str]) -> list[str]:
-    """Print both sides of a model's summary; give the lines that differ, each with both sides.
+    """Print both sides of a model's summary; return the lines that differ, each with both sides.
 
-    A line that is the same on both sides is printed once. One that is not is quoted, so that a space too many is seen.
+    A line that is equal on both sides is printed once. A line that differs is quoted, so that an extra space is
+    visible.
     """
     print(f"\n{name}")
     found = []
@@ -154,7 +155,7 @@ def print_sides(name: str, published: list[str], ours: list[str]) -> list[str]:
 
 
 def compare_on(release: str) -> dict[str, list[str]]:
-    """Print both sides of the published models on a release, each as it comes; give what differs, by model."""
+    """Print both sides of the published models on a release, one by one; return the differences by model."""
     names = [*PUBLISHED]
     found = {name: print_sides(name, published_lines(name), lines) for name, lines in summaries_on(release, names)}
     if [*found] != names:
@@ -163,7 +164,7 @@ def compare_on(release: str) -> dict[str, list[str]]:
 
 
 def summaries_on(release: str, names: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Build models on a release with the queue on it, and say on the way what is being done.
+    """Build models on a release with the queue applied, and print the progress.
 
     Yields:
         The name of each model, and the lines that upstream has logged of it.
@@ -173,7 +174,7 @@ def summaries_on(release: str, names: list[str]) -> Iterator[tuple[str, list[str
     """
     if not re.fullmatch(r"\d+\.\d+\.\d+", release):
         raise UpstreamError(f"{release!r} is no release of {PACKAGE}; give its three numbers, as in 8.3.50")
-    find_uv()  # say that there is none before anything is downloaded
+    find_uv()  # a missing uv is reported before anything is downloaded
     with tempfile.TemporaryDirectory(prefix="reproduce-") as scratch, explain_os_errors(ROOT):
         tree = Path(scratch, "tree")
         tree.mkdir()
@@ -186,7 +187,7 @@ def summaries_on(release: str, names: list[str]) -> Iterator[tuple[str, list[str
             "YOLO_OFFLINE": "true",
         }
         command = ["-m", "_reproduce.layer_summaries", *names]
-        # The working directory is an empty one, as upstream looks there first for a model's file
+        # The working directory is empty, as upstream searches it first for a model's file
         for found in stream_json([*needs, *OUR_REQUIREMENTS], *command, cwd=scratch, env={**os.environ, **settings}):
             if "lines" in found:
                 yield found["name"], found["lines"]
@@ -196,7 +197,7 @@ def summaries_on(release: str, names: list[str]) -> Iterator[tuple[str, list[str
 
 
 def add_profiler(needs: list[str]) -> list[str]:
-    """Add the profiler of the tutorials' time to a release's requirements, if they allow it."""
+    """Add the tutorials' version of the profiler to a release's requirements, if they allow it."""
     least = next((need for need in needs if need.startswith(f"{PROFILER}>=")), f"{PROFILER}>=0")
     if parse_version(least.rpartition("=")[2]) <= parse_version(PROFILER_VERSION):
         return [*needs, f"{PROFILER}=={PROFILER_VERSION}"]
@@ -205,7 +206,7 @@ def add_profiler(needs: list[str]) -> list[str]:
 
 
 def stream_json(needs: list[str], *args: str, **options: Any) -> Iterator[dict]:
-    """Run Python in an environment of its own and give the JSON objects that it prints, each as it comes.
+    """Run Python in an environment of its own and yield the JSON objects that it prints, as they come.
 
     Args:
         needs: What the environment has.
@@ -220,7 +221,7 @@ def stream_json(needs: list[str], *args: str, **options: Any) -> Iterator[dict]:
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         with Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=errors, encoding="utf-8", **options) as process:
             for line in process.stdout:
-                if line.startswith("{"):  # upstream, when it is imported, may log there too
+                if line.startswith("{"):  # upstream may log to stdout when it is imported
                     started = True
                     yield json.loads(line)
         if process.returncode:
@@ -229,7 +230,7 @@ def stream_json(needs: list[str], *args: str, **options: Any) -> Iterator[dict]:
 
 
 def explain_failure(status: int, errors: str, started: bool) -> str:
-    """Say in one line why Python, or before it has started uv, has failed."""
+    """Return one line that says why Python, or uv before it, has failed."""
     said = [line.strip() for line in errors.splitlines() if line.strip()]
     if any(line.startswith("Traceback") for line in said):
         return f"the models cannot be built there: {said[-1]}"
@@ -240,7 +241,7 @@ def explain_failure(status: int, errors: str, started: bool) -> str:
 
 
 def main() -> None:
-    """Print the comparison; exit with status 1 if anything that is compared differs."""
+    """Print the comparison; exit with status 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--variants", action="store_true", help="all model files, not only the published")

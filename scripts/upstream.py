@@ -81,14 +81,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def parse_positive(text: str) -> int:
-    """Read a number of at least one."""
+    """Parse a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
 
 
 def run_rebase(args: argparse.Namespace) -> int:
-    """Start a rebase, or go on with one; print the report."""
+    """Start, continue or abort a rebase; print the report."""
     with Progress("rebase") as progress:
         if args.action:
             report = rebase.resume_rebase(ROOT, args.action, progress.step)
@@ -110,7 +110,7 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def run_test(args: argparse.Namespace) -> int:
-    """Run upstream's tests; print how the two sides compare."""
+    """Run upstream's tests; print how the two sides differ."""
     report = suite.test(ROOT, args.select, args.workers)
     print(report.json() if args.json else suite.describe_suite(report))
     return bool(report.regressions)

@@ -1,4 +1,4 @@
-"""What is measured: the published cases of each family, each family at growing maps, and the models."""
+"""The cases to measure: the published sizes of each family, each family on growing maps, and the models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SelfAttention(nn.Module):
 
 
 def build_hgnet() -> nn.Module:
-    """The backbone of upstream's rtdetr-l."""
+    """Build the backbone of upstream's rtdetr-l."""
     large = {"lightconv": True, "shortcut": False}
     return nn.Sequential(
         HGStem(3, 32, 48),
@@ -50,13 +50,13 @@ def build_hgnet() -> nn.Module:
 
 @dataclass(frozen=True)
 class Case:
-    """A module of ours at one size.
+    """One of this project's modules at one size.
 
     Attributes:
         family: FLA, BRA, EMO or MQA.
         build: Makes the module.
         shape: Of its input, (B, C, H, W).
-        detail: What tells the case from others of its family and shape.
+        detail: The difference to other cases of the same family and shape.
     """
 
     family: str
@@ -70,7 +70,7 @@ class Case:
         return " ".join([self.family, "x".join(map(str, self.shape)), self.detail]).strip()
 
     def plain(self) -> dict[str, Callable[[], nn.Module]]:
-        """Upstream's and torch's plain modules that could stand in its place."""
+        """Plain modules of upstream and torch that could replace this module."""
         batch, channels, height, width = self.shape
         if self.family == "EMO":
             return {"HGNet": build_hgnet}
@@ -78,25 +78,28 @@ class Case:
             "Conv 3x3": lambda: Conv(channels, channels, 3),
             "MHA": lambda: SelfAttention(channels, max(1, channels // 32)),
         }
-        if batch * 8 * (height * width) ** 2 <= SCORES:  # it has them in memory, more than once
+        if batch * 8 * (height * width) ** 2 <= SCORES:  # AIFI holds the scores in memory, more than once
             found["AIFI"] = lambda: AIFI(channels, 2 * channels, 8)
         return found
 
 
 def fla(dim: int) -> Callable[[], nn.Module]:
+    """Return a builder of focused linear attention."""
     return lambda: FocusedLinearAttention(dim)
 
 
 def bra(dim: int, heads: int) -> Callable[[], nn.Module]:
+    """Return a builder of bi-level routing attention."""
     return lambda: BiLevelRoutingAttention_nchw(dim, heads)
 
 
 def mqa(dim: int, kv_strides: int = 1) -> Callable[[], nn.Module]:
+    """Return a builder of multi-query attention."""
     return lambda: MultiQueryAttentionLayerWithDownSampling(dim, 2, 48, 48, 1, 1, kv_strides)
 
 
 def irmb(dim: int) -> Callable[[], nn.Module]:
-    """A block as in the third stage of EMO."""
+    """Return a builder of a block as in the third stage of EMO."""
     options = {"norm_layer": "ln_2d", "dw_ks": 5, "se_ratio": 1, "dim_head": 20, "qkv_bias": True, "attn_pre": True}
     return lambda: iRMB(dim, dim, exp_ratio=3.0, **options)
 
@@ -114,7 +117,7 @@ CASES = [
     Case("MQA", mqa(64), (1, 64, 80, 80)),
     Case("MQA", mqa(64), (1, 64, 160, 160)),
 ]
-SCORES = 2**30  # attention scores of all heads that a machine can be expected to hold, 4 GiB in fp32
+SCORES = 2**30  # most attention scores of all heads to compute, 4 GiB in fp32
 SIDES = (20, 40, 80, 160)
 GROWTH = {
     "FLA": [Case("FLA", fla(256), (1, 256, s, s)) for s in SIDES],

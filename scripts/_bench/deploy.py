@@ -1,4 +1,4 @@
-"""Measure each model in each runtime that it is exported to: latency of one image, and the size of the file."""
+"""Measure each exported model in each runtime: latency of one image, and size of the file."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ INT8 = "OpenVINO INT8"
 
 
 def measure_runtimes(names: list[str], data: str, rounds: int, seconds: float) -> list[dict]:
-    """Export models with the weights that they are built with, and time what `yolo predict` would run.
+    """Export models with untrained weights, and time what `yolo predict` would run.
 
-    Every fp32 file is proven equal to the model first; below, other queries may be chosen among the equal scores of
-    weights that were not trained. A large model has no INT8, whose calibration takes minutes.
+    Each fp32 file is first verified against the model. Lower precisions may choose other queries among the equal scores
+    of untrained weights. Large models are not exported to INT8, as the calibration takes minutes.
 
     Args:
         names: Of models.
@@ -65,7 +65,7 @@ def measure_model(name: str, data: str, rounds: int, seconds: float) -> list[dic
         torch.manual_seed(0)
         model, files = RTDETR(f"{name}.yaml"), {}
         with silence_output():
-            for form in [PYTORCH, *forms]:  # fp32 and fp16 would have one name
+            for form in [PYTORCH, *forms]:  # a folder each, as fp32 and fp16 would have the same name
                 files[form] = Path(folder, form, f"{name}.pt")
                 files[form].parent.mkdir()
                 model.save(files[form])
@@ -98,7 +98,7 @@ def measure_model(name: str, data: str, rounds: int, seconds: float) -> list[dic
 
 @contextmanager
 def silence_output() -> Iterator[None]:
-    """Keep what an export prints, a page a model, from the terminal: some converters write past Python."""
+    """Hide what an export prints, a page a model; some converters write to the terminal without Python."""
     level, streams = LOGGER.level, [(stream, os.dup(stream)) for stream in (1, 2)]
     LOGGER.setLevel(logging.ERROR)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -115,5 +115,5 @@ def silence_output() -> Iterator[None]:
 
 
 def file_size(path: Path) -> int:
-    """The size of a file, or of the files of a folder."""
+    """Return the size of a file, or of the files of a folder."""
     return sum(p.stat().st_size for p in path.rglob("*")) if path.is_dir() else path.stat().st_size

@@ -20,7 +20,7 @@ HOW_TO_TRAIN = "yolo train cfg=scratch.yaml model=rtdetr-tiny-FLA.yaml data=shap
 
 
 def list_choices(layers: int, queries: int) -> list[dict[str, int]]:
-    """List what is measured: each number of layers, all of them first, then all with ever half as many queries."""
+    """List the sizes: each number of layers, all first, then all layers with 1/2, 1/4 and 1/8 of the queries."""
     depths = [(k, queries) for k in range(layers, 0, -1)]
     fewer = [(layers, queries // part) for part in (2, 4, 8) if queries >= part]
     return [dict(zip(decoder.KEYS, choice)) for choice in depths + fewer]
@@ -29,7 +29,7 @@ def list_choices(layers: int, queries: int) -> list[dict[str, int]]:
 def measure_depths(
     file: str, data: str, size: int | None, device: torch.device, options: dict, rounds: int, seconds: float
 ) -> dict:
-    """Time a checkpoint's model on one image, fused as `yolo predict` runs it, and validate it, once for each choice.
+    """Time a checkpoint's model on one image, fused as `yolo predict` runs it, and validate it, at each size.
 
     Args:
         file: A checkpoint of an RT-DETR.
@@ -41,11 +41,11 @@ def measure_depths(
         seconds: For all samples together.
 
     Raises:
-        RuntimeError: If the checkpoint is no RT-DETR's.
+        RuntimeError: If the checkpoint is not an RT-DETR.
     """
-    model = YOLO(file)  # an RTDETR where its head says so
+    model = YOLO(file)  # an RTDETR if the head is one
     if not isinstance(model, RTDETR):
-        raise RuntimeError(f"{file} is no RT-DETR, and only RT-DETR has decoder layers to choose")
+        raise RuntimeError(f"{file} is not an RT-DETR, and only RT-DETR has decoder layers to choose")
     size = size or model.overrides["imgsz"]
     found = list_choices(*decoder.record(model.model).values())
     rows, calls = [], {}

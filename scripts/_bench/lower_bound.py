@@ -1,8 +1,8 @@
-"""The floor of a case: its own matrix products and convolutions, one after another, and nothing between them.
+"""The floor of a case, a lower bound of its time: its matrix products and convolutions, and nothing between them.
 
-The products are recorded from the textbook form of the formula (`naive_formulas.py`), so that nothing that a module of ours
-does can raise its own floor. There are two floors: with the kernels that torch takes for the textbook form, and with
-the fastest that it has for the product in another form or memory order.
+The products are recorded from the textbook form of the formula (`naive_formulas.py`), so that a module's own code
+cannot raise its floor. There are two floors: one with the kernels that torch uses for the textbook form, and one with
+the fastest kernel that torch has for each product in another form or memory order.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PRODUCTS = {
 
 
 class ProductRecorder(TorchDispatchMode):
-    """Notes each product with the shapes and types of its operands."""
+    """Records each product with the shapes and types of its operands."""
 
     def __init__(self):
         super().__init__()
@@ -45,10 +45,10 @@ class ProductRecorder(TorchDispatchMode):
 
 
 def record_products(module: nn.Module, x: torch.Tensor) -> list[tuple]:
-    """List the products of a module's formula for an input; shapes only, nothing is computed.
+    """List the products of a module's formula for an input; only shapes are computed.
 
-    Multi-query attention counts as one fused attention, all query heads as queries of the one key head: nobody wants
-    its scores in memory.
+    Multi-query attention counts as one fused attention, with all query heads as queries of the one key head, so that
+    its scores need no memory.
     """
     recorder = ProductRecorder()
 
@@ -69,7 +69,7 @@ def record_products(module: nn.Module, x: torch.Tensor) -> list[tuple]:
 
 
 def list_kernel_forms(func: Callable, operands: list, kwargs: dict) -> list[Callable[[], torch.Tensor]]:
-    """List the ways of a product: as it is, and for a matrix product or convolution one of channels-last maps."""
+    """List the forms of a product: as it is, and as a convolution in channels-last order."""
     found = [lambda: func(*operands, **kwargs)]
     if func is aten.convolution.default:
         pixels, weight, *options = operands
@@ -90,7 +90,7 @@ def make_floor_call(
     autocast: torch.dtype | None = None,
     fastest: bool = False,
 ) -> Callable[[], None]:
-    """Give a function that runs a case's products on tensors of their shapes, reads its input and writes its output.
+    """Return a function that runs a case's products on tensors of their shapes, reads its input and writes its output.
 
     Args:
         module: The module of the case.

@@ -1,4 +1,4 @@
-"""Measure a case: times of all its sides in one run, and the peak memory of each in a process of its own."""
+"""Measure a case: time all its sides in one run, and the peak memory of each side in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ultralytics.nn.modules.conv import Conv
 from ultralytics.utils.torch_utils import fuse_conv_and_bn
 
 MODES = ("inference", "training")
-NOISE = 128  # MiB beside which it does not show in which order threads take memory
+NOISE = 128  # MiB above which the order in which threads allocate memory does not matter
 
 
 def build_side(case: cases.Case, side: str, mode: str, device: torch.device) -> nn.Module:
-    """Make the module of a side, always with the same weights; fused for inference, as `yolo predict` does."""
+    """Build the module of a side with fixed weights; for inference it is fused, as `yolo predict` does."""
     torch.manual_seed(0)
     module = case.plain()[side]() if side in case.plain() else case.build()
     if side == "naive":
@@ -34,7 +34,7 @@ def build_side(case: cases.Case, side: str, mode: str, device: torch.device) -> 
 
 
 def fuse_layers(module: nn.Module) -> None:
-    """Fold what a module and its parts can fold: ours as they say, upstream's convolutions as upstream does."""
+    """Fuse a module's layers: ours with their own method, upstream's convolutions as upstream does."""
     for m in list(module.modules()):
         if isinstance(m, Conv) and hasattr(m, "bn"):
             m.conv = fuse_conv_and_bn(m.conv, m.bn)
@@ -64,7 +64,7 @@ def time_sides(
 
 
 def profile_case(case: cases.Case, mode: str, device: torch.device, options: dict, repeats: int) -> list[dict]:
-    """Say where a case's time goes: the operations that take most of it, by their own time."""
+    """List the operations of a case that take the most time."""
     module = build_side(case, "ours", mode, device)
     module = torch.compile(module) if options["compile"] else module
     call = make_call(module, torch.randn(case.shape, device=device), mode, options["autocast"])
@@ -93,21 +93,21 @@ def profile_case(case: cases.Case, mode: str, device: torch.device, options: dic
 
 
 def measure_peak(case: cases.Case, side: str, mode: str, device: torch.device, options: dict) -> float:
-    """Measure the memory in MiB that one call of a case takes at its peak, beyond module and input.
+    """Measure the peak memory in MiB of one call of a case, without the module and its input.
 
-    A map of a quarter's side goes first: what libraries load and set up once is no activation.
+    A small map goes first, so that memory that libraries allocate once is not counted.
     """
     x = torch.randn(case.shape, device=device)
     module = build_side(case, side, mode, device)
     if options["compile"]:
         module = torch.compile(module)
-        make_call(module, x, mode, options["autocast"])()  # what the compiler takes is no activation either
+        make_call(module, x, mode, options["autocast"])()  # compile first, as its memory does not count
     make_call(module, x[..., : case.shape[2] // 4, : case.shape[3] // 4], mode, options["autocast"])()
     return measure_peak_memory(make_call(module, x, mode, options["autocast"]), device)
 
 
 def measure_peak_alone(case: cases.Case, side: str, mode: str, device: torch.device, options: dict) -> float:
-    """Call `measure_peak`, on a CPU in processes of its own: the median of three where it is small."""
+    """Call `measure_peak`, on a CPU in a process of its own; if the result is small, return the median of three."""
     if device.type == "cuda":
         return measure_peak(case, side, mode, device, options)
     first = measure_in_process("peak", case.name, side, mode, options)
@@ -117,13 +117,13 @@ def measure_peak_alone(case: cases.Case, side: str, mode: str, device: torch.dev
 
 
 def measure_in_process(kind: str, name: str, side: str, mode: str, options: dict, *batch: int) -> float:
-    """Run `peak_process.py` for one figure, in a process of its own."""
+    """Run `peak_process.py` for one figure."""
     request = kind, name, side, mode, {**options, "autocast": str(options["autocast"] or "")[6:]}, *batch
     return float(run_module("_bench.peak_process", json.dumps(request)).split()[-1])
 
 
 def iterate_cases() -> Iterator[cases.Case]:
-    """Go through the published cases and those of growth."""
+    """Yield the published cases and those on growing maps."""
     yield from cases.CASES
     for family in cases.GROWTH.values():
         yield from family

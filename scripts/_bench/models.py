@@ -1,4 +1,4 @@
-"""Measure whole models at 640 pixels: latency against the baseline's for as many operations, and peak memory."""
+"""Measure whole models at 640 pixels: latency relative to the baseline's for the same operations, and peak memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = 640
 
 
 def build_model(name: str, side: str, device: torch.device) -> nn.Module:
-    """Build a model by its file's name, fused as `yolo predict` runs it; "naive" with the textbook formulas."""
+    """Build a model from its file's name, fused as by `yolo predict`; the side "naive" has textbook formulas."""
     torch.manual_seed(0)
     model = RTDETRDetectionModel(f"{name}.yaml", verbose=False).eval().fuse(verbose=False)
     return (naive_formulas.naive_copy(model) if side == "naive" else model).to(device)
@@ -26,7 +26,7 @@ def build_model(name: str, side: str, device: torch.device) -> nn.Module:
 def time_models(
     names: list[str], side: str, device: torch.device, options: dict, batch: int, rounds: int, seconds: float
 ) -> list[dict]:
-    """Time models in one run; the first is what the others are compared with, for as many operations."""
+    """Time models in one run, relative to the first one, also for the same number of operations."""
     x = torch.rand(batch, 3, SIZE, SIZE, device=device)
     calls, facts = {}, {}
     for name in names:
@@ -60,7 +60,7 @@ def time_models(
 def time_against_naive(
     names: list[str], reference: str, device: torch.device, options: dict, rounds: int, seconds: float
 ) -> list[dict]:
-    """Time models against the textbook form of one, all of them in one run."""
+    """Time models in one run against the textbook form of one of them."""
     x = torch.rand(1, 3, SIZE, SIZE, device=device)
     sides = {name: build_model(name, "ours", device) for name in names} | {
         "naive": build_model(reference, "naive", device)
@@ -82,7 +82,7 @@ def time_against_naive(
 
 
 def build_trainable_model(name: str, device: torch.device) -> nn.Module:
-    """Build a model by its file's name as a trainer has it."""
+    """Build a model from its file's name, ready to train."""
     torch.manual_seed(0)
     model = RTDETRDetectionModel(f"{name}.yaml", verbose=False).to(device).train()
     model.nc = model.yaml["nc"]
@@ -92,7 +92,7 @@ def build_trainable_model(name: str, device: torch.device) -> nn.Module:
 def time_training(
     names: list[str], device: torch.device, options: dict, batch: int, rounds: int, seconds: float
 ) -> list[dict]:
-    """Time training steps of models in one run; the first is what the others are compared with."""
+    """Time training steps of models in one run, relative to the first model."""
     steps = {
         name: make_training_step(build_trainable_model(name, device), device, options, batch, SIZE) for name in names
     }
@@ -110,7 +110,7 @@ def time_training(
 
 
 def measure_model_peak(name: str, side: str, mode: str, device: torch.device, options: dict, batch: int) -> float:
-    """Measure the MiB that a forward, or a training step, takes at its peak beyond the model and its input."""
+    """Measure the peak memory in MiB of a forward or a training step, without the model and its input."""
     if mode == "inference":
         model = build_model(name, side, device)
         model = torch.compile(model) if options["compile"] else model
@@ -118,7 +118,7 @@ def measure_model_peak(name: str, side: str, mode: str, device: torch.device, op
     else:
         call = make_training_step(build_trainable_model(name, device), device, options, batch, SIZE)
     if options["compile"]:
-        call()  # what the compiler takes is no activation
+        call()  # compile first, as its memory does not count
     return measure_peak_memory(call, device)
 
 

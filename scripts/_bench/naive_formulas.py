@@ -1,8 +1,7 @@
-"""The papers' formulas in textbook form: what the tests compare the modules with, and what the benchmark times.
+"""The papers' formulas in textbook form, which the tests and the benchmark compare with this project's modules.
 
-Each function takes a module of ours and its input, and computes what the module does as its equation reads: a step a
-line, attention matrices in full, nothing fused. They share the module's weights, so that both sides of a comparison
-compute the same.
+Each function takes a module and its input, and computes the module's equation step by step, with full attention
+matrices and without fusion. Both sides share the module's weights, so that they compute the same.
 """
 
 from __future__ import annotations
@@ -139,13 +138,13 @@ def irmb(m: iRMB, x: torch.Tensor) -> torch.Tensor:
 
 
 def conv_norm_act(m: ConvNormAct, x: torch.Tensor) -> torch.Tensor:
-    """Convolution, norm and activation, each with a result of its own."""
+    """Compute convolution, norm and activation, each with its own result."""
     out = m.act(m.norm(m.conv(x)))
     return x + m.drop_path(out) if m.has_skip else out
 
 
 def emo(m: EMO, x: torch.Tensor) -> list[torch.Tensor]:
-    """The stages of a backbone, on maps in torch's default memory order."""
+    """Compute the stages of a backbone, on maps in torch's default memory order."""
     outputs = []
     for stage in (m.stage0, m.stage1, m.stage2, m.stage3, m.stage4):
         for block in stage:
@@ -165,7 +164,7 @@ FORMULAS = {
 
 
 def naive_copy(module: nn.Module, formulas: dict = FORMULAS) -> nn.Module:
-    """Copy a module or a whole model, with each layer of ours computed by its formula; iRMB must not be fused."""
+    """Copy a module or a model, and compute each of our layers by its formula; iRMB must not be fused."""
     module = copy.deepcopy(module)
     for m in module.modules():
         if formula := next((formulas[cls] for cls in type(m).__mro__ if cls in formulas), None):

@@ -37,7 +37,7 @@ def plot_models(rows: list[dict], file: Path) -> None:
 
 
 def plot_depth(results: dict, file: Path) -> None:
-    """Draw mAP against latency, a line over the decoder's layers and one over the queries."""
+    """Draw mAP against latency, one line over the decoder's layers and one over the queries."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     whole = results["rows"][0]
@@ -58,7 +58,7 @@ def plot_depth(results: dict, file: Path) -> None:
 
 
 def plot_deploy(rows: list[dict], file: Path) -> None:
-    """Draw latency against the size of the file, a colour a model and a marker a runtime."""
+    """Draw latency against file size, with a colour for each model and a marker for each runtime."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(9.5, 6), layout="constrained")
     models, runtimes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("model", "runtime"))

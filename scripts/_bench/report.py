@@ -1,4 +1,4 @@
-"""Show benchmark results as tables, and keep them: one JSON file a machine."""
+"""Format benchmark results as tables, and save them in one JSON file for each machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from _shared.machine import describe_machine
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:
-    """Say on what results were made."""
+    """Describe the machine and the versions with which results were made."""
     found = {
         "machine": describe_machine(device),
         "cores": str(os.cpu_count()),
@@ -29,13 +29,13 @@ def describe_environment(device: torch.device) -> dict[str, str]:
 
 
 def find_results_file(folder: Path, device: torch.device) -> Path:
-    """Where a machine's results are kept."""
+    """Return the file of a machine's results."""
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", describe_machine(device).lower())).strip("-")
     return folder / f"{slug}.json"
 
 
 def save_section(folder: Path, device: torch.device, section: str, results: object) -> Path:
-    """Put one section into the machine's file, with the environment it was made in; the others stay."""
+    """Save one section of the machine's file, with its environment; the other sections stay."""
     file = find_results_file(folder, device)
     folder.mkdir(parents=True, exist_ok=True)
     data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -47,7 +47,7 @@ def save_section(folder: Path, device: torch.device, section: str, results: obje
 
 
 def read_other_rows(folder: Path, device: torch.device, section: str, rows: list[dict]) -> list[dict]:
-    """Give the kept rows of a section whose models are in none of these rows."""
+    """Return the saved rows of a section for models that are not in these rows."""
     file = find_results_file(folder, device)
     data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     models = {row["model"] for row in rows}
@@ -55,7 +55,7 @@ def read_other_rows(folder: Path, device: torch.device, section: str, rows: list
 
 
 def round_figures(data: object) -> object:
-    """Round figures to four digits, which is more than a shared machine tells."""
+    """Round figures to four digits; a shared machine is not more precise."""
     if isinstance(data, dict):
         return {key: round_figures(value) for key, value in data.items()}
     if isinstance(data, list):
@@ -64,7 +64,7 @@ def round_figures(data: object) -> object:
 
 
 def format_table(rows: list[dict], columns: list[str]) -> str:
-    """Lay rows out as a Markdown table."""
+    """Format rows as a Markdown table."""
     cells = [columns, ["---"] * len(columns)]
     cells += [[format_value(row.get(column)) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -72,11 +72,11 @@ def format_table(rows: list[dict], columns: list[str]) -> str:
 
 
 def summarise_results(data: dict) -> str:
-    """Sum a machine's kept results up, as the README has them: a heading for what is not in fp32 and eager mode."""
+    """Summarise a machine's saved results as the README shows them; a heading names what is not fp32 and eager mode."""
     parts = []
     for section, kept in sorted(data.items()):
         what, *variant = section.split()
-        if what not in SUMMARIES:  # a profile is long
+        if what not in SUMMARIES:  # a profile is too long
             continue
         if variant:
             parts.append(f"{what}, {' '.join(variant)}:")
@@ -85,7 +85,7 @@ def summarise_results(data: dict) -> str:
 
 
 def summarise_modules(results: dict) -> list[str]:
-    """Tables of the cases and of the exponents."""
+    """Format the tables of the cases and of the exponents."""
     columns = {
         "case": "case (batch x channels x size)",
         "mode": "mode",
@@ -101,7 +101,7 @@ def summarise_modules(results: dict) -> list[str]:
 
 
 def summarise_models(results: dict) -> list[str]:
-    """Tables of whole models; the multi-query ones against their naive form."""
+    """Format the tables of whole models, and of the multi-query ones against their naive form."""
     columns = {
         "model": "model, fused",
         "batch": "batch",
@@ -114,7 +114,7 @@ def summarise_models(results: dict) -> list[str]:
 
 
 def summarise_depth(results: dict) -> list[str]:
-    """What was measured, and its table."""
+    """Format what was measured, and its table."""
     columns = {
         "decoder_layers": "decoder layers",
         "num_queries": "queries",
@@ -129,7 +129,7 @@ def summarise_depth(results: dict) -> list[str]:
 
 
 def summarise_deploy(results: list[dict]) -> list[str]:
-    """A table of latencies and one of sizes: a row a model, a column a runtime."""
+    """Format a table of latencies and one of sizes, with a row for each model and a column for each runtime."""
     runtimes = list(dict.fromkeys(row["runtime"] for row in results))
     tables = []
     for key, title in (("ms", "{model} at {imgsz}"), ("MiB", "{model}")):
@@ -143,7 +143,7 @@ def summarise_deploy(results: list[dict]) -> list[str]:
 
 
 def format_renamed(rows: list[dict], columns: dict[str, str]) -> str:
-    """Lay some columns out under other names."""
+    """Format some columns as a table under other names."""
     return format_table([{new: row[old] for old, new in columns.items()} for row in rows], list(columns.values()))
 
 
@@ -157,7 +157,7 @@ SUMMARIES = {
 
 
 def format_value(value: object) -> str:
-    """Write a figure with the digits that it is good for."""
+    """Format a figure with its significant digits."""
     if value is None:
         return "–"
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Time the import of ultralytics and the build of a vanilla model, ours against the untouched release."""
+"""Time the import of ultralytics and the build of a vanilla model, relative to the untouched release."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def measure_startup(root: Path, rounds: int) -> dict[str, float]:
 
 
 def run_timed(code: str, tree: Path) -> list[float]:
-    """Run code in a process that imports ultralytics from `tree`; give the figures that it prints last."""
+    """Run code in a process that imports ultralytics from `tree`; return the figures in its last line."""
     env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": ""}
     done = subprocess.run([sys.executable, "-c", code], cwd=tree, env=env, capture_output=True, text=True)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Lay out what models are made of, row by row, and mark what differs from the first."""
+"""List the rows of models, and mark how they differ from the first model's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 def list_rows(file: Path) -> list[Row]:
-    """List a checkpoint's rows: index, from, repeats, parameters, module, and arguments as its YAML has them."""
+    """List a checkpoint's rows: index, from, repeats, parameters, module, and the arguments in its YAML."""
     model = load_checkpoint(file)[0]
     written = model.yaml["backbone"] + model.yaml["head"]
     return [
@@ -29,10 +29,10 @@ def list_rows(file: Path) -> list[Row]:
 
 
 def mark_differences(first: list[Row], other: list[Row]) -> list[Row]:
-    """Mark rows as "+" where only the other model has them so, as "−" where only the first has, as "" where both have.
+    """Mark rows that only the other model has as "+", rows that only the first model has as "−", and common rows as "".
 
-    Rows are the same whose module, repeats and arguments are, and which take what the same rows give: what an inserted
-    row shifts is not a change.
+    Two rows are the same if their module, repeats and arguments are the same and their inputs come from the same rows.
+    A row that an inserted row only shifts is not a change.
     """
 
     def content(row: Row) -> str:
@@ -56,6 +56,6 @@ def mark_differences(first: list[Row], other: list[Row]) -> list[Row]:
 
 
 def input_rows(row: Row) -> list[int]:
-    """Give the rows whose maps a row takes; for the one before it, whatever that is, itself."""
+    """Return the rows whose maps a row takes; for -1, the row itself stands for the row before it."""
     given = row["from"] if isinstance(row["from"], list) else [row["from"]]
     return [row["index"] if f == -1 else f % row["index"] if f < 0 else f for f in given]

@@ -1,8 +1,8 @@
-"""What a trained model costs: parameters, operations, latency and memory, for the table of a study.
+"""Measure the costs of a trained model: parameters, operations, latency and memory, for the table of a study.
 
     python -m _compare.cost FILE PIXELS BATCH    print the MiB that a forward and a training step take on the CPU
 
-Only a process of its own tells the last.
+Memory on a CPU can only be measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SCOPE = "forward of the fused model in fp32, batch 1, warm, without pre- and pos
 
 
 def measure_costs(models: dict[str, Path], sizes: dict[str, int], device: torch.device, batch: int) -> dict[str, Any]:
-    """Measure models beside each other.
+    """Measure the costs of models in one run.
 
     Args:
         models: A checkpoint by label.
@@ -53,7 +53,7 @@ def measure_costs(models: dict[str, Path], sizes: dict[str, int], device: torch.
     def measuring(label: str, what: str) -> Iterator[dict]:
         try:
             yield found[label]
-        except Exception as e:  # a model that a tool cannot count keeps what others can measure
+        except Exception as e:  # if one tool fails, the other figures stay
             found[label]["failures"].append(f"{what} of {label}: {summarise_error(e)}")
 
     for label, file in models.items():
@@ -83,12 +83,12 @@ def measure_costs(models: dict[str, Path], sizes: dict[str, int], device: torch.
 
 
 def load_fused(file: Path, device: torch.device) -> nn.Module:
-    """Load a checkpoint as `yolo predict` runs it."""
+    """Load a checkpoint, fused as `yolo predict` runs it."""
     return load_checkpoint(file)[0].float().eval().fuse(verbose=False).to(device)
 
 
 def load_trainable(file: Path) -> nn.Module:
-    """Load a checkpoint as a trainer has it."""
+    """Load a checkpoint, ready to train."""
     model = load_checkpoint(file)[0].float().train()
     for p in model.parameters():
         p.requires_grad_()  # a loaded checkpoint is frozen
@@ -98,7 +98,7 @@ def load_trainable(file: Path) -> nn.Module:
 
 
 def main() -> None:
-    """Print the figures; a small image goes first, as what is set up once is neither activation nor gradient."""
+    """Print the figures. A small image goes first, so that memory that is allocated once does not count."""
     file, imgsz, batch = Path(sys.argv[1]), *map(int, sys.argv[2:])
     device, model = torch.device("cpu"), load_fused(Path(file), torch.device("cpu"))
     small, whole = (make_call(model, torch.zeros(1, 3, side, side), "inference", None) for side in (64, imgsz))

@@ -1,4 +1,4 @@
-"""Take in runs that were made with plain `yolo train`: their folders, with weights/best.pt."""
+"""Add runs that were made with plain `yolo train`: their folders, with weights/best.pt."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ SEPARATE_ARGUMENTS = {
     "save_dir",
     "exist_ok",
     "resume",
-} | IRRELEVANT_ARGUMENTS  # nothing of what was trained
+} | IRRELEVANT_ARGUMENTS  # these do not change the training
 
 
 def group_runs(folders: list[Path], data: str | None) -> tuple[dict[str, dict[str, Any]], str | None]:
-    """Group runs: those of one model that differ in nothing but the seed are one model's.
+    """Group runs by model: runs that differ in nothing but the seed belong to one model.
 
     Args:
         folders: Of the runs.
-        data: What they are validated on; what they were trained on where nothing is given.
+        data: The data set that validates them; by default the one that they were trained on.
 
     Returns:
         By label the model's `file` and its `runs` (folder by seed), and the data set.
 
     Raises:
-        Refused: If a folder is no run's, or two runs have the same model, arguments and seed.
+        Refused: If a folder is not a run's, or two runs have the same model, arguments and seed.
     """
     groups: dict[str, dict[str, Any]] = {}
     sets = {}
     for folder in folders:
         arguments, architecture = read_run(folder)
         sets[folder] = arguments.get("data")
-        model = Path(arguments["model"])  # by whatever path it was named; a checkpoint of an architecture is another
+        model = Path(
+            arguments["model"]
+        )  # whatever its path; a checkpoint and a YAML of one architecture are two models
         told = sorted((k, v) for k, v in arguments.items() if k not in {*SEPARATE_ARGUMENTS, "model"})
         key = repr([model.stem, model.suffix, architecture, told])
         group = groups.setdefault(key, {"file": arguments["model"], "runs": {}, "folder": folder})
@@ -59,10 +61,10 @@ def group_runs(folders: list[Path], data: str | None) -> tuple[dict[str, dict[st
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict]:
-    """Read a run's arguments and its model's rows, from its checkpoint: args.yaml has others once a run was resumed.
+    """Read a run's arguments and its model's rows from its checkpoint, as args.yaml changes when a run is resumed.
 
     Raises:
-        Refused: If the folder is no run's, or its training never got to a checkpoint.
+        Refused: If the folder is not a run's, or its training ended before the first checkpoint.
     """
     file = folder / "weights" / "best.pt"
     if not file.is_file():

@@ -19,11 +19,11 @@ MARKERS = "os^Dv*PX"
 LINES = ["-", "--", "-.", ":"]
 CURVES = {"metrics/mAP50-95(B)": "mAP50-95, validation", "train/giou_loss": "box loss (GIoU), training"}
 COSTS = {"ms": "latency, ms", "parameters": "parameters, million"}
-MANY = 30  # classes that bars can be drawn of
+MANY = 30  # most classes to draw as bars
 
 
 def model_style(index: int) -> dict[str, Any]:
-    """Give a model's colour, marker and line: no two models share all three."""
+    """Return a model's colour, marker and line style; no two models have all three in common."""
     n = len(COLOURS)
     return {
         "color": COLOURS[index % n],
@@ -33,12 +33,12 @@ def model_style(index: int) -> dict[str, Any]:
 
 
 def escape_name(text: str) -> str:
-    """Give a name as matplotlib shows it: no formula in dollars, and no legend leaves it out for its first letter."""
+    """Escape a name for matplotlib: dollars mean formulas, and legends skip names that begin with _."""
     return ("\u200b" if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def plot_trade_off(rows: list[dict], key: str) -> str | None:
-    """Draw mAP50-95 with its deviation over seeds against a cost; a line joins the models of the Pareto front."""
+    """Draw mAP50-95 with its deviation over seeds against a cost, and a line through the Pareto front."""
     scale = 1e-6 if key == "parameters" else 1
     known = [row for row in rows if row.get("cost", {}).get(key) is not None]
     if not known:
@@ -53,15 +53,15 @@ def plot_trade_off(rows: list[dict], key: str) -> str | None:
         if row not in known:
             continue
         x, y = points[known.index(row)]
-        look = model_style(i)
+        line = model_style(i)
         deviation = row["mAP50-95"]["deviation"]
         error = 100 * deviation if deviation else None
         axis.errorbar(
             x,
             y,
             error,
-            color=look["color"],
-            marker=look["marker"],
+            color=line["color"],
+            marker=line["marker"],
             ms=8,
             capsize=3,
             ls="",
@@ -83,16 +83,16 @@ def plot_curves(study: Study, labels: Sequence[str], key: str) -> str | None:
         values = [[epoch[key] for epoch in run] for run in runs if run and key in run[0]]
         if not values:
             continue
-        drawn, length, look = True, max(map(len, values)), model_style(i)
+        drawn, length, line = True, max(map(len, values)), model_style(i)
         grid = np.full((len(values), length), np.nan)
         for line, found in zip(grid, values):
             line[: len(found)] = found
         x = np.arange(1, length + 1)
-        dot = look["marker"] if length == 1 else None
+        dot = line["marker"] if length == 1 else None
         axis.plot(
-            x, np.nanmean(grid, 0), color=look["color"], ls=look["ls"], lw=1.8, marker=dot, label=escape_name(label)
+            x, np.nanmean(grid, 0), color=line["color"], ls=line["ls"], lw=1.8, marker=dot, label=escape_name(label)
         )
-        axis.fill_between(x, np.nanmin(grid, 0), np.nanmax(grid, 0), color=look["color"], alpha=0.15, lw=0)
+        axis.fill_between(x, np.nanmin(grid, 0), np.nanmax(grid, 0), color=line["color"], alpha=0.15, lw=0)
     axis.set(xlabel="epoch", ylabel=CURVES[key])
     axis.grid(True, alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
@@ -100,7 +100,7 @@ def plot_curves(study: Study, labels: Sequence[str], key: str) -> str | None:
 
 
 def plot_classes(rows: list[dict]) -> str | None:
-    """Draw the AP of each class, a bar a model; None of more classes than can be read."""
+    """Draw the AP of each class, one bar a model; return None for more classes than can be read."""
     names = list(dict.fromkeys(name for row in rows for name in row.get("classes", {})))
     known = [(i, row) for i, row in enumerate(rows) if row.get("classes")]
     if not known or len(names) > MANY:
@@ -122,7 +122,7 @@ def plot_classes(rows: list[dict]) -> str | None:
 
 
 def save_svg(figure: Any) -> str:
-    """Give a figure as SVG, its text as text: the reader's fonts know more letters than the one here."""
+    """Return a figure as SVG, with its text as text, as the reader's fonts have more letters."""
     plt = pyplot()
     text = io.StringIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": "study", "font.family": "sans-serif"}
@@ -134,5 +134,5 @@ def save_svg(figure: Any) -> str:
 
 
 def close_figure(figure: Any) -> None:
-    """Drop a figure on which nothing was drawn."""
+    """Close a figure on which nothing was drawn."""
     pyplot().close(figure)

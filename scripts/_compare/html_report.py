@@ -1,4 +1,4 @@
-"""Write a study's report: one page that opens without a network, with its pictures in it."""
+"""Write a study's report: one page with its pictures in it, which opens without a network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ultralytics.nn.AddModules.checkpoints import write
 from ultralytics.utils import LOGGER
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-IMAGES, HEATED = 6, 2  # validation images that are shown, and of which there are heat maps
+IMAGES, HEATED = 6, 2  # numbers of validation images, and of those with heat maps
 
 
 def write_report(study: Study, rows: list[dict], command: str) -> None:
@@ -80,7 +80,7 @@ def sections(parts: dict, known: list[dict]) -> list[tuple[str, str]]:
 
 
 def findings(rows: list[dict]) -> list[str]:
-    """Say of each model what the study shows, a sentence each."""
+    """Describe what the study shows of each model, in a sentence each."""
     said = []
     for row in rows[1:]:
         found = row.get("difference")
@@ -101,12 +101,12 @@ def findings(rows: list[dict]) -> list[str]:
 
 
 def counted(number: int, name: str) -> str:
-    """Write a number of things."""
+    """Format a number of things."""
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 def sort_value(column: tables.Column, row: dict) -> str:
-    """Give what a cell is sorted by: the first of its figures; nothing where there is none."""
+    """Return the value by which a cell is sorted: the first of its figures, or nothing."""
     value = row["model"] if column.title == "model" else next(iter(column.figures(row).values()))
     if column.title == "seeds":
         value = len(row["seeds"])
@@ -114,17 +114,17 @@ def sort_value(column: tables.Column, row: dict) -> str:
 
 
 def source(data: bytes, kind: str) -> str:
-    """Write data as the address of a picture."""
+    """Format data as the URL of a picture."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def plot(svg: str, name: str, alt: str) -> dict[str, str]:
-    """Give a figure for the page, with its content in words."""
+    """Return a figure for the page, with a text that describes it."""
     return {"source": source(svg.encode(), "image/svg+xml"), "caption": name, "alt": f"{name}. {alt}"}
 
 
 def points(rows: list[dict], key: str) -> str:
-    """Say what a figure of accuracy against cost shows."""
+    """Describe a figure of accuracy against cost."""
     scale = 1e-6 if key == "parameters" else 1
     return "; ".join(
         f"{row['model']}: {100 * row['mAP50-95']['mean']:.1f} at {row['cost'][key] * scale:.3g}"
@@ -134,7 +134,7 @@ def points(rows: list[dict], key: str) -> str:
 
 
 def training(study: Study, labels: list[str]) -> list[dict[str, str]]:
-    """Draw the training curves that there are."""
+    """Draw the training curves."""
     found = []
     for key, name in figures.CURVES.items():
         svg = figures.plot_curves(study, labels, key)
@@ -144,7 +144,7 @@ def training(study: Study, labels: list[str]) -> list[dict[str, str]]:
 
 
 def ends(study: Study, labels: list[str], key: str) -> str:
-    """Say where training curves begin and end, the mean over seeds."""
+    """Describe where training curves begin and end, as the mean over seeds."""
     said = []
     for label in labels:
         curves = [curve for run in study.done(label) if (curve := read_epochs(run.trained)) and key in curve[0]]
@@ -155,7 +155,7 @@ def ends(study: Study, labels: list[str], key: str) -> str:
 
 
 def class_plots(rows: list[dict]) -> list[dict[str, str]]:
-    """Draw the AP of each class; of very many classes there is the table only."""
+    """Draw the AP of each class; if there are too many classes, the page has only the table."""
     svg = figures.plot_classes(rows)
     return [plot(svg, "AP50-95 of each class", "The table below has the figures.")] if svg else []
 
@@ -179,12 +179,12 @@ def shown(study: Study, ready: dict[str, Run]) -> dict[str, list[dict[str, Any]]
 
 
 def picture(jpeg: bytes, caption: str, alt: str) -> dict[str, str]:
-    """Give a photograph for the page, with its content in words."""
+    """Return a photograph for the page, with a text that describes it."""
     return {"source": source(jpeg, "image/jpeg"), "caption": caption, "alt": alt}
 
 
 def side_by_side(found: Validation, index: int, image: np.ndarray, ready: dict[str, Run]) -> Iterator[dict[str, str]]:
-    """Draw what is in an image, and what each model finds."""
+    """Draw the objects of an image, and the detections of each model."""
     name, objects = found.images[index], int((found.target_image == index).sum())
     yield picture(
         pictures.draw_truth(found, index, image),
@@ -197,7 +197,7 @@ def side_by_side(found: Validation, index: int, image: np.ndarray, ready: dict[s
 
 
 def heat_maps(image: np.ndarray, name: str, ready: dict[str, Run]) -> Iterator[dict[str, str]]:
-    """Draw where each model that is an RT-DETR has its evidence."""
+    """Draw where each RT-DETR has the evidence for its detections."""
     for label, run in ready.items():
         try:
             yield picture(pictures.draw_heat_map(run, image), label, f"{name}, heat map of {label}")

@@ -1,4 +1,4 @@
-"""Do a study's runs one after the other on this machine."""
+"""Run a study on this machine, one run after the other."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from _compare.training_run import perform_run, read_epochs
 
 
 def print_progress(text: str) -> None:
-    """Print a line of the study's own, apart from what upstream prints of a run."""
+    """Print a line of the study, apart from what upstream prints of a run."""
     print(f"\nstudy: {text}", file=sys.stderr, flush=True)
 
 
 def run_study(study: Study) -> None:
-    """Do what is not done, and say after each epoch how far the study is."""
+    """Do the runs that are not done, and print the progress of the study after each epoch."""
     runs = study.runs
     for number, run in enumerate(runs, 1):
         if run.is_done:
@@ -32,18 +32,18 @@ def run_study(study: Study) -> None:
 
 
 def report_epoch(where: str, run: Run, left: RemainingTime, trainer: Any) -> None:
-    """Say after an epoch how far the run and the study are."""
+    """Print the progress of the run and the study after an epoch."""
     print_progress(f"{where}: {left.after(run, trainer)}")
 
 
 def report_failure(where: str, run: Run) -> None:
-    """Say that a run has failed, if it has."""
+    """Print the error of a run that has failed."""
     if not run.is_done:
         print_progress(f"{where} FAILED: {run.outcome['error']}")
 
 
 class RemainingTime:
-    """Estimate what is left: an epoch takes what this model's took, or what all have taken so far."""
+    """Estimate the remaining time from the seconds of an epoch of this model, or of all models so far."""
 
     def __init__(self, study: Study):
         self.study = study
@@ -54,12 +54,12 @@ class RemainingTime:
                 self.seconds.setdefault(run.label, []).append(curve[-1]["time"] / len(curve))
 
     def epoch(self, label: str) -> float | None:
-        """Give the seconds of an epoch."""
+        """Return the seconds of an epoch."""
         known = self.seconds.get(label) or [s for found in self.seconds.values() for s in found]
         return sum(known) / len(known) if known else None
 
     def text(self, current: Run, left: int | None = None, total: int | None = None) -> str:
-        """Say how long the study takes yet, if anything is known of it."""
+        """Format the remaining time of the study, if anything is known of it."""
         total = total or max((len(read_epochs(run.trained)) for run in self.study.runs if run.is_done), default=0)
         seconds = 0.0
         for run in self.study.runs:
@@ -73,14 +73,14 @@ class RemainingTime:
         return f"; {format_duration(seconds)} left"
 
     def after(self, run: Run, trainer: Any) -> str:
-        """Say how far a run is, after an epoch of it."""
+        """Format the progress of a run after an epoch."""
         done = trainer.epoch + 1
         self.seconds[run.label] = [(time.time() - trainer.train_time_start) / done]
         return f"epoch {done} of {trainer.epochs}{self.text(run, trainer.epochs - done, trainer.epochs)}"
 
 
 def format_duration(seconds: float) -> str:
-    """Write a time in the units that matter."""
+    """Format seconds in the units that matter."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return "less than a minute"

@@ -1,8 +1,8 @@
-"""Do a study's runs as tasks of a Ray cluster that is there, and gather what they leave in the study's folder.
+"""Do a study's runs as tasks of an existing Ray cluster, and collect their files in the study's folder.
 
-Every node needs this project installed in the same version, and the data set under the same path. The study's folder
-may be on a file system that the nodes share: then a run whose node was lost goes on from its checkpoint on another
-one. Else it begins anew there, and what it leaves comes back as an archive.
+Every node needs this project installed in the same version, and the data set under the same path. If the nodes share
+the file system of the study's folder, a run whose node was lost continues from its checkpoint on another node.
+Otherwise it starts again there, and its files come back as an archive.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from _compare.training_run import perform_run, summarise_error
 from ultralytics.nn.AddModules.errors import Refused
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-TOKEN = ".token"  # tells a task whether the folder it sees is the driver's
-POLL = 5.0  # seconds between two looks at what the runs say
+TOKEN = ".token"  # by which a task knows whether it sees the driver's folder
+POLL = 5.0  # seconds between two polls of the runs
 
 
 def connect_cluster(address: str) -> Any:
-    """Join the cluster.
+    """Connect to the cluster.
 
     Raises:
         Refused: If Ray is not installed, or no cluster is there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Else, under `uv run`, Ray would make this project's environment anew for each task, from a working folder with
-    # pyproject.toml in it; the nodes have the project
+    # Else, under `uv run`, Ray would make the project's environment again for each task and look for pyproject.toml in
+    # the working folder; the nodes have the project installed
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     host, _, port = address.rpartition(":")
     try:
@@ -49,7 +49,7 @@ def connect_cluster(address: str) -> Any:
     except ImportError:
         raise Refused("--on ray needs the package ray: uv run --extra cluster python scripts/compare.py …") from None
     try:
-        if host and "://" not in address:  # Ray itself waits for minutes, and ends the process then
+        if host and "://" not in address:  # Ray itself would wait for minutes and then end the process
             socket.create_connection((host, int(port)), 5).close()
         variables = {name: os.environ[name] for name in ("YOLO_OFFLINE", "YOLO_CONFIG_DIR") if name in os.environ}
         code = {"working_dir": str(SCRIPTS), "excludes": ["*.pyc"], "env_vars": variables}
@@ -65,7 +65,7 @@ def connect_cluster(address: str) -> Any:
 
 
 def run_on_cluster(study: Study, address: str, resources: dict[str, float], retries: int) -> None:
-    """Do what is not done, as many runs at a time as the cluster has room for.
+    """Do the runs that are not done, as many at a time as the cluster has room for.
 
     Args:
         study: The study.
@@ -76,7 +76,7 @@ def run_on_cluster(study: Study, address: str, resources: dict[str, float], retr
     Raises:
         Refused: If there is no cluster, or none of its nodes has what a run takes.
     """
-    for run in [run for run in study.runs if run.taken]:  # they are on this machine
+    for run in [run for run in study.runs if run.taken]:  # their files are on this machine
         perform_run(run, study.settings)
     open_runs = [run for run in study.runs if not run.is_done and not run.taken]
     if not open_runs:
@@ -108,7 +108,7 @@ def run_on_cluster(study: Study, address: str, resources: dict[str, float], retr
 
 
 def gather_results(ray: Any, study: Study, waiting: dict, board: Any, resources: dict[str, float]) -> None:
-    """Wait for the runs, and put into the study's folder what comes back of each."""
+    """Wait for the runs, and write their results into the study's folder."""
     total, said = len(waiting), {}
     while waiting:
         for found in wait_for_tasks(ray, list(waiting), resources):
@@ -116,11 +116,13 @@ def gather_results(ray: Any, study: Study, waiting: dict, board: Any, resources:
             try:
                 outcome, archive = ray.get(found)
             except ray.exceptions.RayError as e:
-                error = summarise_error(getattr(e, "cause", None) or e)  # a task's error begins with where it was
+                error = summarise_error(
+                    getattr(e, "cause", None) or e
+                )  # the text of a task's error begins with a traceback
                 outcome, archive = {"state": "failed", "error": error, "traceback": str(e)}, None
             if archive is not None and (outcome["state"] == "done" or not run.last.is_file()):
-                unpack_folder(archive, run.folder)  # what has failed there is not put over what is further here
-            if not run.is_done:  # else it was over when its node was lost
+                unpack_folder(archive, run.folder)  # a failed run does not overwrite a checkpoint here
+            if not run.is_done:  # else it had ended before its node was lost
                 run.conclude(outcome)
             print_progress(f"{run.title} is over, {total - len(waiting)} of {total}")
             report_failure(run.title, run)
@@ -135,7 +137,7 @@ def gather_results(ray: Any, study: Study, waiting: dict, board: Any, resources:
 
 
 def estimate_remaining(lines: dict[Run, tuple[int, int, float]], runs: int) -> float:
-    """Estimate the seconds that runs take yet, as many at a time as are at work.
+    """Estimate the remaining seconds of the runs, with as many at a time as now.
 
     Args:
         lines: Of each run at work the epochs that it has done and has to do, and the seconds that it has taken.
@@ -147,7 +149,7 @@ def estimate_remaining(lines: dict[Run, tuple[int, int, float]], runs: int) -> f
 
 
 def wait_for_tasks(ray: Any, tasks: list, resources: dict[str, float]) -> list:
-    """Give those of some tasks that are over, after a while; say where they wait for a node."""
+    """Wait a while and return the tasks that have ended; print a message if they wait for a node."""
     ready, _ = ray.wait(tasks, timeout=POLL)
     if not ready and not has_room(ray, resources):
         print_progress(f"{describe_room(ray, resources)}: waiting for one that joins")
@@ -156,14 +158,14 @@ def wait_for_tasks(ray: Any, tasks: list, resources: dict[str, float]) -> list:
 
 
 def has_room(ray: Any, resources: dict[str, float]) -> bool:
-    """Whether any node has what a run takes, now or when it is free."""
+    """Whether any node has the resources of a run, free or in use."""
     wanted = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in nodes)
 
 
 def describe_room(ray: Any, resources: dict[str, float]) -> str:
-    """Say what a run takes and what nodes have."""
+    """Describe the resources of a run and of the nodes."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
     return (
@@ -172,27 +174,29 @@ def describe_room(ray: Any, resources: dict[str, float]) -> str:
 
 
 def device_names(resources: dict[str, float]) -> str:
-    """Name the devices of a run as it sees them: Ray shows a task its own GPUs only."""
+    """Return the devices of a run: Ray shows a task only its own GPUs."""
     return ",".join(map(str, range(math.ceil(resources["num_gpus"])))) or "cpu"
 
 
 class ProgressBoard:
-    """Where tasks write how far they are, and the driver reads it."""
+    """An actor to which tasks write their progress, and from which the driver reads it."""
 
     def __init__(self):
         self.said: dict[str, tuple[int, int, float]] = {}
 
     def write(self, where: str, epoch: int, epochs: int, seconds: float) -> None:
+        """Record the progress of a run."""
         self.said[where] = epoch, epochs, seconds
 
     def lines(self) -> dict[str, tuple[int, int, float]]:
+        """Return the progress of all runs."""
         return self.said
 
 
 def run_task(
     run: Run, settings: dict, folder: Path, token: str, model: bytes | None, board: Any, release: str
 ) -> tuple[dict, bytes | None]:
-    """Do a run on a node: in the study's folder where that is there, else in one of its own, which is given back."""
+    """Do a run on a node, in the study's folder if the node has it, else in a temporary folder that is sent back."""
     if ultralytics.__version__ != release:
         raise RuntimeError(f"ultralytics is {ultralytics.__version__} on this node, and {release} where the study is")
 
@@ -203,7 +207,7 @@ def run_task(
     mark = folder / TOKEN
     if mark.is_file() and mark.read_text(encoding="utf-8") == token:
         run.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(run.folder / ".lock"):  # a run whose node was lost may be writing yet
+        with FileLock(run.folder / ".lock"):  # a run whose node was lost may still be writing
             return perform_run(run, settings, watch), None
     with tempfile.TemporaryDirectory() as temporary:
         mine = replace(run, folder=Path(temporary) / run.label / run.folder.name)
@@ -215,12 +219,12 @@ def run_task(
 
 
 def read_model_file(run: Run) -> bytes | None:
-    """Give what is in a model file of the user's own, which other nodes may not have."""
+    """Read a model file of the user's, which other nodes may not have."""
     return Path(run.model).read_bytes() if Path(run.model).is_file() else None
 
 
 def pack_folder(folder: Path) -> bytes:
-    """Put a folder's files into an archive."""
+    """Pack a folder's files into an archive."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
         archive.add(folder, arcname=".")
@@ -228,7 +232,7 @@ def pack_folder(folder: Path) -> bytes:
 
 
 def unpack_folder(data: bytes, folder: Path) -> None:
-    """Make an archive's files a folder, in place of one that is there; none is ever half there."""
+    """Replace a folder by the files of an archive; the folder is never incomplete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
         new, old = Path(temporary) / "new", Path(temporary) / "old"
@@ -242,7 +246,7 @@ def unpack_folder(data: bytes, folder: Path) -> None:
 def measure_costs_on_cluster(
     models: dict[str, Path], sizes: dict[str, int], batch: int, address: str, resources: dict[str, float]
 ) -> dict[str, Any]:
-    """Measure what models cost, all of them in one task."""
+    """Measure the costs of all models in one task."""
     ray = connect_cluster(address)
     try:
         task = ray.remote(**resources)(measure_costs_on_node)
@@ -256,7 +260,7 @@ def measure_costs_on_cluster(
 
 
 def measure_costs_on_node(weights: dict[str, bytes], sizes: dict[str, int], batch: int, name: str) -> dict[str, Any]:
-    """Measure on a node what models cost."""
+    """Measure the costs of models on a node."""
     import torch
 
     with tempfile.TemporaryDirectory() as temporary:

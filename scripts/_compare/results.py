@@ -1,4 +1,4 @@
-"""Sum a study up: a row a model, with means over seeds, and the difference to the first model."""
+"""Summarise a study: one row a model, with means over seeds and the difference to the first model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METRICS = ("mAP50-95", "mAP50", *(f"AP {size}" for size in SIZES))
 
 
 def summarise_study(study: Study, costs: dict[str, dict]) -> list[dict[str, Any]]:
-    """Sum up what is done.
+    """Summarise the runs that are done.
 
     Args:
         study: The study.
@@ -42,7 +42,7 @@ def summarise_study(study: Study, costs: dict[str, dict]) -> list[dict[str, Any]
                 row[key] = mean_over_seeds([outcome[key] for outcome in outcomes])
             row["classes"] = mean_of_classes(outcomes)
             row["cost"] = dict(costs.get(label, {}))
-            if study.labels[0] not in costs:  # the ratio is to another model, while the first has failed
+            if study.labels[0] not in costs:  # without the first model, the ratio is to another one
                 row["cost"].pop("over_first", None)
             samples[label] = resample_scores(study, label)
         rows.append(row)
@@ -51,7 +51,7 @@ def summarise_study(study: Study, costs: dict[str, dict]) -> list[dict[str, Any]
 
 
 def mean_over_seeds(values: list[float | None]) -> dict[str, Any] | None:
-    """Give mean and deviation of what is known."""
+    """Return mean and deviation of the known values."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -60,7 +60,7 @@ def mean_over_seeds(values: list[float | None]) -> dict[str, Any] | None:
 
 
 def mean_of_classes(outcomes: list[dict]) -> dict[str, float]:
-    """Give the mean AP of each class over seeds."""
+    """Return the mean AP of each class over seeds."""
     per_class: dict[str, list[float]] = {}
     for outcome in outcomes:
         for name, ap in outcome["figures"]["classes"].items():
@@ -69,14 +69,14 @@ def mean_of_classes(outcomes: list[dict]) -> dict[str, float]:
 
 
 def resample_scores(study: Study, label: str) -> np.ndarray:
-    """Compute mAP50-95 of a model's runs on resamples of the images, (seeds, samples); kept beside each run."""
+    """Compute mAP50-95 of a model's runs on resamples of the images, (seeds, samples); each run's are saved."""
     found = []
     for run in study.done(label):
         file = run.folder / "resamples.npy"
         if file.is_file() and file.stat().st_mtime >= (run.folder / FOUND).stat().st_mtime:
             found.append(np.load(file))
             continue
-        print_progress(f"resampling the images of {run.title}")  # minutes of thousands of images
+        print_progress(f"resampling the images of {run.title}")  # takes minutes for thousands of images
         validation = Validation.load(run.folder / FOUND)
         found.append(average_precision(validation, draw_resamples(len(validation.images), SAMPLES)))
         np.save(buffer := io.BytesIO(), found[-1])
@@ -85,7 +85,7 @@ def resample_scores(study: Study, label: str) -> np.ndarray:
 
 
 def add_differences(rows: list[dict], samples: dict[str, np.ndarray]) -> None:
-    """Put the difference to the first model into each other row, where both have runs that are done."""
+    """Add the difference to the first model to each other row, if both have runs that are done."""
     first = rows[0]
     for row in rows[1:]:
         if not row["seeds"] or not first["seeds"]:
@@ -100,10 +100,10 @@ def add_differences(rows: list[dict], samples: dict[str, np.ndarray]) -> None:
 
 
 def check_images(study: Study) -> None:
-    """Make sure that all runs were validated on the same images with the same objects.
+    """Check that all runs were validated on the same images with the same objects.
 
-    A run that was not has failed, as its figures are not to be compared: the next command validates it again. The last
-    to be validated is right, as the data set is now.
+    A run with other images becomes a failed run, as its figures are not comparable; the next command validates it
+    again. The run that was validated last is right, as it has the current data set.
     """
     done = sorted((run for run in study.runs if run.is_done), key=lambda run: run.outcome["finished"])
     if not done:

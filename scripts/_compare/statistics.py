@@ -26,9 +26,9 @@ EPS = 1e-16  # as upstream adds it to the number of objects
 
 @dataclass(frozen=True)
 class Difference:
-    """A model's mean less another's, with the interval that holds the true difference at `LEVEL`.
+    """The difference of two models' means, with the interval that contains the true difference at `LEVEL`.
 
-    `seeds` says whether the scatter of training is in the interval: with one seed a model nothing is known of it.
+    `seeds` says whether the interval includes the scatter over seeds: with one seed a model it is unknown.
     """
 
     value: float
@@ -38,23 +38,23 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether zero is outside an interval that knows how training scatters."""
+        """Whether the interval includes the scatter over seeds and excludes zero."""
         return self.seeds and not self.low <= 0 <= self.high
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Give the mean and the standard deviation of a sample (n - 1); of one value there is none."""
+    """Return the mean and the standard deviation of a sample (n - 1), or None for one value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def draw_resamples(images: int, count: int, seed: int = 0) -> np.ndarray:
-    """Draw images with replacement: how often each is in each sample, (count, images)."""
+    """Draw images with replacement: how often each one is in each sample, (count, images)."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(images, np.full(images, 1 / images), size=count)
 
 
 def average_precision(found: Validation, weights: np.ndarray | None = None) -> np.ndarray:
-    """Compute mAP50-95 of samples of the images, by upstream's own rule: with all images once it is `yolo val`'s.
+    """Compute mAP50-95 of samples of the images by upstream's rule; for all images once it equals that of `yolo val`.
 
     Args:
         found: What a validation found.
@@ -111,7 +111,7 @@ def compare_means(
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Give the points that no other dominates, as (cost, gain): none costs less or as much and gains more."""
+    """Return the indices of the points (cost, gain) that no other point dominates."""
     front, best = [], -math.inf
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
         if points[i][1] > best:

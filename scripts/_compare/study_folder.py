@@ -1,9 +1,9 @@
-"""A study: models x seeds on one data set, in one folder, and what of it is done.
+"""The folder of a study: models x seeds on one data set, and what of it is done.
 
-FOLDER/study.json                what was asked for, with what, and what came out
+FOLDER/study.json                what was asked for, the versions, and the results
 FOLDER/runs/MODEL/made.json      what the model was made with
 FOLDER/runs/MODEL/seed-N/        a run of upstream's trainer, as `yolo train` leaves it
-FOLDER/runs/MODEL/seed-N/run.json, validation.npz        its outcome, and what it found in each image
+FOLDER/runs/MODEL/seed-N/run.json, validation.npz        its outcome, and its detections in each image
 FOLDER/table.md, .csv, .tex, report.html                 the results
 """
 
@@ -45,7 +45,7 @@ RESERVED_ARGUMENTS = (
     "task",
     "save_dir",
     "save",
-)  # of the study
+)  # set by the study itself
 IRRELEVANT_ARGUMENTS = {
     "device",
     "workers",
@@ -53,7 +53,7 @@ IRRELEVANT_ARGUMENTS = {
     "verbose",
     "cache",
     "save_period",
-}  # arguments that train nothing else
+}  # these do not change the training
 
 
 @dataclass(frozen=True)
@@ -76,60 +76,62 @@ class Run:
 
     @property
     def title(self) -> str:
-        """The run's name for people."""
+        """The run's name in messages."""
         return f"{self.label} with seed {self.seed}"
 
     @property
     def trained(self) -> Path:
-        """The folder that the trainer writes, or has written."""
+        """The folder that the trainer writes."""
         return self.taken or self.folder
 
     @property
     def last(self) -> Path:
+        """The last checkpoint."""
         return self.trained / "weights" / "last.pt"
 
     @property
     def best(self) -> Path:
+        """The best checkpoint."""
         return self.trained / "weights" / "best.pt"
 
     @property
     def outcome(self) -> dict | None:
-        """What the run came to, once it is over or has failed."""
+        """The result of the run, once it has ended or failed."""
         file = self.folder / OUTCOME
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     @property
     def is_done(self) -> bool:
-        """Whether its outcome is known, and of the weights that are there now."""
+        """Whether the outcome is known and belongs to the current weights."""
         found = self.outcome
         return bool(found and found["state"] == "done" and found.get("taken") == self.source())
 
     def source(self) -> list | None:
-        """Tell a checkpoint that was trained elsewhere from others: its path, size and time."""
+        """Identify a checkpoint that was trained elsewhere by its path, size and time."""
         if not self.taken:
             return None
         stat = self.best.stat()
         return [str(self.taken), stat.st_size, stat.st_mtime_ns]
 
     def conclude(self, outcome: dict) -> None:
-        """Write the outcome down."""
+        """Write the outcome."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write(self.folder / OUTCOME, json.dumps(outcome, indent=1).encode())
 
     def arguments(self, settings: dict) -> dict[str, Any]:
-        """Give the arguments of `yolo train`."""
+        """Return the arguments of `yolo train`."""
         where = {"project": str(self.folder.parent.resolve()), "name": self.folder.name, "exist_ok": True}
         return {**settings["arguments"], "data": settings["data"], "seed": self.seed, **where}
 
     def command(self, settings: dict) -> str:
-        """Write the run as a command."""
+        """Format the run as a command."""
         return shlex.join(
             ["yolo", "train", f"model={self.model}", *(f"{k}={v}" for k, v in self.arguments(settings).items())]
         )
 
 
 def training_arguments(file: Path) -> dict[str, Any]:
-    """Give the arguments with which a checkpoint was trained; `model` is what the run began with, if it was resumed."""
+    """Return the arguments of a checkpoint's training; after a resume, `model` is still the file that it began with."""
     checkpoint = load(file)
     written = (getattr(checkpoint["model"], "yaml", None) or {}).get("yaml_file")
     arguments = checkpoint["train_args"]
@@ -137,7 +139,7 @@ def training_arguments(file: Path) -> dict[str, Any]:
 
 
 def label_models(models: list[str], known: dict[str, str] | None = None) -> list[str]:
-    """Name models by their files' stems, with as many folders before them as tell them apart.
+    """Name models by their files' stems, with as many parent folders as needed to distinguish them.
 
     Args:
         models: Their files.
@@ -153,24 +155,24 @@ def label_models(models: list[str], known: dict[str, str] | None = None) -> list
     paths = {model: Path(model).with_suffix("").absolute().parts[1:] for model in models if model not in named}
     for model, parts in paths.items():
         others = {name for other in paths.values() if other != parts for name in path_suffixes(other)}
-        numbered = (f"{parts[-1]}-{n}" for n in itertools.count(2))  # where no folder tells it from one that is known
+        numbered = (f"{parts[-1]}-{n}" for n in itertools.count(2))  # if no folder distinguishes it from a known one
         names = itertools.chain(path_suffixes(parts), numbered)
         named[model] = next(name for name in names if name not in {*named.values(), *others})
     return [named[model] for model in models]
 
 
 def path_suffixes(parts: Sequence[str]) -> list[str]:
-    """Name a path by its last part, its last two, and so on."""
+    """List a path's last part, its last two parts, and so on, joined by hyphens."""
     return ["-".join(parts[-depth:]) for depth in range(1, len(parts) + 1)]
 
 
 def absolute_path(given: Any) -> Any:
-    """Name a file that is there so that it is found from everywhere; what is found by bare name stays."""
+    """Return the absolute path of an existing file; other values and bare names stay."""
     return str(Path(given).resolve()) if isinstance(given, str) and Path(given).is_file() else given
 
 
 def describe_file(file: str | None) -> dict[str, str] | None:
-    """Give a file's name and a digest: of what a YAML says, else of its bytes.
+    """Return a file's name and a digest: of the content of a YAML, else of the file's bytes.
 
     Raises:
         Refused: If there is no such file.
@@ -180,12 +182,12 @@ def describe_file(file: str | None) -> dict[str, str] | None:
     try:
         is_yaml = Path(file).suffix in {".yaml", ".yml"}
         content = yaml_model_load(file) if is_yaml else Path(attempt_download_asset(file)).read_bytes()
-    except OSError:  # no such file, or none that could be fetched
+    except OSError:  # missing, or the download failed
         raise Refused(
             f"--models: {file} does not exist; name a YAML (those of cfg_custom/models by bare name) or a checkpoint"
         ) from None
     except (ValueError, YAMLError):
-        content = Path(check_file(file)).read_bytes()  # the run will say what is wrong with it
+        content = Path(check_file(file)).read_bytes()  # the run will report its error
     if isinstance(content, dict):
         content.pop("yaml_file")
         content = json.dumps(content, sort_keys=True, default=str).encode()
@@ -193,7 +195,7 @@ def describe_file(file: str | None) -> dict[str, str] | None:
 
 
 def collect_versions() -> dict[str, str]:
-    """Say with what a study is made."""
+    """Return the versions and the machine of a study."""
     return {
         "ultralytics": ultralytics.__version__,
         "torch": torch.__version__,
@@ -229,7 +231,7 @@ class Study:
                 self.compare(label, read_json(self.folder / "runs" / label / MADE) or {})
 
     def compare(self, label: str, before: dict[str, Any]) -> None:
-        """Refuse what would mix two studies; models and seeds may be more or fewer than before."""
+        """Raise an error if a model was made with other settings; models and seeds may change."""
         now, there = self.made[label], self.folder / "runs" / label
         changes = [
             f"{key} was {old['file'] if old else None}, is now {new['file'] if new else None}"
@@ -246,18 +248,18 @@ class Study:
             )
 
     def begun(self, label: str) -> bool:
-        """Whether anything of a model has been trained or validated here, with whatever seed."""
+        """Whether anything of a model has been trained or validated here, with any seed."""
         runs = [Run(label, "", 0, folder) for folder in (self.folder / "runs" / label).glob("seed-*")]
         return any(run.last.is_file() or (run.outcome or {}).get("state") == "done" for run in runs)
 
     @property
     def labels(self) -> list[str]:
-        """List the models; the first is what the others are compared with."""
+        """The models; the others are compared with the first."""
         return [*self.settings["models"], *self.settings["taken"]]
 
     @property
     def runs(self) -> list[Run]:
-        """List the runs: all models with the first seed first, so that all are compared early."""
+        """The runs, ordered by seed, so that all models can be compared early."""
         there = self.folder / "runs"
         taken = [
             Run(label, group["file"], int(seed), there / label / f"seed-{seed}", Path(folder))
@@ -271,11 +273,11 @@ class Study:
         ]
 
     def done(self, label: str) -> list[Run]:
-        """List a model's runs that are over."""
+        """List a model's runs that are done."""
         return [run for run in self.runs if run.label == label and run.is_done]
 
     def save(self, **results: Any) -> None:
-        """Write study.json: what was asked for, and what is known by now."""
+        """Write study.json: the settings, and the results so far."""
         runs = [
             {
                 "model": run.label,
@@ -301,13 +303,13 @@ class Study:
 
 
 def known_labels(folder: Path) -> dict[str, str]:
-    """Give the names of the models of which something was made in a study's folder, by their files."""
+    """Return the names of the models in a study's folder, by their files."""
     made = {file.parent.name: read_json(file) for file in folder.glob(f"runs/*/{MADE}")}
     return {found["model"]["file"]: label for label, found in made.items() if found["model"]}
 
 
 def read_json(file: Path) -> dict | None:
-    """Read a file of a study.
+    """Read a JSON file of a study.
 
     Raises:
         Refused: If it cannot be read.

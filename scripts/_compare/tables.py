@@ -24,7 +24,7 @@ MINUS, NOTHING = "−", "–"
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title, its unit, what it shows of a row, and the figures behind it for CSV."""
+    """A column: its title, the text that it shows of a row, and the figures of a row for CSV."""
 
     title: str
     show: Callable[[Row], str]
@@ -32,7 +32,7 @@ class Column:
 
 
 def format_mean(row: Row, key: str, scale: float, digits: int) -> str:
-    """Show a mean with its deviation over seeds."""
+    """Format a mean with its deviation over seeds."""
     found = row.get(key)
     if not found:
         return NOTHING
@@ -61,12 +61,12 @@ def cost_column(key: str, title: str, scale: float = 1) -> Column:
 
 
 def format_signed(share: float) -> str:
-    """Show a difference in %, with its sign, which is no minus where it rounds to nothing."""
+    """Format a difference in % with its sign, without a minus if it rounds to zero."""
     return f"{round(100 * share, 1) or 0:+.1f}".replace("-", MINUS)
 
 
 def show_difference(row: Row) -> str:
-    """Show a difference with its interval; what may be noise is said to be."""
+    """Format a difference with its interval, and mark one that may be noise."""
     found = row.get("difference")
     if not found:
         return NOTHING
@@ -76,24 +76,24 @@ def show_difference(row: Row) -> str:
 
 
 def show_latency(row: Row) -> str:
-    """Show the median latency with its spread."""
+    """Format the median latency with its spread."""
     found = row.get("cost", {})
     return f"{found['ms']:.1f} ± {found['ms'] * found['spread']:.1f}" if "ms" in found else NOTHING
 
 
 def training_memory(row: Row) -> float | None:
-    """Give the MiB of training: the largest of the runs on a GPU, or of a step on a CPU."""
+    """Return the MiB of training: the largest of the runs on a GPU, or of a step on a CPU."""
     known = [value for value in (row.get("MiB") or {}).get("values", []) if value is not None]
     return max(known) if known else row.get("cost", {}).get("MiB training")
 
 
 def format_mib(value: float | None) -> str:
-    """Show MiB."""
+    """Format MiB."""
     return NOTHING if value is None else f"{value:.0f}"
 
 
 def show_training(row: Row) -> str:
-    """Show the memory of training."""
+    """Format the memory of training."""
     return format_mib(training_memory(row))
 
 
@@ -134,7 +134,7 @@ COLUMNS = [
 
 
 def format_markdown(rows: list[Row], notes: list[str]) -> str:
-    """Lay the table out as Markdown, with its notes."""
+    """Format the table as Markdown, with its notes."""
     cells = [[column.title for column in COLUMNS], ["---"] + ["---:"] * (len(COLUMNS) - 1)]
     cells += [[column.show(row).replace("|", "\\|") for column in COLUMNS] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
@@ -143,7 +143,7 @@ def format_markdown(rows: list[Row], notes: list[str]) -> str:
 
 
 def format_csv(rows: list[Row], _: list[str]) -> str:
-    """Write all figures in full, a column each."""
+    """Format all figures in full as CSV."""
     found = [{key: value for column in COLUMNS for key, value in column.figures(row).items()} for row in rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
@@ -153,7 +153,7 @@ def format_csv(rows: list[Row], _: list[str]) -> str:
 
 
 def format_latex(rows: list[Row], notes: list[str]) -> str:
-    """Lay the table out for LaTeX with booktabs."""
+    """Format the table as LaTeX with booktabs."""
     head = " & ".join(escape_latex(column.title) for column in COLUMNS)
     body = [" & ".join(escape_latex(column.show(row)) for column in COLUMNS) + r" \\" for row in rows]
     return "\n".join(
@@ -185,12 +185,12 @@ SPECIAL = {
 
 
 def escape_latex(text: str) -> str:
-    """Write text for LaTeX."""
+    """Escape text for LaTeX."""
     return re.sub("|".join(map(re.escape, SPECIAL)), lambda found: SPECIAL[found[0]], text)
 
 
 def write_notes(study: Study, rows: list[Row]) -> list[str]:
-    """Say what the figures are, and what is missing."""
+    """Write the notes: what the figures mean, and what is missing."""
     done = [run for run in study.runs if run.is_done]
     failed = [run for run in study.runs if run.outcome and not run.is_done]
     images = {len(Validation.load(run.folder / FOUND).images) for run in done[:1]}
@@ -249,7 +249,7 @@ def write_notes(study: Study, rows: list[Row]) -> list[str]:
 
 
 def file_digest(file: str | None) -> str | None:
-    """Tell a data set's file by what it says, wherever it is; one that is not here by its name."""
+    """Identify a data set's file by its content wherever it is, or by its name if it is not here."""
     try:
         return (describe_file(file) or {}).get("digest")
     except Refused:
@@ -257,7 +257,7 @@ def file_digest(file: str | None) -> str | None:
 
 
 def describe_unequal_arguments(study: Study) -> list[str]:
-    """Say in which arguments of the training the runs differ, which is then a part of what is compared."""
+    """List the training arguments in which the runs differ, as those are compared, too."""
     arguments = {run: training_arguments(run.best) for run in study.runs if run.is_done}
     said = []
     for key in sorted({key for found in arguments.values() for key in found} - {*SEPARATE_ARGUMENTS, "model"}):
@@ -272,7 +272,7 @@ def describe_unequal_arguments(study: Study) -> list[str]:
 
 
 def name_runs(runs: list[Run], study: Study) -> str:
-    """Name runs: a model alone where all its runs are among them."""
+    """Name runs: the model alone if all its runs are among them."""
     labels = dict.fromkeys(run.label for run in runs)
     whole = {label for label in labels if all(run in runs for run in study.done(label))}
     single = [run.title for run in runs if run.label not in whole]

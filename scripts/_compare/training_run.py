@@ -1,4 +1,4 @@
-"""One run of a study: trained or gone on with, validated, and its outcome written down."""
+"""Do one run of a study: train or resume it, validate it, and write its outcome."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ultralytics.nn.AddModules.checkpoints import load
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
-# Of the training's arguments, those that say how a model is validated
+# The training's arguments that also apply to validation
 VALIDATION_ARGUMENTS = (
     "imgsz",
     "batch",
@@ -32,18 +32,19 @@ VALIDATION_ARGUMENTS = (
     "agnostic_nms",
     "split",
 )
-STRIDE = 32  # of which upstream's validator makes the image's side a multiple
+STRIDE = 32  # upstream's validator makes the image's side a multiple of it
 
 
 def perform_run(run: Run, settings: dict, watch: Callable | None = None) -> dict:
     """Train a run to its end, validate it and write its outcome.
 
-    What is done is not done again; what was interrupted goes on from its checkpoint. What fails is the outcome, too.
+    A run that is done is not repeated, and an interrupted one continues from its checkpoint. An error becomes the
+    outcome.
 
     Args:
         run: The run.
         settings: Of the study.
-        watch: Is called with the trainer after each epoch.
+        watch: Called with the trainer after each epoch.
 
     Returns:
         The outcome: `state` "done", with `figures`, `epochs`, `seconds` of training and `MiB` that torch allocated
@@ -55,7 +56,7 @@ def perform_run(run: Run, settings: dict, watch: Callable | None = None) -> dict
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         trained_here = train_run(run, settings, watch)
-        # Of a process on a CPU, nobody can tell what earlier runs have left: there it is measured apart
+        # On a CPU, memory of earlier runs would count: there a process of its own measures it
         peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() and trained_here else None
         outcome = {"state": "done", "MiB": peak or None, **validate_run(run, settings)}
     except Exception as e:
@@ -68,19 +69,19 @@ def perform_run(run: Run, settings: dict, watch: Callable | None = None) -> dict
 
 
 def summarise_error(error: Exception) -> str:
-    """Tell an error in a line."""
+    """Format an error in one line."""
     return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
 def train_run(run: Run, settings: dict, watch: Callable | None = None) -> bool:
-    """Train, or go on with a training that was interrupted; whether this process has trained.
+    """Train, or resume a training; return whether this process has trained.
 
-    With several GPUs, upstream trains in processes of its own, which do not call `watch`.
+    With several GPUs, upstream trains in other processes, which do not call `watch`.
     """
     if run.taken:
         return False
     if run.last.is_file():
-        if load(run.last).get("optimizer") is None:  # final checkpoints are without it
+        if load(run.last).get("optimizer") is None:  # final checkpoints have none
             return False
         here = {key: value for key, value in settings["arguments"].items() if key in IRRELEVANT_ARGUMENTS - {"verbose"}}
         model, arguments = YOLO(run.last), {"resume": True, **here}
@@ -93,10 +94,10 @@ def train_run(run: Run, settings: dict, watch: Callable | None = None) -> bool:
 
 
 def validate_run(run: Run, settings: dict) -> dict:
-    """Validate the best weights, and give what the run came to."""
+    """Validate the best weights, and return the run's result."""
     arguments = training_arguments(run.best)
     device = choose_device(arguments, settings)
-    # The trainer may have rounded the image's size, and chosen the batch; for runs of others the study may ask for more
+    # The trainer may have chosen size and batch; the study's arguments apply to existing runs, too
     said = {**arguments, **settings["arguments"]} if run.taken else arguments
     kept = {key: said[key] for key in VALIDATION_ARGUMENTS if key in said}
     found, figures = validate_checkpoint(run.best, run.folder / "val", data=settings["data"], device=device, **kept)
@@ -115,7 +116,7 @@ def validate_run(run: Run, settings: dict) -> dict:
 
 
 def choose_device(arguments: dict, settings: dict) -> str:
-    """Give the device that the study was told; else that of a run's training, which may have been elsewhere."""
+    """Return the study's device, else that of the run's training if it exists here."""
     given = settings["arguments"].get("device")
     if given is not None:
         return given
@@ -127,7 +128,7 @@ def choose_device(arguments: dict, settings: dict) -> str:
 
 
 def read_epochs(folder: Path) -> list[dict[str, float]]:
-    """Read what upstream's trainer wrote of each epoch."""
+    """Read upstream's results of each epoch."""
     file = folder / "results.csv"
     if not file.is_file():
         return []
@@ -135,6 +136,6 @@ def read_epochs(folder: Path) -> list[dict[str, float]]:
         rows = [{(key or "").strip(): value for key, value in row.items()} for row in csv.DictReader(f)]
     found = []
     for row in rows:
-        with contextlib.suppress(TypeError, ValueError):  # a line that a kill has cut; the resumed run mends it
+        with contextlib.suppress(TypeError, ValueError):  # a line that a kill has cut; a resumed run writes it again
             found.append({key: float(value) for key, value in row.items()})
     return found

@@ -1,4 +1,4 @@
-"""Validate a model through upstream's own validator, and keep what it found in each image."""
+"""Validate a model with upstream's own validator, and record its detections in each image."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.utils import ops
 
 SIZES = {"small": 0, "medium": 32**2, "large": 96**2}  # least area in pixels of the original image, as COCO's
-BOX = 0.05  # pixels by which a label's sides may seem to differ after scaling
+BOX = 0.05  # pixels by which a label may differ after scaling
 
 
 @dataclass
 class Validation:
-    """What a model found in the images of a split, and what is there.
+    """A model's detections in the images of a split, and the true objects.
 
     Boxes are x1, y1, x2, y2 in pixels of the original image; `image` and `target_image` index `images`.
     """
@@ -46,14 +46,14 @@ class Validation:
 
     @classmethod
     def load(cls, file: Path) -> Validation:
-        """Read what `save` has written."""
+        """Read the arrays that `save` wrote."""
         with np.load(file, allow_pickle=False) as data:
             return cls(**{field.name: data[field.name] for field in fields(cls)})
 
     def same_objects(self, other: Validation) -> bool:
-        """Whether both are of the same images with the same objects in them.
+        """Whether both have the same images with the same objects.
 
-        Boxes were scaled to the input's size and back, which is another one for another model.
+        Boxes may differ a little, as each model scales them to its input's size and back.
         """
         keys = ("images", "shapes", "names", "target_image", "target_cls")
         exact = all(np.array_equal(getattr(self, key), getattr(other, key)) for key in keys)
@@ -61,7 +61,7 @@ class Validation:
 
 
 def recording_validator(base: type) -> type:
-    """Make a validator of a class that keeps what it sees in `recorded`."""
+    """Make a validator class that records the detections of each image in `recorded`."""
 
     class Recorder(base):
         recorded: list[dict[str, np.ndarray]]
@@ -96,7 +96,7 @@ def recording_validator(base: type) -> type:
 
 
 def gather_records(recorded: list[dict], names: dict[int, str], root: Path) -> Validation:
-    """Put what was recorded of the images together, in the order of their files' names."""
+    """Join the records of the images, sorted by file name."""
     recorded = sorted(recorded, key=lambda found: found["images"])
 
     def joined(key: str, *shape: int) -> np.ndarray:
@@ -122,7 +122,7 @@ def gather_records(recorded: list[dict], names: dict[int, str], root: Path) -> V
 
 
 def relative_path(file: Path, root: Path) -> str:
-    """Name a file by its path in a folder; by its own where it is elsewhere."""
+    """Return a file's path relative to a folder, or its full path if it is elsewhere."""
     try:
         return file.resolve().relative_to(root.resolve()).as_posix()
     except ValueError:
@@ -149,7 +149,7 @@ def validate_checkpoint(weights: Path, folder: Path, **arguments: Any) -> tuple[
     class Keeper(validator):
         def finalize_metrics(self) -> None:
             super().finalize_metrics()
-            names = {0: "item"} if self.args.single_cls else dict(self.data["names"])  # as upstream's trainer calls it
+            names = {0: "item"} if self.args.single_cls else dict(self.data["names"])  # the name in upstream's trainer
             if dict(self.names) != names:
                 raise Refused(f"{weights} has the classes {self.names}, and the data set {names}")
             kept.append(gather_records(self.recorded, names, Path(self.data["path"])))
@@ -162,9 +162,9 @@ def validate_checkpoint(weights: Path, folder: Path, **arguments: Any) -> tuple[
 
 
 def size_ap(found: Validation) -> dict[str, float | None]:
-    """Compute COCO's AP of small, medium and large objects, of 100 detections an image at most.
+    """Compute COCO's AP of small, medium and large objects, with at most 100 detections an image.
 
-    Upstream's validator does so with `save_json=True`, and only warns where it fails; what it then reports is 0.
+    Upstream's validator does this with `save_json=True`, but only warns if it fails, and then reports 0.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 

@@ -1,4 +1,4 @@
-"""A window to choose a point of an image in."""
+"""A window in which the user clicks on a point of an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BACKENDS = "macosx", "qtagg", "gtk4agg", "gtk3agg", "tkagg", "wxagg"
 
 
 def ask_for_click(view: View) -> tuple[float, float]:
-    """Show an image and give the point that is clicked, (x, y) in pixels.
+    """Show an image and return the point that the user clicks, (x, y) in pixels.
 
     Raises:
         ValueError: If no window can be opened, or it is closed without a click.
@@ -22,7 +22,7 @@ def ask_for_click(view: View) -> tuple[float, float]:
         try:
             plt.switch_backend(backend)
             break
-        except ImportError:  # its toolkit is not installed, or there is no display
+        except ImportError:  # the toolkit is not installed, or there is no display
             continue
     else:
         raise Refused("--click needs a display and a toolkit for windows (such as Tk); name the point with --query X,Y")
@@ -34,5 +34,5 @@ def ask_for_click(view: View) -> tuple[float, float]:
     if not points:
         raise Refused(f"--click: the window of {view.name} was closed without a click")
     height, width = view.frame.shape
-    (x, y) = points[0]  # pixels' middles are at whole numbers
+    (x, y) = points[0]  # whole numbers are the centres of pixels
     return min(max(0.0, x + 0.5), width - 1), min(max(0.0, y + 0.5), height - 1)

@@ -1,4 +1,4 @@
-"""What a network finds in an image, and which point of it the pictures are about."""
+"""A network's detections in an image, and the point of the image that the pictures explain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Detections:
         boxes: (n, 4) corners x1, y1, x2, y2 in pixels of the image.
         scores: (n,) from 0 to 1.
         classes: (n,) class numbers.
-        above: How many there are above the threshold; where none is, the single best one serves.
+        above: The number above the threshold; if it is 0, the single best detection is used.
     """
 
     queries: torch.Tensor
@@ -34,10 +34,10 @@ class Detections:
 
 
 def allowed_classes(opened: OpenedModel, classes: Sequence[int] | None) -> list[int]:
-    """Give the classes to look for, all by default.
+    """Return the classes to detect, by default all.
 
     Raises:
-        ValueError: For one that the model has not.
+        ValueError: If the model does not have a class.
     """
     count = len(opened.classes)
     for number in classes or ():
@@ -49,14 +49,14 @@ def allowed_classes(opened: OpenedModel, classes: Sequence[int] | None) -> list[
 def strongest_detections(
     boxes: torch.Tensor, logits: torch.Tensor, frame: Frame, conf: float, classes: list[int], top: int
 ) -> Detections:
-    """Choose detections as upstream's class activation maps do: one a query, of its best class.
+    """Choose detections as upstream's class activation maps do: one for each query, of its best class.
 
     Args:
         boxes: (queries, 4) centre and size as shares of the input's sides.
         logits: (queries, classes).
         frame: Where the image is in the input.
         conf: Least score.
-        classes: Those to look for.
+        classes: The classes to detect.
         top: Most detections.
     """
     best, which = logits.detach()[:, classes].max(dim=1)
@@ -76,14 +76,14 @@ def strongest_detections(
 def choose_query(
     opened: OpenedModel, view: View, query: Sequence[float] | None, conf: float, classes: Sequence[int] | None
 ) -> tuple[float, float]:
-    """Give the point of an image to look at: the given one, the centre of the best detection, or the image's.
+    """Return the point to explain: the given one, else the centre of the best detection, else the image's.
 
     Args:
         opened: The network.
         view: The image.
         query: (x, y) in pixels of the image, if one is given.
         conf: Least score of a detection.
-        classes: Those to look for, all by default.
+        classes: The classes to detect, by default all.
 
     Raises:
         ValueError: If the point is not in the image.
@@ -102,7 +102,7 @@ def choose_query(
 
 
 def check_query(query: Sequence[float], shape: tuple[int, int], name: str) -> None:
-    """Raise a `ValueError` for a point that is not in an image of (height, width)."""
+    """Raise a `ValueError` for a point outside of an image of (height, width)."""
     x, y = query
     height, width = shape
     if not (0 <= x < width and 0 <= y < height):

@@ -1,7 +1,7 @@
-"""How explanations are drawn: panels over an image, colour bars, marks, and a contact sheet of what was drawn.
+"""Draw explanations: panels over an image, colour bars, marks, and a contact sheet of all pictures.
 
-Colours tell apart what they should with any kind of colour vision: heat is in matplotlib's inferno and viridis, whose
-lightness grows evenly, and marks are in Okabe and Ito's colours (https://jfly.uni-koeln.de/color).
+The colours suit all kinds of colour vision: heat maps use matplotlib's inferno and viridis, whose lightness grows
+evenly, and marks use Okabe and Ito's colours (https://jfly.uni-koeln.de/color).
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from ultralytics.nn.AddModules.checkpoints import write
 
 COLUMNS = 3
 DPI = 110
-WIDTH, LEFT, RIGHT, ABOVE, BELOW, TITLE = 4.0, 0.45, 0.15, 0.5, 0.85, 0.7  # inches of a panel and what is around it
+WIDTH, LEFT, RIGHT, ABOVE, BELOW, TITLE = 4.0, 0.45, 0.15, 0.5, 0.85, 0.7  # inches of a panel and its margins
 BAR = 0.14  # inches of a colour bar's height
 LINE = 0.14  # inches of a line of small text
-TAG = 0.045  # of a panel's width that a detection's number takes
+TAG = 0.045  # share of a panel's width for a detection's number
 STEPS = sorted(product(range(-9, 10), repeat=2), key=lambda step: (abs(step[0]) + abs(step[1]), step))  # from a corner
-SHOWN = 1280  # pixels of an image's longer side that are drawn
+SHOWN = 1280  # most pixels of an image's longer side
 HEAT, SCORES, ALPHA = "inferno", "viridis", 0.65
-GROUND = -96, 351  # what would be black and white where an image is the ground for colours: it has less contrast
+GROUND = -96, 351  # black and white of a ground under colours: it has less contrast
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, VERMILION, YELLOW = "#56B4E9", "#D55E00", "#F0E442"
 COLOURS = ORANGE, SKY, GREEN, YELLOW, PURPLE, VERMILION, BLUE
-CELL = 900  # pixels that a picture of the contact sheet is wide
+CELL = 900  # width in pixels of a picture on the contact sheet
 GAP = 24
 
-# Names of classes and files are in any language: fonts that many machines have, of which each letter takes the first
+# Names of classes and files may be in any language: common fonts; each letter uses the first that has it
 EASTERN = "Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "WenQuanYi Micro Hei", "SimHei"
 rcParams["font.family"] = ["DejaVu Sans", *(name for name in EASTERN if name in fontManager.get_font_names())]
 
@@ -73,7 +73,7 @@ def make_figure(
 ) -> tuple[Figure, list[Panel]]:
     """Make a figure of some panels, three in a row.
 
-    Places are counted in inches, so that nothing is drawn over anything else, whatever an image's sides.
+    Places are in inches, so that nothing overlaps, whatever the image's sides are.
 
     Args:
         panels: How many.
@@ -104,7 +104,7 @@ def make_figure(
 
 
 def draw_image(panel: Panel, view: View, title: str, colour: bool = True) -> None:
-    """Show an image, in pixels of its own, in colour or as grey ground for what is laid over it."""
+    """Draw an image in its own pixels, in colour or as a grey ground for an overlay."""
     height, width = view.frame.shape
     pixels = cv2.cvtColor(reduce_size(view.pixels), cv2.COLOR_BGR2RGB if colour else cv2.COLOR_BGR2GRAY)
     low, high = GROUND
@@ -114,13 +114,13 @@ def draw_image(panel: Panel, view: View, title: str, colour: bool = True) -> Non
 
 
 def set_title(panel: Panel, title: str) -> None:
-    """Say over a panel what it shows."""
+    """Set a panel's title."""
     panel.axis.set_title(title, fontsize=10, parse_math=False)
     panel.axis.tick_params(labelsize=7)
 
 
 def reduce_size(values: np.ndarray) -> np.ndarray:
-    """Make what is larger than can be seen smaller."""
+    """Reduce an image to the size that is visible."""
     scale = SHOWN / max(values.shape[:2])
     if scale >= 1:
         return values
@@ -137,7 +137,7 @@ def draw_heat(
     limits: tuple[float, float] = (0, 1),
     cmap: str = HEAT,
 ) -> None:
-    """Lay (height, width) values over an image, and draw their meaning under it; NaN leaves the image as it is."""
+    """Draw (height, width) values over an image, with a colour bar; NaN shows the image."""
     height, width = view.frame.shape
     draw_image(panel, view, title, colour=False)
     style = {"cmap": cmap, "vmin": limits[0], "vmax": limits[1], "alpha": ALPHA, "interpolation": "nearest"}
@@ -145,8 +145,8 @@ def draw_heat(
 
 
 def draw_colour_bar(panel: Panel, artist: Artist, meaning: str) -> None:
-    """Draw what the colours mean, under a panel."""
-    axis = panel.figure.add_axes(panel.under, facecolor="0.5")  # as an image's middle grey is under the colours
+    """Draw a colour bar under a panel."""
+    axis = panel.figure.add_axes(panel.under, facecolor="0.5")  # like the middle grey of an image under the colours
     panel.figure.colorbar(artist, cax=axis, orientation="horizontal").set_label(meaning, fontsize=8, labelpad=1)
     axis.tick_params(labelsize=7)
     if isinstance(artist.norm, LogNorm):
@@ -156,13 +156,13 @@ def draw_colour_bar(panel: Panel, artist: Artist, meaning: str) -> None:
 
 
 def draw_point(panel: Panel, point: Sequence[float], label: str = "query") -> Artist:
-    """Mark a point; give what a legend shows of it."""
+    """Mark a point; return its handle for a legend."""
     edge = [patheffects.withStroke(linewidth=3.5, foreground="black")]
     return panel.axis.plot(*point, "+", ms=13, mew=1.8, color="white", path_effects=edge, label=label)[0]
 
 
 def draw_boxes(panel: Panel, found: Detections, names: dict[int, str], shape: tuple[int, int]) -> None:
-    """Draw detections with their numbers, and under the panel what the numbers are."""
+    """Draw detections with their numbers, and list them under the panel."""
     taken: list[tuple[float, float]] = []
     for i, (box, number) in enumerate(zip(found.boxes, found.classes)):
         draw_outline(panel, box, COLOURS[number % len(COLOURS)])
@@ -171,7 +171,7 @@ def draw_boxes(panel: Panel, found: Detections, names: dict[int, str], shape: tu
 
 
 def draw_box_hints(panel: Panel, found: Detections) -> None:
-    """Draw where detections are, thinly, over what is laid over an image."""
+    """Draw the boxes of detections thinly over a heat map."""
     for x1, y1, x2, y2 in found.boxes:
         panel.axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", lw=0.8))
 
@@ -179,7 +179,7 @@ def draw_box_hints(panel: Panel, found: Detections) -> None:
 def find_free_point(
     box: Sequence[float], shape: tuple[int, int], taken: list[tuple[float, float]]
 ) -> tuple[float, float]:
-    """Give a point in an image, at a box's upper left corner or near, where no other detection's number is."""
+    """Return a point at or near a box's upper left corner where no other number is."""
     side = TAG * max(shape)
     for along, down in STEPS:
         x, y = (
@@ -192,13 +192,13 @@ def find_free_point(
 
 
 def draw_tag(panel: Panel, text: str, point: Sequence[float], colour: str) -> None:
-    """Write something short at a point."""
+    """Write a short text at a point."""
     style = {"facecolor": colour, "edgecolor": "none", "pad": 1}
     panel.axis.text(*point, text, fontsize=7, va="top", ha="left", bbox=style, clip_on=True, zorder=4)
 
 
 def list_detections(found: Detections, names: dict[int, str]) -> list[str]:
-    """Write what detections are, a class after the other, in lines as wide as a panel."""
+    """List detections by class, in lines as wide as a panel."""
     numbered = [(names[int(c)], f"{i + 1}\u00a0({s:.2f})") for i, (c, s) in enumerate(zip(found.classes, found.scores))]
     order = sorted(numbered, key=lambda pair: pair[0])
     lines = [f"{name}: {', '.join(n for _, n in pairs)}" for name, pairs in groupby(order, key=lambda pair: pair[0])]
@@ -206,7 +206,7 @@ def list_detections(found: Detections, names: dict[int, str]) -> list[str]:
 
 
 def draw_outline(panel: Panel, box: Sequence[float], colour: str, style: str = "-", label: str = "") -> Artist:
-    """Draw a rectangle of corners x1, y1, x2, y2 that is seen on any ground; give what a legend shows of it."""
+    """Draw a rectangle with corners x1, y1, x2, y2, visible on any ground; return its handle for a legend."""
     x1, y1, x2, y2 = box
     patch = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, lw=1.8, ls=style)
     patch.set_path_effects([patheffects.withStroke(linewidth=3.4, foreground="black")])
@@ -215,7 +215,7 @@ def draw_outline(panel: Panel, box: Sequence[float], colour: str, style: str = "
 
 
 def draw_legend(panel: Panel, handles: list[Artist], drop: float = 0.34) -> None:
-    """Say some inches under a panel what its marks are."""
+    """Draw a legend some inches under a panel."""
     high = panel.axis.get_position().height * panel.figure.get_figheight()
     place = {
         "loc": "upper center",
@@ -229,7 +229,7 @@ def draw_legend(panel: Panel, handles: list[Artist], drop: float = 0.34) -> None
 
 
 def save_figure(figure: Figure, file: Path, small: bool = False) -> Image.Image:
-    """Write a figure as a PNG file; give the picture.
+    """Write a figure as a PNG file; return the picture.
 
     Raises:
         OSError: If the file cannot be written.
@@ -241,7 +241,7 @@ def save_figure(figure: Figure, file: Path, small: bool = False) -> Image.Image:
 
 
 def save_contact_sheet(pictures: list[Image.Image], file: Path, small: bool = False) -> None:
-    """Write a sheet with all pictures on it, about as a screen is wide and high.
+    """Write a sheet with all pictures, with about the proportions of a screen.
 
     Raises:
         OSError: If the file cannot be written.
@@ -261,7 +261,7 @@ def save_contact_sheet(pictures: list[Image.Image], file: Path, small: bool = Fa
 
 
 def write_png(drawn: Image.Image, file: Path, small: bool) -> None:
-    """Write a PNG file, which is there whole or as it was before; a small one has 256 colours."""
+    """Write a PNG file at once; a small one has 256 colours."""
     if small:
         drawn = reduce_colours(drawn)
     drawn.save(buffer := io.BytesIO(), format="png", optimize=small)
@@ -269,7 +269,7 @@ def write_png(drawn: Image.Image, file: Path, small: bool) -> None:
 
 
 def reduce_colours(drawn: Image.Image) -> Image.Image:
-    """Bring a picture to 256 colours: what is seen most, and those of thin marks, which mean something."""
+    """Reduce a picture to 256 colours: the most frequent ones, and those of thin marks."""
     marks = [ImageColor.getrgb(colour) for colour in (*COLOURS, "white", "black")]
     few = drawn.quantize(256 - len(marks), Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     palette = np.array([*np.reshape(few.getpalette(), (-1, 3)), *marks], np.int16)

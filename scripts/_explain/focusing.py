@@ -1,7 +1,7 @@
-"""What the attention of FLatten Transformer looks like for one query, before and after focusing.
+"""Show the attention of FLatten Transformer for one query, before and after focusing.
 
-Focused linear attention (https://arxiv.org/abs/2308.00442) never has its attention in memory. It is, for a query i of a
-head, the row
+Focused linear attention (https://arxiv.org/abs/2308.00442) never stores its attention. For a query i of a head, it is
+the row
 
     a_ij = phi(q_i) . phi(k_j) / (phi(q_i) . sum_j phi(k_j) + 1e-6)
 
@@ -37,7 +37,7 @@ MODULE = FocusedLinearAttention
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What a module attended with in a run.
+    """The inputs and the result of a module's attention in a run.
 
     Attributes:
         size: Height and width of its map in positions.
@@ -89,7 +89,7 @@ def focusing(
     """Compute the attention of one query in each module of focused linear attention.
 
     Args:
-        model: A checkpoint, a model file, or what was made of one; it is left as it was.
+        model: A checkpoint, a model file, or what was made of one; it is not changed.
         image: A file, or (height, width, 3) bytes, BGR.
         query: (x, y) in pixels of the image; by default the centre of the best detection, or the image's.
         conf: Least score of that detection.
@@ -100,7 +100,7 @@ def focusing(
         One for each module, in the order in which they run; none where the model has no such module.
 
     Raises:
-        ValueError: For a model, an image or a query that cannot be taken.
+        ValueError: If a model, an image or a query is not valid.
         OSError: If a file cannot be read.
     """
     opened = open_model(model, imgsz)
@@ -117,10 +117,10 @@ def focusing(
 
 @contextlib.contextmanager
 def record_attention(net: nn.Module) -> Iterator[dict[str, AttentionCall]]:
-    """Watch the modules attend while a network runs on one image.
+    """Record the attention of each module while a network runs on one image.
 
-    What is watched is the step from queries, keys and values to attention. Hooks on the layers before it would not do:
-    a module multiplies another way when they have some.
+    The step from queries, keys and values to attention is wrapped. Hooks on the layers before it would not work: a
+    module with hooks multiplies in another way.
 
     Yields:
         What each module attended with, by its path.
@@ -133,7 +133,7 @@ def record_attention(net: nn.Module) -> Iterator[dict[str, AttentionCall]]:
 
         def seen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             attended, values = attend(q, k, v)
-            # Copies, since the module adds to the attention where it is
+            # Copies, since the module adds to the attention in place
             calls[path] = AttentionCall(sizes[path], q.clone(), k.clone(), values.clone(), attended.clone())
             return attended, values
 
@@ -155,7 +155,7 @@ def record_attention(net: nn.Module) -> Iterator[dict[str, AttentionCall]]:
 
 
 def attention_rows(call: AttentionCall, m: FocusedLinearAttention, position: int, factor: float) -> torch.Tensor:
-    """Compute the attention of a query in full.
+    """Compute the full attention of a query.
 
     Args:
         call: What the module attended with.
@@ -179,7 +179,7 @@ def attention_rows(call: AttentionCall, m: FocusedLinearAttention, position: int
 def focus_at_query(
     call: AttentionCall, m: FocusedLinearAttention, name: str, view: View, query: tuple[float, float]
 ) -> Focusing:
-    """Compute of what a module attended with what concerns a query."""
+    """Compute the attention of a query from a module's recorded call."""
     row, column = view.frame.position(query, call.size)
     keys = tuple((side - m.sr_ratio) // m.sr_ratio + 1 for side in call.size)
     shares = [attention_rows(call, m, row * call.size[1] + column, p) for p in (1.0, m.focusing_factor)]
@@ -190,15 +190,15 @@ def focus_at_query(
 
 
 def expand_to_map(values: np.ndarray, stride: int, size: tuple[int, int]) -> np.ndarray:
-    """Lay the values of a reduced grid over the (H, W) map that it was made of; NaN behind the last whole cell."""
+    """Expand the values of a reduced grid to the (H, W) map below it; NaN behind the last complete cell."""
     spread = np.kron(values, np.ones((stride, stride)))
     return np.pad(spread, [(0, side - n) for side, n in zip(size, spread.shape)], constant_values=np.nan)
 
 
 def effective_positions(shares: torch.Tensor) -> float:
-    """Compute the effective number of positions of (heads, M) shares, mean of the heads.
+    """Compute the effective number of positions of (heads, M) shares, as the mean of the heads.
 
-    A head counts as much as its shares sum to: nothing where the ReLU leaves nothing of the query.
+    The weight of a head is the sum of its shares: zero if the ReLU leaves nothing of the query.
     """
     sums = shares.sum(dim=-1).clamp(min=torch.finfo(shares.dtype).tiny)
     entropies = torch.special.entr(shares / sums.unsqueeze(-1)).sum(dim=-1)

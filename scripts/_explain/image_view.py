@@ -1,4 +1,4 @@
-"""Images, and where their pixels are in a network's input."""
+"""Images, and the place of their pixels in a network's input."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ultralytics.models.rtdetr.predict import RTDETRPredictor
 from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.utils.patches import imread
 
-PILLOWS = ".bmp", ".jpeg", ".jpg", ".png", ".webp"  # of which Pillow tells whether they are whole
+PILLOWS = ".bmp", ".jpeg", ".jpg", ".png", ".webp"  # formats that Pillow can check
 
 
 class Frame:
-    """Where an image lies in a network's input. All points are (x, y), with the origin in the upper left corner.
+    """The place of an image in a network's input. All points are (x, y), with the origin in the upper left corner.
 
     Args:
         shape: Height and width of the image in pixels.
@@ -41,29 +41,29 @@ class Frame:
 
     @property
     def scale(self) -> np.ndarray:
-        """Pixels of the input along x and y for one of the image."""
+        """Pixels of the input for one pixel of the image, along x and y."""
         return np.array([self.width / self.shape[1], self.height / self.shape[0]])
 
     def to_input(self, points: Sequence) -> np.ndarray:
-        """Bring (..., 2) points of the image to the input."""
+        """Convert (..., 2) points of the image to the input."""
         return np.asarray(points, float) * self.scale + (self.left, self.top)
 
     def to_image(self, points: Sequence) -> np.ndarray:
-        """Bring (..., 2) points of the input to the image, those of the padding to its edge."""
+        """Convert (..., 2) points of the input to the image; points in the padding move to its edge."""
         found = (np.asarray(points, float) - (self.left, self.top)) / self.scale
         return found.clip(0, (self.shape[1], self.shape[0]))
 
     def position(self, point: Sequence[float], size: tuple[int, int]) -> tuple[int, int]:
-        """Give row and column of the position of a map of (H, W) in which a point of the image lies."""
+        """Return row and column of the position of a map of (H, W) at a point of the image."""
         x, y = self.to_input(point) / self.size[::-1]
         return min(int(y * size[0]), size[0] - 1), min(int(x * size[1]), size[1] - 1)
 
     def corners(self, size: tuple[int, int], cells: np.ndarray) -> np.ndarray:
-        """Bring (..., 2) corners of a map's cells, columns and rows from 0 to (W, H), to the image."""
+        """Convert (..., 2) corners of a map's cells, columns and rows from 0 to (W, H), to the image."""
         return self.to_image(np.asarray(cells, float) / size[::-1] * self.size[::-1])
 
     def on_image(self, values: np.ndarray, smooth: bool = True) -> np.ndarray:
-        """Lay the values of a map over the image.
+        """Resize the values of a map to the image.
 
         Args:
             values: (H, W) values of a grid over the whole input.
@@ -80,13 +80,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class View:
-    """An image as it is, and as a network sees it.
+    """An image, and the network's input that is made of it.
 
     Attributes:
         name: The stem of its file.
         pixels: (height, width, 3) bytes, BGR.
         x: The network's input, (1, 3, H, W), RGB from 0 to 1.
-        frame: Where the one is in the other.
+        frame: The place of the image in the input.
     """
 
     name: str
@@ -102,14 +102,14 @@ class View:
 
 
 def load_view(image: str | Path | np.ndarray | View, opened: OpenedModel) -> View:
-    """Bring an image to a network as `yolo predict` does, which for RT-DETR stretches it to the input's size.
+    """Prepare an image for a network as `yolo predict` does; for RT-DETR it is stretched to the input's size.
 
     Args:
         image: A file, or (height, width, 3) bytes, BGR.
         opened: The network.
 
     Raises:
-        ValueError: If the file is no whole image.
+        ValueError: If the file is not a complete image.
         OSError: If it cannot be read.
     """
     if isinstance(image, View):
@@ -118,7 +118,7 @@ def load_view(image: str | Path | np.ndarray | View, opened: OpenedModel) -> Vie
     letterbox = LetterBox(opened.size, scale_fill=RTDETRPredictor.scale_fill)
     weight = next(opened.net.parameters())
     seen = np.ascontiguousarray(letterbox(image=pixels)[..., ::-1].transpose(2, 0, 1))  # (3, H, W), RGB
-    with torch.inference_mode(False):  # else it could have no gradient, whoever calls
+    with torch.inference_mode(False):  # else it could have no gradient
         x = torch.from_numpy(seen)[None].to(weight.device, weight.dtype) / 255
     return View(name, pixels, x, Frame(pixels.shape[:2], letterbox))
 
@@ -127,29 +127,29 @@ def read_image(file: Path) -> np.ndarray:
     """Read an image as upstream does: (height, width, 3) bytes, BGR.
 
     Raises:
-        ValueError: If it is none, or is cut.
+        ValueError: If it is not an image, or is truncated.
         OSError: If it cannot be read.
     """
     if file.is_dir():
         raise Refused(f"{file} is a folder; expected an image")
     if not file.exists():
         raise Refused(f"{file} does not exist")
-    with open(file, "rb") as f:  # upstream's reader says nothing of what kept it from reading
+    with open(file, "rb") as f:  # raises the reason, which upstream's reader hides
         f.read(1)
     pixels = imread(file)
     if pixels is None or pixels.ndim != 3:
-        raise Refused(f"{file} is no image that OpenCV can read, or is damaged")
+        raise Refused(f"{file} is not an image that OpenCV can read, or is damaged")
     if file.suffix.lower() in PILLOWS:
         check_complete(file)
     return pixels
 
 
 def check_complete(file: Path) -> None:
-    """Raise a `ValueError` for an image that is cut, of which some releases of OpenCV give what is left."""
+    """Raise a `ValueError` for a truncated image, of which some releases of OpenCV return a part."""
     try:
         with Image.open(file) as image:
             image.load()
-    except (UnidentifiedImageError, ImportError, Image.DecompressionBombError):  # not Pillow's to judge
+    except (UnidentifiedImageError, ImportError, Image.DecompressionBombError):  # Pillow cannot judge it
         pass
     except (OSError, SyntaxError, ValueError) as e:
         raise Refused(f"{file} is damaged or cut: {e}") from e

@@ -1,4 +1,4 @@
-"""LayerCAM: where in an image the evidence for its detections is, as each layer has it.
+"""LayerCAM: where each layer has the evidence for the detections of an image.
 
 Paper: "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", TIP 2021,
 https://ieeexplore.ieee.org/document/9462463. For a detection's score s and a layer's map A, of C channels,
@@ -40,7 +40,7 @@ TOP = 16  # detections, each of which takes a backward pass
 
 @dataclass(frozen=True)
 class LayerMap:
-    """The evidence of one layer.
+    """The evidence in one layer.
 
     Attributes:
         source: The layer.
@@ -54,7 +54,7 @@ class LayerMap:
 
     @property
     def label(self) -> str:
-        """What a picture says of it."""
+        """The layer's name in a picture."""
         return f"{self.source.label}, stride {self.stride}"
 
 
@@ -85,16 +85,16 @@ def layer_cam(
     """Compute the evidence for what a model detects in an image.
 
     Args:
-        model: A checkpoint, a model file, or what was made of one; it is left as it was.
+        model: A checkpoint, a model file, or what was made of one; it is not changed.
         image: A file, or (height, width, 3) bytes, BGR.
         layers: Rows as the model's summary numbers them; the decoder's inputs by default.
-        conf: Least score of a detection; where none has it, the single best one serves.
-        classes: Those to look for, all by default.
+        conf: Least score of a detection; if none reaches it, the single best one is used.
+        classes: The classes to detect, by default all.
         top: Most detections, the strongest ones.
         imgsz: Side of the input, or its height and width, in pixels; by default what the model was trained with.
 
     Raises:
-        ValueError: For a model, an image, layers or classes that cannot be taken.
+        ValueError: If a model, an image, layers or classes are not valid.
         OSError: If a file cannot be read.
     """
     opened = open_model(model, imgsz)
@@ -123,7 +123,7 @@ def compute_evidence(scores: torch.Tensor, maps: list[torch.Tensor], size: tuple
         size: Height and width of the input in pixels.
 
     Returns:
-        (maps, height, width), from 0 to 1; 0 where nothing speaks for a score.
+        (maps, height, width), from 0 to 1; 0 where there is no evidence.
     """
     heats = torch.zeros(len(maps), *size)
     for i, score in enumerate(scores):

@@ -1,4 +1,4 @@
-"""RT-DETRs opened to be looked into: their rows and the maps these give, with or without gradients, and detections."""
+"""Open an RT-DETR to inspect it: its rows, their maps with or without gradients, and its detections."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ultralytics.utils import SETTINGS
 from ultralytics.utils.checks import check_imgsz
 
 YAMLS = ".yaml", ".yml"
-SIZE = 640  # pixels, where nothing says what a model was trained with
-CACHES = "shapes", "anchors", "valid_mask"  # that RT-DETR's head keeps from one image to the next
+SIZE = 640  # pixels, if the size of the training is unknown
+CACHES = "shapes", "anchors", "valid_mask"  # attributes in which RT-DETR's head caches anchors
 
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A network to look into.
+    """A network to inspect.
 
     Attributes:
         net: The network, an RT-DETR's.
@@ -44,7 +44,7 @@ class OpenedModel:
 
     @property
     def title(self) -> str:
-        """What a picture says of it: a checkpoint's name, such as best, says little."""
+        """The model's name in a picture, with its YAML's, as a checkpoint's name such as best says little."""
         file = Path(getattr(self.net, "yaml", {}).get("yaml_file", "")).stem
         return self.name if file in ("", self.name) else f"{self.name} ({file})"
 
@@ -56,7 +56,7 @@ class OpenedModel:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a map comes from.
+    """The origin of a map.
 
     Attributes:
         layer: Its index, as later rows' `from` names it.
@@ -72,21 +72,21 @@ class Source:
 
     @property
     def label(self) -> str:
-        """What a picture says of it."""
+        """The row's name in a picture."""
         return f"row {self.row} {self.module}" + (f" (layer {self.layer})" if self.layer != self.row else "")
 
 
 def open_model(
     model: str | Path | Model | nn.Module | OpenedModel, imgsz: int | Sequence[int] | None = None
 ) -> OpenedModel:
-    """Open a model, or take one that is open.
+    """Open a model; an open one is returned as it is.
 
     Args:
         model: A checkpoint, a model file, or what was made of one.
         imgsz: Side of the input, or its height and width, in pixels; None for what the model was trained with.
 
     Raises:
-        ValueError: If it is no RT-DETR, or not a network of PyTorch's.
+        ValueError: If it is not an RT-DETR, or not a PyTorch network.
         OSError: If the file cannot be read.
     """
     if isinstance(model, OpenedModel):
@@ -105,7 +105,7 @@ def open_model(
         raise needs_network(model)
     if head_of(net) is None:
         head = type(getattr(net, "model", [net])[-1]).__name__
-        raise Refused(f"{name} is no RT-DETR: its head is {head}, and these pictures are of an RT-DETR")
+        raise Refused(f"{name} is not an RT-DETR: its head is {head}, and these pictures are of an RT-DETR")
     if (channels := getattr(net, "yaml", {}).get("channels", 3)) != 3:
         raise Refused(f"{name} takes images of {channels} channels; these pictures are of colour images, of 3")
     return OpenedModel(net, name, input_size(net, imgsz), trained)
@@ -119,14 +119,14 @@ def open_file(model: str | Path) -> Model:
     if file.suffix != ".pt":
         raise needs_network(model)
     if not file.exists() and file.name == str(model):
-        file = Path(SETTINGS["weights_dir"]) / file  # where upstream looks next
+        file = Path(SETTINGS["weights_dir"]) / file  # where upstream searches next
     if not file.is_file():
         raise Refused(f"{model} does not exist")
     try:
         return YOLO(str(file))
     except OSError:
         raise
-    except Exception as e:  # whatever a file that is no checkpoint of upstream's makes a pickle raise
+    except Exception as e:  # a file that is not upstream's may raise anything
         if getattr(e, "plain", False):
             raise
         raise told(file, e) from e
@@ -138,13 +138,13 @@ def build_yaml(model: str) -> Model:
         return YOLO(model)
     except OSError:
         raise
-    except Exception as e:  # whatever a module's constructor makes of its row
+    except Exception as e:  # a module's constructor may raise anything
         line = " ".join(str(e).split())
         raise Refused(line if model in line else f"{model} cannot be built ({type(e).__name__}: {line})") from e
 
 
 def needs_network(model: Any) -> ValueError:
-    """Build the error for what has no layers to look into."""
+    """Build the error for a model without layers to inspect."""
     return Refused(
         f"{model}: explanations look into layers and need gradients, which an exported model has not; "
         "give the checkpoint (.pt) or a model file (.yaml)"
@@ -152,7 +152,7 @@ def needs_network(model: Any) -> ValueError:
 
 
 def input_size(net: nn.Module, imgsz: int | Sequence[int] | None) -> tuple[int, int]:
-    """Give height and width of the input in pixels, multiples of the largest stride as in `yolo predict`."""
+    """Return height and width of the input in pixels, multiples of the largest stride as in `yolo predict`."""
     args = getattr(net, "args", {})
     imgsz = imgsz or (args if isinstance(args, dict) else vars(args)).get("imgsz") or SIZE
     sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
@@ -164,10 +164,10 @@ def input_size(net: nn.Module, imgsz: int | Sequence[int] | None) -> tuple[int, 
 
 @contextlib.contextmanager
 def prepare_gradients(net: nn.Module) -> Iterator[None]:
-    """Let gradients flow through a network as it predicts, and leave it as it was.
+    """Let gradients flow through a network in eval mode, and restore the network at the end.
 
-    The weights need no gradients: a graph is made of what follows the rows that are looked at, and no more. The head
-    makes its anchors anew, since those that a prediction left there may be tensors without a graph.
+    The weights get no gradients: the graph holds only what follows the inspected rows. The head builds its anchors
+    again, as those of an earlier prediction may be tensors without a graph.
     """
     head = head_of(net)[1]
     training = {m: m.training for m in net.modules()}
@@ -193,20 +193,20 @@ def prepare_gradients(net: nn.Module) -> Iterator[None]:
 
 
 def make_gradient_contiguous(m: nn.Module, _: tuple, out: torch.Tensor) -> None:
-    """Give a batch norm a gradient that lies in memory as usual.
+    """Make the gradient at a batch norm's output contiguous in memory.
 
-    On a CPU, torch's (seen in 2.15) is wrong for one image whose gradient comes from tokens, transposed, as that of the
-    decoder's inputs does: it reads it in another order.
+    On a CPU, torch's batch norm (seen in 2.15) computes a wrong gradient for one image if the incoming gradient is
+    transposed, as that of the decoder's inputs is: it reads the values in another order.
     """
     if out.requires_grad:
         out.register_hook(torch.Tensor.contiguous)
 
 
 def list_sources(net: nn.Module) -> dict[int, Source]:
-    """List the maps that rows before the head give, by layer index; a multi-output backbone's row gives several."""
+    """List the maps that rows before the head output, by layer index; a multi-output backbone has several."""
     found, last = {}, -1
     for row, m in enumerate(net.model[:-1]):
-        indices = [m.i] if m.i == last + 1 else range(last + 2, m.i + 1)  # the first of several stays empty
+        indices = [m.i] if m.i == last + 1 else range(last + 2, m.i + 1)  # the first index of several stays empty
         for output, layer in enumerate(indices):
             found[layer] = Source(layer, row, None if len(indices) == 1 else output, module_name(m))
         last = m.i
@@ -214,19 +214,19 @@ def list_sources(net: nn.Module) -> dict[int, Source]:
 
 
 def module_name(m: nn.Module) -> str:
-    """Name a row's module as its row in the model file does, also where the row is repeated."""
+    """Return a row's module as the model file names it, also if the row is repeated."""
     return str(getattr(m, "type", type(m).__name__)).rpartition(".")[2]
 
 
 def choose_sources(net: nn.Module, rows: Sequence[int] | None = None) -> list[Source]:
-    """Give the maps of some rows, or by default the decoder's inputs.
+    """Return the maps of some rows, by default the decoder's inputs.
 
     Args:
         net: The network.
         rows: Rows as the model's summary numbers them; a multi-output backbone's gives all its maps.
 
     Raises:
-        ValueError: For a number that no row before the head has.
+        ValueError: If a number is not that of a row before the head.
     """
     found, head = list_sources(net), net.model[-1]
     if rows is None:
@@ -240,7 +240,7 @@ def choose_sources(net: nn.Module, rows: Sequence[int] | None = None) -> list[So
 
 @contextlib.contextmanager
 def record_maps(net: nn.Module, wanted: list[Source]) -> Iterator[list[torch.Tensor]]:
-    """Record maps while a network runs, with the graph of what follows from the first row that gives one.
+    """Record maps while a network runs, with the graph of what follows the first of their rows.
 
     If the image needs a gradient, the graph begins there.
 
@@ -248,7 +248,7 @@ def record_maps(net: nn.Module, wanted: list[Source]) -> Iterator[list[torch.Ten
         A list that holds a (B, C, H, W) map for each source after the run, the tensors that later rows get.
 
     Raises:
-        ValueError: If what a row gives is no map.
+        ValueError: If a row's output is not a single map.
     """
     maps: list[torch.Tensor | None] = [None] * len(wanted)
 
@@ -275,7 +275,7 @@ def record_maps(net: nn.Module, wanted: list[Source]) -> Iterator[list[torch.Ten
 
 
 def run_detection(net: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Detect in an image.
+    """Run the network on an image and return the detections of the decoder's last layer.
 
     Args:
         net: The network.

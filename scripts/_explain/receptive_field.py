@@ -1,4 +1,4 @@
-"""Effective receptive field: how much each pixel of the input counts for the middle of a layer's map.
+"""Effective receptive field: how much each pixel of the input influences the middle of a layer's map.
 
 Paper: "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", NeurIPS 2016,
 https://arxiv.org/abs/1701.04128. The sum over channels of a layer's output at its middle position has a gradient with
@@ -34,14 +34,14 @@ from _explain.network import (
 )
 from ultralytics.engine.model import Model
 
-INPUTS = 4  # least number of inputs that are averaged
+INPUTS = 4  # least number of inputs to average
 SHARES = 0.5, 0.95
-LEAST = 1e-3  # of the largest gradient, that is drawn
+LEAST = 1e-3  # share of the largest gradient below which nothing is drawn
 
 
 @dataclass(frozen=True)
 class Field:
-    """The field of one layer.
+    """The effective receptive field of one layer.
 
     Attributes:
         source: The layer.
@@ -71,13 +71,13 @@ def receptive_fields(
     """Compute the effective receptive fields of some layers.
 
     Args:
-        model: A checkpoint, a model file, or what was made of one; it is left as it was.
-        images: Files, or (height, width, 3) bytes, BGR; of fewer than four their mirror images serve, too.
+        model: A checkpoint, a model file, or what was made of one; it is not changed.
+        images: Files, or (height, width, 3) bytes, BGR; if there are fewer than four, mirror images are added.
         layers: Rows as the model's summary numbers them; the decoder's inputs by default.
         imgsz: Side of the input, or its height and width, in pixels; by default what the model was trained with.
 
     Raises:
-        ValueError: For a model, images or layers that cannot be taken.
+        ValueError: If a model, images or layers are not valid.
         OSError: If a file cannot be read.
     """
     opened = open_model(model, imgsz)
@@ -96,7 +96,7 @@ def receptive_fields(
 
 
 def add_mirrored_inputs(images: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Give images, (1, 3, H, W), and where they are fewer than four, what is missing of their mirror images."""
+    """Yield images, (1, 3, H, W), and mirror images if there are fewer than four."""
     seen = []
     for x in images:
         seen.append(x) if len(seen) < INPUTS else None
@@ -106,7 +106,7 @@ def add_mirrored_inputs(images: Iterator[torch.Tensor]) -> Iterator[torch.Tensor
 
 
 def gradient_of_middle(m: torch.Tensor, x: torch.Tensor, retain_graph: bool = False) -> np.ndarray:
-    """Compute how much the pixels of an input count for the middle of a map.
+    """Compute the gradient of a map's middle position with respect to the pixels of an input.
 
     Args:
         m: The map, (1, C, h, w), with a graph.
@@ -122,7 +122,7 @@ def gradient_of_middle(m: torch.Tensor, x: torch.Tensor, retain_graph: bool = Fa
 
 
 def measure_field(source: Source, size: tuple[int, int], gradient: np.ndarray, count: int) -> Field:
-    """Measure a gradient, (H, W), of the middle of a map of (h, w)."""
+    """Measure a gradient, (H, W), of the middle position of a map of (h, w)."""
     (h, w), (H, W) = size, gradient.shape
     position = (w // 2 + 0.5) * W / w, (h // 2 + 0.5) * H / h
     centre = median_position(gradient.sum(axis=0)), median_position(gradient.sum(axis=1))
@@ -130,7 +130,7 @@ def measure_field(source: Source, size: tuple[int, int], gradient: np.ndarray, c
 
 
 def median_position(values: np.ndarray) -> float:
-    """Give the place, in pixels, that has half of the (n,) values of pixels on each side; their middle if all are 0."""
+    """Return the median position in pixels of (n,) values, or the middle if all are 0."""
     held = np.concatenate([[0.0], np.cumsum(values)])
     if not (np.isfinite(held[-1]) and held[-1] > 0):
         return len(values) / 2
@@ -141,7 +141,7 @@ def median_position(values: np.ndarray) -> float:
 def square_sides(
     gradient: np.ndarray, centre: tuple[float, float], shares: Sequence[float] = SHARES
 ) -> tuple[float, ...]:
-    """Give the sides of the smallest squares that hold some shares of a gradient.
+    """Return the sides of the smallest squares that contain some shares of a gradient.
 
     Args:
         gradient: (H, W), of pixels.

@@ -1,8 +1,8 @@
-"""Where BiFormer routes to: the regions that the region of a query attends to, their affinity, and the attention.
+"""Show BiFormer's routing: the regions to which a query's region attends, their affinity, and the attention.
 
 Bi-level routing attention (https://arxiv.org/abs/2303.08810) cuts a map into regions. The mean query of a region and
 the mean keys of all regions give an affinity, and the region attends to the positions of the `topk` regions of highest
-affinity. What is shown is what the module itself has chosen in the very run.
+affinity. The pictures show the choice of the module itself in the same run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MODULE = BiLevelRoutingAttention_nchw
 
 @dataclass(frozen=True)
 class RoutingCall:
-    """What a module chose in a run.
+    """The regions that a module chose in a run.
 
     Attributes:
         regions: The regions of its map.
@@ -47,7 +47,7 @@ class RoutingCall:
 
 @dataclass(frozen=True)
 class Routing:
-    """Where a module routes the region of a query.
+    """The routing of a query's region in one module.
 
     Attributes:
         label: The module's row and path.
@@ -75,7 +75,7 @@ class Routing:
     attention: np.ndarray
 
     def box(self, region: int) -> list[list[int]]:
-        """Give the upper left and lower right corner of a region, in columns and rows of the map."""
+        """Return the upper left and lower right corner of a region, in columns and rows of the map."""
         row, column = divmod(region, self.grid[1])
         (i, j), (H, W) = self.region, self.size
         return [[column * j, row * i], [min(W, (column + 1) * j), min(H, (row + 1) * i)]]
@@ -92,7 +92,7 @@ def routing(
     """Find where each module of bi-level routing attention routes the region of a query.
 
     Args:
-        model: A checkpoint, a model file, or what was made of one; it is left as it was.
+        model: A checkpoint, a model file, or what was made of one; it is not changed.
         image: A file, or (height, width, 3) bytes, BGR.
         query: (x, y) in pixels of the image; by default the centre of the best detection, or the image's.
         conf: Least score of that detection.
@@ -103,7 +103,7 @@ def routing(
         One for each module, in the order in which they run; none where the model has no such module.
 
     Raises:
-        ValueError: For a model, an image or a query that cannot be taken.
+        ValueError: If a model, an image or a query is not valid.
         OSError: If a file cannot be read.
     """
     opened = open_model(model, imgsz)
@@ -124,17 +124,17 @@ def module_paths(net: nn.Module, cls: type[nn.Module]) -> list[str]:
 
 
 def module_label(net: nn.Module, path: str) -> str:
-    """Say which module it is: its row, that row's module, and the path in it."""
+    """Return a module's name in a picture: its row, the row's module, and its path."""
     _, row, *_ = path.split(".")
     return f"row {row} {module_name(net.model[int(row)])} ({path})"
 
 
 @contextlib.contextmanager
 def record_routing(net: nn.Module) -> Iterator[dict[str, RoutingCall]]:
-    """Watch the modules choose while a network runs.
+    """Record the choices of each module while a network runs.
 
-    The choice is a method of the regions that a module makes in each run, so it is the class that is watched. Hooks on
-    the layers in a module would not do: it multiplies another way when it has some.
+    The choice is a method of the regions, which a module makes in each run, so the class is wrapped. Hooks on a
+    module's layers would not work: a module with hooks multiplies in another way.
 
     Yields:
         What each module chose, by its path.
@@ -166,7 +166,7 @@ def record_routing(net: nn.Module) -> Iterator[dict[str, RoutingCall]]:
 def routing_at_query(
     call: RoutingCall, m: BiLevelRoutingAttention_nchw, name: str, view: View, query: tuple[float, float]
 ) -> Routing:
-    """Tell of what a module chose what concerns a query."""
+    """Compute the routing of a query from a module's recorded call."""
     regions = call.regions
     size, region, grid = (tuple(map(int, t)) for t in (regions.map, regions.region, regions.grid))
     row, column = view.frame.position(query, size)
@@ -188,7 +188,7 @@ def routing_at_query(
 
 
 def region_affinity(call: RoutingCall) -> torch.Tensor:
-    """Compute the (R, R) affinities of the regions' mean queries to their mean keys, without places of no pixel."""
+    """Compute the (R, R) affinities of the regions' mean queries to their mean keys, without padding."""
     real = call.regions.real.float().unsqueeze(2)  # (R, L, 1)
     q, k = ((t.float() * real).sum(dim=1) / real.sum(dim=1) for t in (call.q, call.k))  # (R, C)
     return q @ k.T
@@ -250,7 +250,7 @@ def draw_borders(panel: Panel, found: Routing, view: View) -> None:
 
 
 def draw_affinity(panel: Panel, found: Routing, view: View) -> None:
-    """Draw how well the query's region likes each region."""
+    """Draw the affinity of each region to the query's region."""
     (H, W), values = found.size, found.affinity
     shown = view.frame.on_image(np.kron(values, np.ones(found.region))[:H, :W], smooth=False)
     limits = float(values.min()), float(values.max())
@@ -261,7 +261,7 @@ def draw_affinity(panel: Panel, found: Routing, view: View) -> None:
 
 
 def draw_attention(panel: Panel, found: Routing, view: View) -> None:
-    """Draw the attention of the query, beside an even one over the positions that it is routed to."""
+    """Draw the attention of the query, relative to an even one over the positions of the chosen regions."""
     shares = found.attention * np.isfinite(found.attention).sum()
     shown, limits = view.frame.on_image(shares, smooth=False), (0, float(np.nanmax(shares)))
     title = "attention of the query's position there"

@@ -26,13 +26,14 @@ from ultralytics.utils import LOGGER
 
 
 class LineCollector(logging.Handler):
-    """Collects what is logged."""
+    """A logging handler that collects lines."""
 
     def __init__(self):
         super().__init__()
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Collect the lines of a record."""
         self.lines += record.getMessage().split("\n")
 
 
@@ -48,7 +49,7 @@ class AsPublished(RTDETRDetectionModel):
 def summarize(
     name: str, cls: type[RTDETRDetectionModel] = RTDETRDetectionModel
 ) -> tuple[RTDETRDetectionModel, list[str]]:
-    """Build a model from its file; give it, and the lines that upstream logs meanwhile."""
+    """Build a model from its file; return it, and the lines that upstream logs meanwhile."""
     handler, handlers = LineCollector(), LOGGER.handlers[:]
     LOGGER.handlers[:] = [handler]
     try:
@@ -59,7 +60,7 @@ def summarize(
 
 
 def main() -> None:
-    """Print what is imported here, and the lines of each model that the command line names."""
+    """Print the versions, and the lines of each model on the command line."""
     versions = {
         "ultralytics": ultralytics.__version__,
         "ultralytics-thop": version("ultralytics-thop"),

@@ -20,11 +20,11 @@ from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw
 def count_gflops(model: nn.Module, imgsz: int | tuple[int, int] = 640) -> float:
     """Count the GFLOPs (10^9 multiplications and additions) of one image in eval mode with torch's `FlopCounterMode`.
 
-    The figure that a model's summary prints comes from hooks of known modules; what it leaves out depends on the
-    release (all attention on the tutorials'). This one counts operators. Tensors are fake: no size is too large.
+    The figure in a model's summary comes from hooks on known modules; what it misses depends on the release (all
+    attention on the tutorials'). This function counts operators. Tensors are fake, so no size is too large.
 
     Args:
-        model: A detection model; left as it was.
+        model: A detection model; it is not changed.
         imgsz: Side of the square image, or its height and width.
     """
     height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
@@ -32,14 +32,14 @@ def count_gflops(model: nn.Module, imgsz: int | tuple[int, int] = 640) -> float:
 
 
 def count_published_gflops(model: nn.Module, imgsz: int | tuple[int, int] = 640) -> float:
-    """Count the GFLOPs of one image as the published tables do: with the profiler's rules of the tutorials' time.
+    """Count the GFLOPs of one image by the rules of the profiler with which the published tables were made.
 
-    Those count convolutions, linear layers, norms and the like by hooks, and nothing of what attention computes in
-    functions or in `nn.MultiheadAttention`; nor the first convolution of bi-level routing attention, which the
-    published code called past its hooks. Figures of papers and tutorials are comparable with this one only.
+    That profiler counts convolutions, linear layers, norms and the like by hooks. It misses what attention computes in
+    functions or in `nn.MultiheadAttention`, and the first convolution of bi-level routing attention, which the
+    published code called without its hooks. Only this figure is comparable with those of papers and tutorials.
 
     Args:
-        model: A detection model; left as it was.
+        model: A detection model; it is not changed.
         imgsz: Side of the square image, or its height and width.
     """
     model = copy.deepcopy(model).eval()
@@ -52,19 +52,19 @@ def count_published_gflops(model: nn.Module, imgsz: int | tuple[int, int] = 640)
 
 
 def call_as_published(model: nn.Module) -> None:
-    """Let the profiler see a model's convolutions as it saw those of the published code.
+    """Call a model's convolutions as the published code did, so that the profiler counts the same ones.
 
-    That code's bi-level routing attention ran its first convolution as `self.qkv_linear.forward(x)`. A forward called
-    like that passes by the hooks with which thop counts, so that the published GFLOPs are without it.
+    The published bi-level routing attention ran its first convolution as `self.qkv_linear.forward(x)`. Such a call
+    skips the hooks with which thop counts, so the published GFLOPs do not include it.
     """
     for m in model.modules():
         if isinstance(m, BiLevelRoutingAttention_nchw):
-            # An attribute of the instance comes before the registered module, which stays where it is counted
+            # An attribute of the instance shadows the registered module, whose parameters are still counted
             vars(m)["qkv_linear"] = m.qkv_linear.forward
 
 
 def count_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Count a module's multiplications and additions for an input of a shape, as `count_gflops` does."""
+    """Count a module's multiplications and additions for an input shape, as `count_gflops` does."""
     module = copy.deepcopy(module).eval()
     for tensors in (FakeTensorMode(allow_non_fake_inputs=True), contextlib.nullcontext()):
         try:
@@ -72,6 +72,6 @@ def count_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
                 with sdpa_kernel(SDPBackend.MATH):  # the counter knows matrix products, not every fused attention
                     module(torch.zeros(shape))
             break
-        except DataDependentOutputException:  # YOLO's head looks at its strides
+        except DataDependentOutputException:  # YOLO's head reads the values of its strides
             continue
     return counter.get_total_flops()

@@ -9,12 +9,12 @@ from torch import nn
 
 
 def list_tensors(y: object) -> list[torch.Tensor]:
-    """List the tensors that a module gives."""
+    """List the tensors in a module's output."""
     return [y] if isinstance(y, torch.Tensor) else [t for part in y for t in list_tensors(part)]
 
 
 def make_call(module: nn.Module, x: torch.Tensor, mode: str, autocast: torch.dtype | None) -> Callable[[], object]:
-    """Give a function that runs a module once: forward in inference mode, or forward and backward."""
+    """Return a function that runs a module once: forward in inference mode, or forward and backward."""
 
     def forward(x: torch.Tensor) -> object:
         with torch.autocast(x.device.type, dtype=autocast, enabled=autocast is not None):
@@ -36,7 +36,7 @@ def make_call(module: nn.Module, x: torch.Tensor, mode: str, autocast: torch.dty
 def make_training_step(
     model: nn.Module, device: torch.device, options: dict, batch: int, imgsz: int
 ) -> Callable[[], None]:
-    """Give a function that takes one training step: loss, backward and AdamW, on made-up images and boxes."""
+    """Return a function that runs one training step: loss, backward and AdamW, on random images and boxes."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     scaler = torch.amp.GradScaler(device.type, enabled=options["autocast"] is torch.float16)
     boxes = batch * 4

@@ -13,9 +13,10 @@ import torch
 
 
 def measure_peak_memory(call: Callable[[], object], device: torch.device) -> float:
-    """Measure the MiB that a call takes at its peak.
+    """Measure the peak memory of a call in MiB.
 
-    On a GPU it is the allocator's; on a CPU the resident set's, which only a process of its own can tell.
+    On a GPU this is the allocator's peak. On a CPU it is the growth of the resident set, which is exact only in a
+    process of its own.
     """
     if device.type == "cuda":
         call()
@@ -31,13 +32,13 @@ def measure_peak_memory(call: Callable[[], object], device: torch.device) -> flo
 
 
 class ResidentSetGrowth:
-    """Measure by how much the resident set grows at its peak within a block, in MiB. Linux only."""
+    """Measure the peak growth of the resident set within a block, in MiB. Linux only."""
 
     def __enter__(self) -> Callable[[], float]:
         if not Path("/proc/self/clear_refs").exists():
             raise OSError("the peak of the resident set is measured on Linux only")
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before is no part of it
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+        ctypes.CDLL(None).malloc_trim(0)  # so that memory that was freed before does not count
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current size
         self.before, self.grown = self._peak(), float("nan")
         return lambda: self.grown
 
@@ -51,7 +52,7 @@ class ResidentSetGrowth:
 
 
 def run_module(module: str, *arguments: str) -> str:
-    """Give what a module of these scripts prints that runs in a process of its own.
+    """Run a module of scripts/ in a process of its own and return its output.
 
     Raises:
         RuntimeError: If it fails, with the last line that it wrote.

@@ -1,4 +1,4 @@
-"""A progress bar on stderr, or plain lines where that is no terminal."""
+"""A progress bar on stderr, or plain lines if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ class MissingPackageError(RuntimeError):
 
 
 class Progress:
-    """tqdm's bar with the name of what was done last beside it.
+    """tqdm's bar with the name of the last step beside it.
 
     Args:
-        title: What stands before the bar.
-        total: How many steps there are, if that is known.
-        lines: Where stderr is no terminal, print each step as a line.
+        title: The text before the bar.
+        total: The number of steps, if it is known.
+        lines: If stderr is not a terminal, print each step as a line.
     """
 
     def __init__(self, title: str, total: int | None = None, lines: bool = False):
         try:
-            from tqdm import tqdm  # not there when the project is installed, which shows no bar
+            from tqdm import tqdm  # missing during set-up, which shows no bar
         except ModuleNotFoundError:
             raise MissingPackageError("tqdm is not installed; `uv run` installs it") from None
         self.title, self.total, self.done = title, total, 0
@@ -34,7 +34,7 @@ class Progress:
         self.bar.close()
 
     def step(self, what: str) -> None:
-        """Count one more thing done."""
+        """Count one more finished step."""
         self.done += 1
         if self.lines:
             print(f"{self.title} {self.done}/{self.total}: {what}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Time several sides of a comparison in one run, in turn, so that what the machine does else hits all of them."""
+"""Time several sides of a comparison in turn in one run, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from dataclasses import dataclass
 
 import torch
 
-SAMPLE = 0.01  # seconds that a sample lasts at least: shorter calls are repeated within it
+SAMPLE = 0.01  # least seconds of a sample: shorter calls are repeated within it
 
 
 @dataclass
 class Times:
-    """Seconds of one call, a sample a round."""
+    """Seconds of one call, one sample a round."""
 
     samples: list[float]
 
     @property
     def median(self) -> float:
+        """The median of the samples."""
         return statistics.median(self.samples)
 
     @property
     def spread(self) -> float:
-        """Half the distance of the quartiles, over the median."""
+        """Half the interquartile range over the median."""
         if len(self.samples) < 4:
             return (max(self.samples) - min(self.samples)) / 2 / self.median
         low, _, high = statistics.quantiles(self.samples, n=4)
@@ -37,19 +38,19 @@ class Times:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what was started on an accelerator."""
+    """Wait for the work on an accelerator."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def time_in_turn(sides: dict[str, Callable[[], object]], device: torch.device, rounds: int, seconds: float) -> dict:
-    """Time sides in turn.
+    """Time several calls in turn.
 
     Args:
-        sides: What to call, by name.
+        sides: The calls, by name.
         device: Where they run.
         rounds: Samples of each side.
-        seconds: Stop before the last round where all samples together take longer, but not before the third.
+        seconds: Stop once all samples together take longer, but not before the third round.
 
     Returns:
         The `Times` of each side, as many samples of each.
@@ -69,7 +70,7 @@ def time_in_turn(sides: dict[str, Callable[[], object]], device: torch.device, r
 
 
 def time_call(call: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Seconds of a call, over some calls."""
+    """Return the seconds of a call, averaged over some repeats."""
     synchronise(device)
     start = time.perf_counter()
     for _ in range(repeats):
@@ -79,11 +80,11 @@ def time_call(call: Callable[[], object], repeats: int, device: torch.device) ->
 
 
 def time_quickest(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the quickest of some calls."""
+    """Return the seconds of the quickest of five calls."""
     call()
     return min(time_call(call, 1, device) for _ in range(5))
 
 
 def fit_exponent(sizes: list[int], values: list[float]) -> float:
-    """Fit values = a * sizes^b by least squares of the logarithms; give b."""
+    """Fit values = a * sizes^b by least squares of the logarithms; return b."""
     return statistics.linear_regression([math.log(s) for s in sizes], [math.log(v) for v in values]).slope

@@ -1,4 +1,4 @@
-"""The upstream release that the queue is for, the queue's files, and the error that names what is wrong."""
+"""The upstream release to which the queue applies, the queue's files, and the error that set-up raises."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     try:
         import tomli as tomllib
-    except ModuleNotFoundError:  # outside of the build environment; pip has it
+    except ModuleNotFoundError:  # outside of the build environment: pip brings its own copy
         from pip._vendor import tomli as tomllib
 
 PACKAGE = "ultralytics"
@@ -21,12 +21,12 @@ APPLY = "python scripts/upstream.py apply"
 
 
 class UpstreamError(Exception):
-    """What stops set-up, in one line that names the file and the remedy."""
+    """An error that stops set-up. Its message is one line that names the file and the remedy."""
 
 
 @dataclass(frozen=True)
 class Pin:
-    """The upstream release that the queue is for, from patches/upstream.toml."""
+    """The upstream release to which the queue applies, from patches/upstream.toml."""
 
     release: str
     wheel_sha256: str
@@ -39,14 +39,14 @@ class Pin:
             data = tomllib.loads(file.read_text(encoding="utf-8"))
             return cls(data["release"], data["wheel-sha256"], data["tree-sha256"])
         except FileNotFoundError:
-            raise UpstreamError(f"{file} is missing: this is no whole checkout, clone it again") from None
+            raise UpstreamError(f"{file} is missing: this checkout is incomplete, clone it again") from None
         except KeyError as e:
             raise UpstreamError(f"{file} has no {e}; `git checkout patches/upstream.toml` restores it") from None
         except ValueError as e:  # neither TOML nor UTF-8
             raise UpstreamError(f"{file}: {e}; `git checkout patches/upstream.toml` restores it") from None
 
     def text(self) -> str:
-        """Write upstream.toml."""
+        """Format the pin as upstream.toml."""
         return (
             "# The upstream release that the queue is for. `scripts/upstream.py` reads and writes this file.\n"
             f'release = "{self.release}"\n'
@@ -56,28 +56,29 @@ class Pin:
 
     @property
     def wheel(self) -> str:
+        """The file name of the release's wheel."""
         return f"{PACKAGE}-{self.release}-py3-none-any.whl"
 
 
 def list_patches(root: Path) -> list[Path]:
-    """List the queue in order."""
+    """List the queue's patches in order."""
     return sorted((root / "patches").glob("[0-9]*.patch"))
 
 
 def parse_version(release: str) -> tuple[int, ...]:
-    """Give a release's numbers, which order releases."""
+    """Return a release's numbers, by which releases are sorted."""
     return tuple(int(number) for number in release.split("."))
 
 
 def is_for_release(patch: Path, release: str) -> bool:
-    """Whether a patch is for a release: its message may name the first one that has what it changes."""
+    """Whether a patch applies to a release: its message may name the first release that has what it changes."""
     message = patch.read_bytes().partition(b"\ndiff --git ")[0].decode(errors="replace")
     since = re.search(r"(?m)^Applies from: ([\d.]*\d)\s*$", message)
     return since is None or parse_version(release) >= parse_version(since[1])
 
 
 def list_later_patches(root: Path, release: str) -> list[Path]:
-    """List the patches that are for later releases than this one."""
+    """List the patches that apply only to later releases than this one."""
     return [patch for patch in list_patches(root) if not is_for_release(patch, release)]
 
 

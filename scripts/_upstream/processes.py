@@ -1,4 +1,4 @@
-"""Processes that end when we do, with all that they have started."""
+"""Run child processes so that they, and all processes that they start, end with this one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from _upstream.pin import UpstreamError
 
-running: set[subprocess.Popen] = set()  # what threads have started
+running: set[subprocess.Popen] = set()  # started by threads
 stopping = threading.Event()
 SECONDS_TO_END = 5
 
 
 @contextlib.contextmanager
 def stop_on_terminate() -> Iterator[None]:
-    """Take a request to terminate as an interrupt, so that what we started is ended and removed."""
+    """Handle a request to terminate like an interrupt, so that child processes are ended and folders removed."""
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
@@ -32,7 +32,7 @@ def stop_on_terminate() -> Iterator[None]:
 
 @contextlib.contextmanager
 def end_processes_with(pool: Executor) -> Iterator[None]:
-    """Where the work with a pool is interrupted, end what its threads have started, so that they end too."""
+    """If the work of a pool is interrupted, end the processes that its threads have started, so that these end too."""
     try:
         yield
     except BaseException:
@@ -47,7 +47,7 @@ def end_processes_with(pool: Executor) -> Iterator[None]:
 
 @contextlib.contextmanager
 def run_piped(command: list[str], folder: Path, variables: dict[str, str]) -> Iterator[subprocess.Popen]:
-    """Start a command whose output is read as it comes, and end it, and what it has started, at the end."""
+    """Start a command and yield it, to read its output as it comes; at the end, end it and all that it has started."""
     if stopping.is_set():
         raise UpstreamError("interrupted")
     process = subprocess.Popen(
@@ -73,7 +73,7 @@ def run_piped(command: list[str], folder: Path, variables: dict[str, str]) -> It
 
 @contextlib.contextmanager
 def run_logged(command: list[str], log: Path, folder: Path, variables: dict[str, str]) -> Iterator[subprocess.Popen]:
-    """Start a command in a process group of its own, and end all of the group at the end."""
+    """Start a command in a process group of its own with its output in a file; at the end, end the whole group."""
     with open(log, "wb") as file:
         process = subprocess.Popen(
             command,
@@ -91,11 +91,11 @@ def run_logged(command: list[str], log: Path, folder: Path, variables: dict[str,
 
 
 def end_process(process: subprocess.Popen) -> None:
-    """End a process and what it has started."""
+    """End a process and the processes that it has started."""
     for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
         try:
             os.killpg(process.pid, number) if hasattr(os, "killpg") else process.terminate()
-        except ProcessLookupError:  # nothing is left of it
+        except ProcessLookupError:  # it has ended
             break
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(SECONDS_TO_END)

@@ -1,4 +1,4 @@
-"""What is known of upstream's releases beforehand: the sha256 of each file, and which ones are never used."""
+"""The record of upstream's releases: the sha256 of each file, and the releases that are never used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEAD = """\
 
 @dataclass(frozen=True)
 class ReleaseRecord:
-    """What releases.toml says."""
+    """The content of releases.toml."""
 
     refused: dict[str, str]  # release: why
     sha256: dict[str, str]  # file name: digest
@@ -30,7 +30,7 @@ class ReleaseRecord:
         return cls(data["refused"], data["sha256"])
 
     def text(self) -> str:
-        """Write releases.toml, in the releases' order."""
+        """Format the record as releases.toml, in the order of the releases."""
         refused = [f'"{release}" = "{self.refused[release]}"\n' for release in sorted(self.refused, key=parse_version)]
         names = sorted(self.sha256, key=lambda name: (parse_version(parse_release(name)), name))
         digests = [f'"{name}" = "{self.sha256[name]}"\n' for name in names]
@@ -49,7 +49,7 @@ def parse_release(name: str) -> str:
 
 
 def check_release(release: str) -> str:
-    """Give a release as upstream writes it, 8.3.50; refuse what is none, and those that are never used."""
+    """Return a release in upstream's form, as 8.3.50; refuse other text and the releases that are never used."""
     if not re.fullmatch(r"\d+\.\d+\.\d+", release):
         raise UpstreamError(f"{release!r} is no release of {PACKAGE}: one looks like 8.3.50")
     release = ".".join(map(str, parse_version(release)))
@@ -61,7 +61,7 @@ def check_release(release: str) -> str:
 
 
 def check_file_hash(file: Path) -> Path:
-    """Compare a release's file with its recorded sha256; where none is recorded, say so, and what it is."""
+    """Compare a release's file with its recorded sha256; if none is recorded, print the sha256 of the file."""
     digest, wanted = hash_file(file), read_record().sha256.get(file.name)
     if wanted is None:
         print(

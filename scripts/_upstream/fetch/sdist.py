@@ -1,4 +1,4 @@
-"""Upstream's source distribution, which holds its tests: found on disk or downloaded, compared with the wheel."""
+"""Upstream's source distribution, which holds its tests: find or download it, and compare it with the wheel."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 from _upstream.fetch.releases import check_file_hash
 from _upstream.pin import PACKAGE, Pin, UpstreamError
 
-TESTS = ("tests", "pyproject.toml")  # what is taken from it: the tests and pytest's settings
+TESTS = ("tests", "pyproject.toml")  # the tests and pytest's settings
 
 
 def fetch_sdist(root: Path, pin: Pin, wheel: Path, folder: Path) -> Path:
-    """Get the release's source distribution, by pip where it is not on disk, and keep it for the next run.
+    """Find the release's source distribution on disk or download it with pip, and keep it for the next run.
 
     Args:
         root: The checkout.
@@ -27,7 +27,7 @@ def fetch_sdist(root: Path, pin: Pin, wheel: Path, folder: Path) -> Path:
         folder: Where a download goes.
 
     Raises:
-        UpstreamError: Where pip cannot get it, it is not what was published, or its package is not the wheel's.
+        UpstreamError: If pip cannot download it, or it is not what was published or not of the wheel.
     """
     name = f"{PACKAGE}-{pin.release}.tar.gz"
     kept = root / ".upstream" / "sdists" / name
@@ -47,7 +47,7 @@ def fetch_sdist(root: Path, pin: Pin, wheel: Path, folder: Path) -> Path:
 
 
 def download_sdist(pin: Pin, folder: Path) -> Path:
-    """Download the source distribution with pip, whose index, proxy and certificate settings hold."""
+    """Download the source distribution with pip and the user's index, proxy and certificate settings."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += [f"--no-binary={PACKAGE}", "--retries=2", f"--dest={folder}", f"{PACKAGE}=={pin.release}"]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -87,7 +87,7 @@ def list_differing_files(sdist: Path, wheel: Path) -> list[str]:
 
 
 def unpack_tests(sdist: Path, folder: Path) -> None:
-    """Put the tests into a folder."""
+    """Write the tests of a source distribution into a folder."""
     for path, content in read_members(sdist).items():
         if path.partition("/")[0] in TESTS:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)

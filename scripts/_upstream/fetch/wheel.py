@@ -1,4 +1,4 @@
-"""Upstream's wheel: found on disk or downloaded by pip, verified, and unpacked with care."""
+"""Upstream's wheel: find or download it, verify it, and unpack it without writing outside of the folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WHEEL_VARIABLE = "ULTRALYTICS_WHEEL"
 
 
 def find_wheel(root: Path, release: str, pinned: bool) -> Path | None:
-    """Find a release's wheel on disk, where the user has put it."""
+    """Find a release's wheel on disk, at the place where the user put it."""
     name, named = wheel_name(release), os.environ.get(WHEEL_VARIABLE)
     if named:
         wheel = Path(named).expanduser()
@@ -34,14 +34,15 @@ def find_wheel(root: Path, release: str, pinned: bool) -> Path | None:
 
 
 def wheel_name(release: str) -> str:
+    """Return the file name of a release's wheel."""
     return f"{PACKAGE}-{release}-py3-none-any.whl"
 
 
 def fetch_wheel(root: Path, pin: Pin, folder: Path) -> Path:
-    """Get the pinned release's wheel, by pip where it is not on disk, and verify it.
+    """Find the pinned release's wheel on disk or download it with pip, and verify it.
 
     Raises:
-        UpstreamError: Where pip cannot get it, or its sha256 is not the pinned one.
+        UpstreamError: If pip cannot download it, or its sha256 is not the pinned one.
     """
     wheel = find_wheel(root, pin.release, pinned=True)
     kept = root / ".upstream" / "wheels" / pin.wheel
@@ -59,7 +60,7 @@ def fetch_wheel(root: Path, pin: Pin, folder: Path) -> Path:
 
 
 def fetch_release(root: Path, release: str | None, folder: Path) -> tuple[str, Path]:
-    """Get any release's wheel, from disk or by pip, compared with the sha256 that is pinned or recorded.
+    """Find any release's wheel on disk or download it with pip, and compare it with the pinned or recorded sha256.
 
     Args:
         root: The checkout.
@@ -70,7 +71,7 @@ def fetch_release(root: Path, release: str | None, folder: Path) -> tuple[str, P
         The release and its wheel.
 
     Raises:
-        UpstreamError: For a release that must not be used, is no version, cannot be got, or is not what was published.
+        UpstreamError: If the release must not be used, is not a version, cannot be downloaded, or has another sha256.
     """
     pin = Pin.read(root)
     if release is None:
@@ -83,7 +84,7 @@ def fetch_release(root: Path, release: str | None, folder: Path) -> tuple[str, P
 
 
 def download_wheel(release: str | None, folder: Path) -> Path:
-    """Download a release's wheel, or the newest one's, with pip, whose index, proxy and certificate settings hold."""
+    """Download the wheel of a release, or of the newest one, with pip and the user's settings."""
     wanted = f"{PACKAGE}=={release}" if release else PACKAGE
     with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as own:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -105,7 +106,7 @@ def download_wheel(release: str | None, folder: Path) -> Path:
 
 
 def unpack_wheel(wheel: Path, folder: Path) -> None:
-    """Unpack upstream's package, and nothing that would land elsewhere."""
+    """Unpack upstream's package; refuse paths that lead outside of the folder, and skip this project's folders."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             for entry in archive.infolist():
@@ -121,7 +122,7 @@ def unpack_wheel(wheel: Path, folder: Path) -> None:
 
 
 def keep_wheel(root: Path, wheel: Path, name: str | None = None) -> Path:
-    """Keep a wheel, under its name or another, for the next run, which then needs no network."""
+    """Copy a wheel to the scratch folder, under its name or another, so that the next run needs no network."""
     kept = root / ".upstream" / "wheels" / (name or wheel.name)
     if wheel.resolve() != kept.resolve():
         kept.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Lay down the pinned release with the queue on it."""
+"""Set-up: make ultralytics/ the pinned release with the patch queue applied."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from _upstream.verify.overrides import check_overrides
 
 
 def apply(root: Path, discard_edits: bool = False) -> str:
-    """Make `root`/ultralytics the pinned release with the queue on it, around our nn/AddModules.
+    """Make `root`/ultralytics the pinned release with the queue applied, and leave this project's own folders in it
+    alone.
 
-    Everything is staged beside the tree and renamed into place at the end. Files that the user edited are kept where
-    the queue did not change them; where it did, nothing is touched and the edits are named.
+    The new tree is staged beside the old one, and its files are renamed into place at the end. Files that the user
+    edited stay if the queue does not change them. If it does, nothing is changed and the error names them.
 
     Args:
         root: The checkout, or an unpacked source distribution.
@@ -36,14 +37,14 @@ def apply(root: Path, discard_edits: bool = False) -> str:
         One line that says what was done.
 
     Raises:
-        UpstreamError: When the tree cannot be made; then it is as it was.
+        UpstreamError: If the tree cannot be made; then it stays as it was.
     """
     with explain_os_errors(root), lock_checkout(root):
         return lay_down_queue(root, discard_edits)
 
 
 def lay_down_queue(root: Path, discard_edits: bool = False) -> str:
-    """Do what `apply` does, for a caller that holds the lock."""
+    """Do the work of `apply`; the caller holds the lock."""
     pin, queue, stamp = Pin.read(root), queue_sha256(root), read_stamp(root)
     edited = list_edited_files(root, stamp.get("files", {}))
     complete = "pending" not in stamp and not list_missing_files(root, stamp.get("files", {}))
@@ -62,7 +63,7 @@ def lay_down_queue(root: Path, discard_edits: bool = False) -> str:
         check_tree(files, pin)
         check_overrides(root, repo, pin.release)
         kept = lay_down_tree(root, repo, stage, stamp, new, files, discard_edits)
-        with contextlib.suppress(OSError):  # the tree is complete; the next run makes again what is not kept
+        with contextlib.suppress(OSError):  # the tree is complete, and the next run can make these again
             keep_repository(root, repo)
             keep_wheel(root, wheel, pin.wheel)
     finally:

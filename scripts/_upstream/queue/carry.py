@@ -1,7 +1,7 @@
-"""Carry the queue to another release with git's rebase, one patch at a time, and say what became of each patch.
+"""Carry the queue to another release with git's rebase, one patch at a time, and find where a maintainer must decide.
 
-The work is done in a repository of its own (a "session"), whose branch `queue` goes from the old release to the new
-one. git's own state says how far it is, so that a session survives being killed, and git's own tools work in it.
+The rebase runs in a repository of its own, the session, whose branch `queue` moves from the old release to the new one.
+git's own state records the progress. So a session survives being killed, and a maintainer can use git in it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from _upstream.queue.repository import apply_queue, release_tag
 
 
 def run_rebase(root: Path, repo: Path) -> Stop | None:
-    """Run git's rebase until it has ended or a patch needs a hand."""
+    """Run git's rebase until it ends or a patch needs a decision."""
     notes = Notes.read(repo)
     if not is_rebasing(repo) and not is_on_release(repo, notes.new):
         notes.forget()
@@ -45,12 +45,12 @@ def run_rebase(root: Path, repo: Path) -> Stop | None:
         before = read_done_list(repo)
         git("rebase", "--continue", cwd=repo, check=False, GIT_EDITOR=":")
         if is_rebasing(repo) and read_done_list(repo) == before:
-            git("rebase", "--continue", cwd=repo, GIT_EDITOR=":")  # says what is in its way
+            git("rebase", "--continue", cwd=repo, GIT_EDITOR=":")  # raises with git's reason
     return find_queue_stop(root, repo, notes)
 
 
 def find_current_stop(root: Path, repo: Path) -> Stop | None:
-    """Say what a session that was left waits for, or None if for nothing."""
+    """Return what a waiting session waits for, or None."""
     notes = Notes.read(repo)
     if is_rebasing(repo):
         return find_patch_stop(repo, notes)
@@ -58,7 +58,7 @@ def find_current_stop(root: Path, repo: Path) -> Stop | None:
 
 
 def start_git_rebase(repo: Path, notes: Notes) -> None:
-    """Start git's rebase with a list that stops after each patch, and leaves out those that are for later releases."""
+    """Start git's rebase with a list that stops after each patch and leaves out the patches for later releases."""
     notes.write(repo)
     todo = repo / ".git" / "todo"
     todo.write_text("".join(f"pick {commit}\nbreak\n" for commit in notes.wanted.values()) or "noop\n")
@@ -74,9 +74,9 @@ def start_git_rebase(repo: Path, notes: Notes) -> None:
 
 
 def repair_killed_rebase(repo: Path, notes: Notes) -> None:
-    """Mend what a git that was killed has left: its locks, and a rebase that it had not yet begun or had just ended.
+    """Remove what a killed git left behind: its locks, and a rebase that had not begun or had just ended.
 
-    No git of ours runs, as the scratch folder's lock is held.
+    No git process of this project runs meanwhile, as the caller holds the lock of the scratch folder.
     """
     for lock in filter(Path.is_file, [*(repo / ".git").glob("*.lock"), *(repo / ".git" / "refs").rglob("*.lock")]):
         lock.unlink()
@@ -92,7 +92,7 @@ def repair_killed_rebase(repo: Path, notes: Notes) -> None:
 
 
 def restore_todo_list(repo: Path, notes: Notes) -> None:
-    """Put back what git's list has lost: git takes a pick from it before it notes the pick as done."""
+    """Restore picks that git's list has lost: git removes a pick from the list before it records it as done."""
     todo = repo / ".git" / "rebase-merge" / "git-rebase-todo"
     text = todo.read_text() if todo.is_file() else ""
     listed = {*list_picked_commits(repo), *re.findall(r"(?m)^\w+ (\w{40,})", text)}
@@ -102,7 +102,7 @@ def restore_todo_list(repo: Path, notes: Notes) -> None:
 
 
 def find_patch_stop(repo: Path, notes: Notes) -> Stop | None:
-    """Say what keeps the patch that was picked last from being right, or None."""
+    """Return why the patch that was picked last is not right yet, or None."""
     commits = list_picked_commits(repo)
     if not commits:
         return None
@@ -127,7 +127,7 @@ def find_patch_stop(repo: Path, notes: Notes) -> Stop | None:
         return None
     if present:
         return find_moved_hunks(repo, notes, file)
-    if file in notes.stopped:  # the work tree is the user's
+    if file in notes.stopped:  # the user may have changed the work tree
         if edited:
             return Stop("conflict", file, ["resolved, and not yet committed"])
         return Stop("lost", file, ["nothing of it is there"])
@@ -139,7 +139,7 @@ def find_patch_stop(repo: Path, notes: Notes) -> Stop | None:
 
 
 def find_queue_stop(root: Path, repo: Path, notes: Notes) -> Stop | None:
-    """Say which patch of a rebase that git has ended is not right, whoever ended it; put on those that apply now."""
+    """Return the first patch that is not right after git's rebase, or None; apply patches that now apply."""
     if git("symbolic-ref", "--quiet", "HEAD", cwd=repo, check=False).strip() != "refs/heads/queue":
         raise UpstreamError(
             f"{SESSION} is not on its branch; `git -C {SESSION} checkout queue`, with your commits on it"
@@ -164,7 +164,7 @@ def find_queue_stop(root: Path, repo: Path, notes: Notes) -> Stop | None:
 
 
 def find_moved_hunks(repo: Path, notes: Notes, file: str) -> Stop | None:
-    """Say which hunks of a carried patch are in another function than they were, unless that was accepted."""
+    """Return a stop if hunks of a carried patch are in another function than before, and nobody has accepted that."""
     old, new = notes.order[file], map_patches_to_commits(repo, notes)[file]
     if hash_diff(repo, new) in notes.accepted:
         return None
@@ -173,7 +173,7 @@ def find_moved_hunks(repo: Path, notes: Notes, file: str) -> Stop | None:
 
 
 def rewrite_identities(repo: Path, release: str) -> None:
-    """Give each commit of the queue our identity, whoever made it, so that the patches are the same everywhere."""
+    """Rewrite each commit of the queue with this project's identity, so that the patches are the same everywhere."""
     parent = git("rev-parse", release_tag(release), cwd=repo).strip()
     for commit in git("rev-list", "--reverse", f"{release_tag(release)}..queue", cwd=repo).split():
         message = git("cat-file", "commit", commit, cwd=repo).partition("\n\n")[2]

@@ -14,7 +14,7 @@ from _upstream.queue.git import git
 
 
 def find_enclosing_function(source: bytes, line: int) -> str:
-    """Name the function or class that a line of Python source is in, as `Class.method`; "" for the module itself."""
+    """Return the function or class around a line of Python source as `Class.method`, or "" at module level."""
     node, names = ast.parse(source), []
     while True:
         for child in ast.walk(node):
@@ -29,7 +29,7 @@ def find_enclosing_function(source: bytes, line: int) -> str:
 
 
 def count_changed_lines(repo: Path, commit: str) -> dict[str, collections.Counter]:
-    """Count the lines that a commit changes by file and function."""
+    """Count the lines that a commit changes, by file and function."""
     found: dict[str, collections.Counter] = {}
     diff = git("diff-tree", "-p", "--unified=0", "--no-renames", "--full-index", commit, cwd=repo)
     for part in re.split(r"(?m)^(?=diff --git )", diff)[1:]:
@@ -51,19 +51,19 @@ def count_changed_lines(repo: Path, commit: str) -> dict[str, collections.Counte
 
 
 def find_renamed_files(repo: Path, old: str, new: str) -> dict[str, str]:
-    """Give the files that one commit has under another path than another commit."""
+    """Return the files that have another path in one commit than in another, with that path."""
     lines = git("diff", "--find-renames", "--diff-filter=R", "--name-status", old, new, cwd=repo).splitlines()
     return {line.split("\t")[1]: line.split("\t")[2] for line in lines}
 
 
 @dataclass(frozen=True)
 class FunctionMove:
-    """A file in which a patch changes other functions than it did, or which has another name."""
+    """A file in which a patch changes other functions than before, or that has been renamed."""
 
     path: str
     target: str
-    gone: frozenset[str]  # functions of which fewer lines are changed
-    come: frozenset[str]  # functions of which more are
+    gone: frozenset[str]  # functions in which the patch now changes fewer lines
+    come: frozenset[str]  # functions in which it now changes more lines
 
     def __str__(self) -> str:
         if not (self.gone and self.come):
@@ -76,7 +76,7 @@ class FunctionMove:
 
 
 def find_moves(repo: Path, old: str, new: str) -> list[FunctionMove]:
-    """List the files in which a commit and its counterpart make their changes elsewhere."""
+    """List the files in which a commit and its counterpart change different functions."""
     before, after = count_changed_lines(repo, old), count_changed_lines(repo, new)
     renamed = find_renamed_files(repo, f"{old}^", f"{new}^") if before.keys() - after.keys() else {}
     found = []

@@ -1,4 +1,4 @@
-"""Carry the queue to many releases in scratch, verify each, and show the result as a table."""
+"""Carry the queue to many releases in scratch folders, verify each, and show the results as a table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from _upstream.verify.overrides import missing_overrides
 
 @dataclass
 class Finding:
-    """What became of the queue on a release."""
+    """The result of carrying the queue to one release."""
 
     release: str
     applied: str
@@ -37,6 +37,7 @@ class Finding:
 
     @property
     def is_right(self) -> bool:
+        """Whether the queue applies and everything was verified."""
         return self.verdict is not None and not self.problems
 
 
@@ -47,7 +48,7 @@ def check(root: Path, releases: list[str], workers: int, done: Callable[[str], N
         root: The checkout, of which nothing is changed but its scratch folder.
         releases: Versions.
         workers: How many releases are worked on at once.
-        done: Is called with each release and its verdict, as they come.
+        done: Called with each release and its verdict, as they come.
     """
     with concurrent.futures.ThreadPoolExecutor(workers) as pool, end_processes_with(pool):
         futures = {pool.submit(check_release, root, release): release for release in releases}
@@ -58,7 +59,7 @@ def check(root: Path, releases: list[str], workers: int, done: Callable[[str], N
 
 
 def check_release(root: Path, release: str) -> Finding:
-    """Carry the queue to one release and verify it; what goes wrong is part of the finding."""
+    """Carry the queue to one release and verify it; an error becomes part of the finding."""
     began = time.monotonic()
     finding = Finding(release, "no")
     try:
@@ -84,13 +85,13 @@ def check_release(root: Path, release: str) -> Finding:
 
 
 def count_states(outcome: list[rebase_session.Carried]) -> str:
-    """Count the patches' states."""
+    """Count the patches in each state."""
     counts = collections.Counter(carried.state for carried in outcome)
     return ", ".join(f"{count} {state}" for state, count in counts.items())
 
 
 def sample_releases(every: int, last: str) -> list[str]:
-    """List every Nth release from 8.3.0 to `last`, by its number, and the newest of each line up to it."""
+    """List every Nth release from 8.3.0 to `last`, by its number, and the newest of each minor version."""
     command = [sys.executable, "-m", "pip", "index", "versions", "--disable-pip-version-check", PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     found = re.search(r"(?m)^Available versions: (.*)$", done.stdout)
@@ -104,7 +105,7 @@ def sample_releases(every: int, last: str) -> list[str]:
 
 
 def format_findings(findings: list[Finding]) -> str:
-    """Write findings as a table, and what is wrong below it."""
+    """Format findings as a table, with the problems below it."""
     lines = ["| release | applied | models right | vanilla equal | seconds |", "|---|---|---|---|---|"]
     for finding in findings:
         v = finding.verdict
@@ -118,9 +119,10 @@ def format_findings(findings: list[Finding]) -> str:
 
 
 def findings_as_json(findings: list[Finding]) -> str:
+    """Format findings as JSON."""
     return json.dumps([{**asdict(finding), "right": finding.is_right} for finding in findings], indent=1)
 
 
 def count_cores() -> int:
-    """Count the cores that this process may use."""
+    """Count the processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Describe the conflicts of a rebase, and refuse to go on while one is not resolved."""
+"""Describe the conflicts of a rebase, and refuse to continue while one is unresolved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from _upstream.queue.rebase_session import REBASE, SESSION, Notes, list_unmerged
 
 
 def label_conflict_markers(file: Path, notes: Notes, patch: str) -> None:
-    """Name both sides of each conflict in its markers, in place of git's HEAD and commit hashes."""
+    """Label both sides of each conflict marker with the release or the patch, instead of git's HEAD and hashes."""
     if not file.is_file() or is_binary(file):
         return
     names = {"<<<<<<<": f"{PACKAGE} {notes.new}", "|||||||": f"{PACKAGE} {notes.old}", ">>>>>>>": f"patches/{patch}"}
@@ -22,11 +22,12 @@ def label_conflict_markers(file: Path, notes: Notes, patch: str) -> None:
 
 
 def is_binary(file: Path) -> bool:
+    """Whether a file is binary."""
     return b"\0" in file.read_bytes()
 
 
 def describe_conflict(repo: Path, notes: Notes, path: str, stages: set[str]) -> list[str]:
-    """Say where a file conflicts: one line for each place."""
+    """Describe where a file conflicts, one line for each place."""
     add, remove = (f"`git -C {SESSION} {verb} {path}`" for verb in ("add", "rm"))
     if not (repo / path).is_file():
         return [f"{path}: is not there; {remove} confirms it"]
@@ -50,12 +51,12 @@ def describe_conflict(repo: Path, notes: Notes, path: str, stages: set[str]) -> 
 
 
 def take_upstream_side(text: str) -> str:
-    """Resolve conflicts the way of the new release."""
+    """Resolve all conflicts of a text in favour of the new release."""
     return re.sub(r"(?ms)^<{7} [^\n]*\n(.*?)^\|{7} .*?^>{7} [^\n]*\n", r"\1", text)
 
 
 def refuse_unresolved(repo: Path) -> None:
-    """Refuse to go on with what is not resolved, with the file, the line and the remedy."""
+    """Raise an error that names the first unresolved file, its line and the remedy."""
     paths = list_unmerged_paths(repo)
     for path in sorted({*paths, *git("diff", "--name-only", "-z", "HEAD", cwd=repo).split("\0")[:-1]}):
         file, stages = repo / path, paths.get(path)

@@ -1,4 +1,4 @@
-"""Turn edits made in place under ultralytics/ into patches again."""
+"""Export: turn edits made in place under ultralytics/ into patches."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from _upstream.queue.tree import (
 def export(root: Path, message: str | None = None, new: bool = False) -> str:
     """Fold the edits under ultralytics/ into the queue, and write the queue to patches/.
 
-    A hunk that touches lines of a patch, or the lines of context around them, becomes part of that patch; the rest
-    becomes a patch of its own at the end. Without edits the patches come out byte for byte as they were.
+    A hunk that touches the lines of a patch, or their lines of context, becomes part of that patch. The other hunks
+    become one new patch at the end. Without edits, the patches are written byte for byte as before.
 
     Args:
         root: The checkout.
@@ -67,7 +67,7 @@ def export(root: Path, message: str | None = None, new: bool = False) -> str:
 
 
 def copy_edits(root: Path, repo: Path, files: dict[str, str]) -> list[str]:
-    """Copy edited and new files to the repository's work tree and remove deleted ones; returns their paths."""
+    """Copy edited and new files to the repository's work tree and remove deleted ones; return their paths."""
     gone = list_missing_files(root, files)
     for path in gone:
         (repo / path).unlink()
@@ -79,7 +79,7 @@ def copy_edits(root: Path, repo: Path, files: dict[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Hunk:
-    """A change of lines `first` to `last` of a file, or, where last < first, an insertion between the two."""
+    """A change of the lines `first` to `last` of a file, or an insertion between the two if last < first."""
 
     path: str
     first: int
@@ -88,14 +88,14 @@ class Hunk:
 
 
 def commit_edits(repo: Path, pin: Pin, message: str | None, new: bool) -> tuple[int, int]:
-    """Commit the work tree's changes, each hunk into the patch that it belongs to; returns how many went where."""
+    """Commit each hunk of the work tree into its patch; return the numbers of folded and new hunks."""
     queue = git("rev-list", "--reverse", f"{release_tag(pin.release)}..HEAD", cwd=repo).split()
     base = git("rev-parse", "HEAD", cwd=repo).strip()
     diff = git("diff", "--unified=0", "--no-renames", "--binary", "--full-index", "HEAD", cwd=repo)
     owned = [(None if new else find_owner(repo, hunk, queue), hunk) for hunk in split_hunks(diff)]
     owners = [commit for commit in [*queue, None] if any(owner == commit for owner, _ in owned)]
     for number, owner in enumerate(owners, 1):
-        # From the queue's tree, as hunks count their lines there, and from the end of a file, so that they stay right
+        # Hunks count the lines of the queue's tree; applied from the end of a file, their numbers stay right
         git("read-tree", base, cwd=repo)
         for hunk in [hunk for whose, hunk in owned if whose in owners[:number]][::-1]:
             git("apply", "--cached", "--unidiff-zero", "-", cwd=repo, stdin=hunk.patch)
@@ -109,7 +109,7 @@ def commit_edits(repo: Path, pin: Pin, message: str | None, new: bool) -> tuple[
 
 
 def squash_fixups(repo: Path, base: str) -> None:
-    """Move each fix-up into its patch, and drop a patch that edits have taken back whole."""
+    """Squash each fix-up commit into its patch, and drop a patch that the edits have undone completely."""
     action, emptied = ["--interactive", "--autosquash", base], False
     while action:
         try:
@@ -121,7 +121,7 @@ def squash_fixups(repo: Path, base: str) -> None:
                 raise UpstreamError(
                     "an edit touches lines of several patches; `export --new` makes a patch of its own of all edits"
                 ) from None
-            # git stops where a fix-up leaves nothing of its patch
+            # git stops at a fix-up that leaves its patch empty
             git("commit", "--quiet", "--amend", "--allow-empty", "--no-edit", cwd=repo)
             action, emptied = ["--continue"], True
     if emptied:
@@ -129,7 +129,7 @@ def squash_fixups(repo: Path, base: str) -> None:
 
 
 def split_hunks(diff: str) -> Iterator[Hunk]:
-    """Split a diff without context into hunks, each a patch that applies alone."""
+    """Split a diff without context into hunks, each of which is a patch that applies alone."""
     for part in re.split(r"(?m)^(?=diff --git )", diff)[1:]:
         header, *bodies = re.split(r"(?m)^(?=@@ )", part)
         path = re.search(r"^diff --git a/(\S+)", header)[1]
@@ -140,13 +140,13 @@ def split_hunks(diff: str) -> Iterator[Hunk]:
             start, old, new = int(match[1]), int(match[2] or 1), int(match[4] or 1)
             first = start if old else start + 1
             if "\nnew file mode " not in header and "\ndeleted file mode " not in header:
-                # git applies at the new file's line, which is another one without the hunks before
+                # git applies at the new file's line number, which is different without the hunks before
                 body = f"@@ -{start},{old} +{first if new else first - 1},{new} @@" + body[match.end() :]
             yield Hunk(path, first, first + old - 1, header + body)
 
 
 def find_owner(repo: Path, hunk: Hunk, queue: list[str], context: int = 3) -> str | None:
-    """Give the last patch of the queue with a line at most `context` lines from a hunk's, or None."""
+    """Return the last patch of the queue that has a line at most `context` lines away from a hunk, or None."""
     total = len(git("show", f"HEAD:{hunk.path}", cwd=repo, check=False).split("\n")) - 1
     if total < 1 or (hunk.first, hunk.last) == (1, 0) and "\n@@ " not in hunk.patch:
         return None
@@ -156,7 +156,7 @@ def find_owner(repo: Path, hunk: Hunk, queue: list[str], context: int = 3) -> st
 
 
 def list_changed_patches(root: Path, queue: dict[str, bytes]) -> dict[str, bytes | None]:
-    """Give the files under patches/ that change where it is to be `queue`, by their path in the checkout."""
+    """Return the files under patches/ that change if the queue becomes `queue`, by their path in the checkout."""
     now = {file.name: file.read_bytes() for file in [*list_patches(root), root / "patches" / "upstream.toml"]}
     names = sorted({*now, *queue})
     return {f"patches/{name}": queue.get(name) for name in names if queue.get(name) != now.get(name)}

@@ -1,4 +1,4 @@
-"""git with settings of its own, whatever the user's are."""
+"""Run git with fixed settings, whatever the user's settings are."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GIT_CONFIG = {
 
 
 def git(*args: str, cwd: Path, stdin: str | None = None, check: bool = True, **environment: str) -> str:
-    """Run git with its own fixed settings and give what it prints."""
+    """Run git with fixed settings and return its output."""
     config = [word for key, value in GIT_CONFIG.items() for word in ("-c", f"{key}={value}")]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
@@ -46,13 +46,13 @@ def git(*args: str, cwd: Path, stdin: str | None = None, check: bool = True, **e
             input=None if stdin is None else stdin.encode(errors="surrogateescape"),
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
-            close_fds=False,  # it holds the scratch folder's lock as long as it runs
+            close_fds=False,  # a running git inherits the lock of the scratch folder
         )
     except FileNotFoundError:
         raise UpstreamError("git was not found; install git and run this again") from None
     if check and done.returncode:
         lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines() or ["no message"]
-        # git does not always say so, and what it has cut short is no patch that does not apply
+        # git does not always report a full disk, and then a patch only seems not to apply
         if any("No space left" in line for line in lines) or shutil.disk_usage(cwd).free < 2**20:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise UpstreamError(f"git {args[0]} failed: {lines[-1]}")

@@ -1,4 +1,4 @@
-"""Say what became of each patch on another release."""
+"""Find the state of each patch on another release: clean, offset, moved, dropped and so on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from _upstream.queue.repository import release_tag
 
 
 def list_patch_states(repo: Path) -> list[Carried]:
-    """Say of each patch what became of it."""
+    """List the state of each patch."""
     notes = Notes.read(repo)
     new, rest = match_commits(repo, notes)
     found = []
@@ -40,7 +40,7 @@ def list_patch_states(repo: Path) -> list[Carried]:
 
 
 def compare_patch(repo: Path, notes: Notes, file: str, old: str, new: str) -> tuple[str, list[str]]:
-    """Give a carried patch's state, and how its diff differs from the old one."""
+    """Return a carried patch's state, and how its diff differs from the old diff."""
     moved = [str(move) for move in find_moves(repo, old, new)]
     if file in notes.resolved:
         return "conflict resolved", moved
@@ -57,12 +57,12 @@ def compare_patch(repo: Path, notes: Notes, file: str, old: str, new: str) -> tu
 
 
 def read_diff(repo: Path, commit: str) -> str:
-    """Give a commit's diff without the hashes of its files."""
+    """Return a commit's diff without the hashes of its files."""
     return re.sub(r"(?m)^index .*\n", "", git("diff-tree", "-p", "--no-commit-id", commit, cwd=repo))
 
 
 def hash_diff(repo: Path, commit: str) -> str:
-    """Hash a commit's diff, by which a patch is known whoever committed it."""
+    """Hash a commit's diff, which identifies a patch whoever committed it."""
     return hashlib.sha256(read_diff(repo, commit).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -74,5 +74,5 @@ def range_diff(repo: Path, file: str | None = None) -> str:
         before, after = notes.order[file], map_patches_to_commits(repo, notes)[file]
         old, new = f"{before}^..{before}", f"{after}^..{after}"
     if not (list_commits(repo, old) and list_commits(repo, new)):
-        return ""  # git takes an empty side for a mistake
+        return ""  # git refuses an empty side
     return git("range-diff", "--no-color", "--creation-factor=100", old, new, cwd=repo)

@@ -1,4 +1,4 @@
-"""Rebase the queue onto another release, verify what comes out, and write it to the checkout, ready to commit."""
+"""Rebase the queue onto another release, verify the result, and write it to the checkout, ready to commit."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from _upstream.verify.overrides import missing_overrides
 
 
 def rebase(root: Path, release: str | None, done: Callable[[str], None], dry_run: bool = False) -> RebaseReport:
-    """Rebase the queue onto a release; verify it; write it.
+    """Rebase the queue onto a release, verify the result and write it.
 
     Args:
         root: The checkout.
         release: The release, the newest without it.
-        done: Is called with what was done last, for a progress bar.
+        done: Called after each step with its name, for a progress bar.
         dry_run: Change nothing.
 
     Raises:
-        UpstreamError: Where it cannot begin, and the checkout is as it was.
+        UpstreamError: If it cannot begin; then the checkout stays as it was.
     """
     began = time.monotonic()
     with explain_os_errors(root), lock_checkout(root):
@@ -69,7 +69,7 @@ def rebase(root: Path, release: str | None, done: Callable[[str], None], dry_run
             shutil.copyfile(wheel, repo / ".git" / wheel.name)
             write_untouched_tree(repo, new, stage / "untouched")
             missing = missing_overrides(root, stage / "untouched", new)
-            if missing:  # everything stays as it was: the stage goes
+            if missing:  # nothing outside of the stage has changed, and the stage is removed
                 report = RebaseReport(
                     "stopped", pin.release, new, dry_run, overrides=missing, wheel_sha256=hash_file(wheel)
                 )
@@ -86,12 +86,12 @@ def rebase(root: Path, release: str | None, done: Callable[[str], None], dry_run
 
 
 def resume_rebase(root: Path, action: str, done: Callable[[str], None]) -> RebaseReport:
-    """Go on with a rebase that waits for a hand.
+    """Continue, skip or abort a rebase that waits for a decision.
 
     Args:
         root: The checkout.
-        action: `continue` with what was resolved, or with a hunk's new place; `skip` the patch; `abort` the rebase.
-        done: Is called with what was done last, for a progress bar.
+        action: `continue` with the resolution, or with a hunk's new place; `skip` the patch; `abort` the rebase.
+        done: Called after each step with its name, for a progress bar.
     """
     began = time.monotonic()
     with explain_os_errors(root), lock_checkout(root):
@@ -118,7 +118,7 @@ def resume_rebase(root: Path, action: str, done: Callable[[str], None]) -> Rebas
 
 
 def refuse_edits(root: Path) -> None:
-    """Refuse to leave behind what was edited and is in no patch."""
+    """Raise an error if the tree has edits that are in no patch, as a rebase would leave them behind."""
     stamp = read_stamp(root)
     edited = list_edited_files(root, stamp.get("files", {}), *stamp.get("pending", []))
     if edited:
@@ -129,6 +129,7 @@ def refuse_edits(root: Path) -> None:
 
 
 def read_notes(session: Path) -> Notes | None:
+    """Read a session's notes, or return None if they are damaged."""
     try:
         return Notes.read(session)
     except (OSError, ValueError, TypeError):
@@ -136,14 +137,14 @@ def read_notes(session: Path) -> Notes | None:
 
 
 def remove_session(root: Path, session: Path) -> None:
-    """Remove the session at once: renamed first, so that a run that is killed leaves no half of it."""
+    """Remove the session; it is renamed first, so that a killed run leaves no partial session."""
     gone = Path(tempfile.mkdtemp(prefix="stage-", dir=root / ".upstream"))
     os.replace(session, gone / "rebase")
     shutil.rmtree(gone, ignore_errors=True)
 
 
 def skip_patch(session: Path, notes: Notes, stop: Stop | None) -> None:
-    """Drop the patch that the rebase waits at."""
+    """Drop the patch at which the rebase waits."""
     if stop is None:
         raise UpstreamError("the rebase waits at no patch that could be skipped")
     if stop.reason == "moved":
@@ -168,13 +169,13 @@ def skip_patch(session: Path, notes: Notes, stop: Stop | None) -> None:
 
 
 def commit_resolution(root: Path, session: Path, notes: Notes, stop: Stop) -> None:
-    """Take what was resolved by hand into the patch that the rebase waits at."""
+    """Commit what the maintainer resolved into the patch at which the rebase waits."""
     if stop.reason in ("taken", "lost"):
         raise UpstreamError(
             f"nothing of patches/{stop.patch} is left on {notes.new}: say `{REBASE} --skip` to drop it, or `--abort`"
         )
     conflicts.refuse_unresolved(session)
-    git("add", "--update", cwd=session)  # as git does: what the user has not added does not belong to it
+    git("add", "--update", cwd=session)  # tracked files only, as git itself does
     edited = git("diff", "--cached", "--name-only", "HEAD", cwd=session)
     if stop.reason == "conflict":
         if not edited:
@@ -188,15 +189,17 @@ def commit_resolution(root: Path, session: Path, notes: Notes, stop: Stop) -> No
             git("commit", "--quiet", "-F", "-", cwd=session, stdin=message)
     else:
         new = rebase_session.map_patches_to_commits(session, notes)[stop.patch]
-        if edited and rebase_session.is_rebasing(session):  # what was edited belongs to this patch
+        if edited and rebase_session.is_rebasing(session):  # the edit belongs to this patch
             git("commit", "--quiet", "--amend", "--no-edit", cwd=session)
-        elif not edited and notes.shown == patch_states.hash_diff(session, new):  # no edit says that the place is right
+        elif not edited and notes.shown == patch_states.hash_diff(
+            session, new
+        ):  # the maintainer saw the place and left it
             notes.accepted.append(notes.shown)
             notes.write(session)
 
 
 def finish_rebase(root: Path, repo: Path, done: Callable[[str], None], dry_run: bool = False) -> RebaseReport:
-    """Run the rebase to its end, verify and write; or say where it waits."""
+    """Run the rebase to its end, verify and write the result; or report where it waits."""
     notes = Notes.read(repo)
     pin = Pin(notes.new, notes.wheel_sha256, "")
     report = RebaseReport("stopped", notes.old, notes.new, dry_run, wheel_sha256=notes.wheel_sha256)
@@ -245,7 +248,7 @@ def finish_rebase(root: Path, repo: Path, done: Callable[[str], None], dry_run: 
 
 
 def record_stop(repo: Path, report: RebaseReport) -> None:
-    """Note what was shown, so that `--continue` accepts no place that nobody has seen."""
+    """Record what was shown, so that `--continue` accepts only a new place that the maintainer has seen."""
     notes, file = Notes.read(repo), report.stop.patch
     notes.stopped[file] = report.stop.reason
     if report.stop.reason == "moved":
@@ -255,7 +258,7 @@ def record_stop(repo: Path, report: RebaseReport) -> None:
 
 
 def check_written_queue(folder: Path, queue: dict[str, bytes], pin: Pin, wheel: Path) -> None:
-    """Prove that the patches as they are to be written give the recorded tree."""
+    """Check that the patches, as they will be written, produce the recorded tree."""
     written = folder / "written"
     written.mkdir()
     for name, content in queue.items():

@@ -1,4 +1,4 @@
-"""The report of a rebase, as JSON and as text."""
+"""The report of a rebase, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from _upstream.verify.build_models import Verdict
 
 @dataclass
 class RebaseReport:
-    """What a rebase did, for people as text and for machines as JSON."""
+    """The result of a rebase."""
 
     outcome: str  # rebased, stopped, wrong, aborted, up to date
     old: str
@@ -20,7 +20,7 @@ class RebaseReport:
     dry_run: bool = False
     stop: Stop | None = None
     patches: list[Carried] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)  # that miss their upstream function
+    overrides: list[str] = field(default_factory=list)  # overrides that miss their upstream function
     range_diff: str = ""
     api: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
@@ -31,12 +31,13 @@ class RebaseReport:
     seconds: float = 0.0
 
     def json(self) -> str:
+        """Format the report as JSON."""
         message = commit_message(self) if self.outcome == "rebased" else ""
         return json.dumps({**asdict(self), "commit_message": message}, indent=1)
 
 
 def describe_rebase(report: RebaseReport) -> str:
-    """Write a report for people."""
+    """Format a report as text."""
     way = f"{PACKAGE} {report.old} -> {report.new}"
     if report.outcome == "up to date":
         return f"{PACKAGE}/ is on {report.new} already"
@@ -72,11 +73,12 @@ def describe_rebase(report: RebaseReport) -> str:
 
 
 def format_details(carried: Carried) -> str:
+    """Format the details of a patch's state."""
     return f"  ({'; '.join(carried.details)})" if carried.details else ""
 
 
 def commit_message(report: RebaseReport) -> str:
-    """Summarise a rebase as a commit message."""
+    """Format the commit message of a finished rebase."""
     lines = [f"Follow upstream {report.new}", "", f"The queue, from {report.old}:"]
     lines += [f"- {carried.state}: {carried.patch}{format_details(carried)}" for carried in report.patches]
     lines += ["", "Upstream's public API that our modules use:"]
@@ -85,7 +87,7 @@ def commit_message(report: RebaseReport) -> str:
 
 
 def describe_overrides(report: RebaseReport) -> str:
-    """Say which overrides miss their upstream function, and what becomes of the patches."""
+    """Describe which overrides miss their upstream function, and the state of the patches."""
     lines = [f"{PACKAGE} {report.old} -> {report.new}: upstream functions that our overrides replace are missing"]
     lines += [f"  {line}" for line in report.overrides]
     if report.stop:
@@ -95,7 +97,7 @@ def describe_overrides(report: RebaseReport) -> str:
 
 
 def describe_stop(report: RebaseReport) -> str:
-    """Say where a rebase waits, why, and what to do."""
+    """Describe where a rebase waits, why, and how to continue."""
     stop, release = report.stop, f"{PACKAGE} {report.new}"
     head = {
         "conflict": f"patches/{stop.patch} conflicts with {release}:",

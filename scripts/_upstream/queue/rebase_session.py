@@ -1,4 +1,4 @@
-"""A rebase session: its repository, what git does not know of it, and which commit is which patch."""
+"""A rebase session: its repository, the notes beside git's own state, and which commit belongs to which patch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from _upstream.queue.tree import manifest
 
 REBASE = "python scripts/upstream.py rebase"
 SESSION = ".upstream/rebase"
-OLD_QUEUE = "old-queue"  # tag of the queue as it stands on the old release
-NOTES = "session.json"  # in .git: what git does not know of the session
+OLD_QUEUE = "old-queue"  # tag of the queue on the old release
+NOTES = "session.json"  # in .git: the session's notes
 
 
 @dataclass
 class Notes:
-    """What git does not know of a session: where from, where to, and what was decided by hand."""
+    """What git does not record of a session: both releases, and the maintainer's decisions."""
 
     old: str  # releases
     new: str
@@ -32,38 +32,40 @@ class Notes:
     order: dict[str, str]  # file name of each patch: its commit on the old release
     left_out: list[str] = field(default_factory=list)  # file names: for later releases than the new one
     later: list[str] = field(default_factory=list)  # file names: for later releases than the old one, not the new one
-    stopped: dict[str, str] = field(default_factory=dict)  # patches that a hand was needed for: the last reason
+    stopped: dict[str, str] = field(default_factory=dict)  # patches at which the rebase has stopped: the last reason
     resolved: list[str] = field(default_factory=list)  # patches that conflicted
     shown: str | None = None  # digest of the patch whose new place was shown last
-    accepted: list[str] = field(default_factory=list)  # digests of patches whose new place was seen and left
+    accepted: list[str] = field(default_factory=list)  # digests of patches whose new place was accepted
     dropped: dict[str, str] = field(default_factory=dict)  # patches that are to be dropped: their state
 
     @classmethod
     def read(cls, repo: Path) -> Notes:
+        """Read the notes of a session."""
         return cls(**json.loads((repo / ".git" / NOTES).read_text(encoding="utf-8")))
 
     def write(self, repo: Path) -> None:
+        """Write the notes of a session."""
         temporary = repo / ".git" / f"{NOTES}.part"
         temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
         os.replace(temporary, repo / ".git" / NOTES)
 
     def forget(self) -> None:
-        """Take back what was decided: git begins anew."""
+        """Forget all decisions: git starts again."""
         self.stopped, self.resolved, self.shown, self.accepted, self.dropped = {}, [], None, [], {}
 
     @property
     def wanted(self) -> dict[str, str]:
-        """The patches that are to stand on the new release, each with its commit on the old one."""
+        """The patches that the new release gets, each with its commit on the old release."""
         gone = {*self.left_out, *self.dropped}
         return {file: commit for file, commit in self.order.items() if file not in gone}
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a rebase waits for a hand.
+    """Why a rebase waits for the maintainer.
 
-    `conflict`; `taken`, upstream has it; `lost`, nothing of it is there; `moved` into another function; `later`, a
-    patch that applies from the new release on, and does not.
+    Reasons: `conflict`; `taken`, upstream has the change; `lost`, nothing of the patch is there; `moved` into another
+    function; `later`, a patch that applies from the new release on does not apply.
     """
 
     reason: str
@@ -73,7 +75,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Carried:
-    """What became of a patch: clean, offset, moved, conflict resolved, upstream's, dropped, left out, new."""
+    """The state of a patch: clean, offset, moved, conflict resolved, upstream's, dropped, left out or new."""
 
     patch: str
     state: str
@@ -81,7 +83,7 @@ class Carried:
 
 
 def start_session(root: Path, pin: Pin, repo: Path, release: str, wheel: Path, queue: str) -> None:
-    """Make a session's repository: both releases, and the queue on the old one; nothing is rebased yet."""
+    """Make a session's repository with both releases and the queue on the old one; nothing is rebased yet."""
     make_queue_repository(root, pin, repo)
     check_tree(manifest(repo), pin)
     if release != pin.release:
@@ -102,17 +104,18 @@ def start_session(root: Path, pin: Pin, repo: Path, release: str, wheel: Path, q
 
 
 def is_rebasing(repo: Path) -> bool:
+    """Whether git's rebase is under way."""
     return (repo / ".git" / "rebase-merge").is_dir()
 
 
 def is_on_release(repo: Path, release: str, commit: str = "queue") -> bool:
-    """Whether a commit, else the branch `queue`, stands on a release."""
+    """Whether a commit, by default the branch `queue`, is based on a release."""
     base = git("rev-list", "--max-parents=0", commit, cwd=repo).split()
     return base == git("rev-parse", release_tag(release), cwd=repo).split()
 
 
 def read_done_list(repo: Path) -> str:
-    """Give what git's rebase has done of its list."""
+    """Return the part of its list that git's rebase has done."""
     done = repo / ".git" / "rebase-merge" / "done"
     return done.read_text() if done.is_file() else ""
 
@@ -124,12 +127,12 @@ def list_picked_commits(repo: Path) -> list[str]:
 
 
 def has_changes(repo: Path) -> bool:
-    """Whether a tracked file, or one that the user has added, is not as committed."""
+    """Whether a file that git tracks differs from its commit."""
     return bool(git("status", "--porcelain", "--untracked-files=no", cwd=repo))
 
 
 def list_unmerged_paths(repo: Path) -> dict[str, set[str]]:
-    """Give the conflicting paths, each with the stages that git has of it: 1 base, 2 upstream's, 3 the patch's."""
+    """Return the conflicting paths, each with the stages that git has of it: 1 base, 2 upstream's, 3 the patch's."""
     paths: dict[str, set[str]] = {}
     for line in git("ls-files", "--unmerged", "-z", cwd=repo).split("\0"):
         if line:
@@ -139,15 +142,15 @@ def list_unmerged_paths(repo: Path) -> dict[str, set[str]]:
 
 
 def list_commits(repo: Path, commits: str) -> list[tuple[str, str]]:
-    """Give the hash and the subject of each commit, oldest first."""
+    """Return the hash and the subject of each commit, oldest first."""
     lines = git("log", "--reverse", "--format=%H %s", commits, cwd=repo).splitlines()
     return [(line.partition(" ")[0], line.partition(" ")[2]) for line in lines]
 
 
 def match_commits(repo: Path, notes: Notes) -> tuple[dict[str, str], list[str]]:
-    """Give the new commit of each patch that has one, and the commits that are no patch's.
+    """Return the new commit of each patch that has one, and the commits that belong to no patch.
 
-    A patch is known by its subject; between two that are, by its place, as a subject may have been edited.
+    A patch is identified by its subject, or by its place between two such patches, as a subject may have been edited.
     """
     old = [
         (file, subject)
@@ -167,7 +170,7 @@ def match_commits(repo: Path, notes: Notes) -> tuple[dict[str, str], list[str]]:
 
 
 def map_patches_to_commits(repo: Path, notes: Notes) -> dict[str, str]:
-    """Give the new commit of each patch that has one."""
+    """Return the new commit of each patch that has one."""
     return match_commits(repo, notes)[0]
 
 

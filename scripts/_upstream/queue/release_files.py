@@ -1,4 +1,4 @@
-"""The files of the checkout that change with the release: the queue, its record and the documents."""
+"""The files of the checkout that change with the release: the queue, the record of releases and the documents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from _upstream.verify.environment import read_requirements
 def list_changed_files(
     root: Path, notes: Notes, pin: Pin, queue: dict[str, bytes], wheel: Path
 ) -> dict[str, bytes | None]:
-    """Give the checkout's files that change with the release, by path: the queue, what is recorded, and documents."""
+    """Return the files of the checkout that change with the release, by path."""
     files = list_changed_patches(root, {**queue, "upstream.toml": pin.text().encode()})
     texts = {
         "pyproject.toml": lambda text: replace_requirements(replace_own_version(text, notes), read_requirements(wheel)),
@@ -31,30 +31,30 @@ def list_changed_files(
 
 
 def replace_own_version(text: str, notes: Notes) -> str:
-    """Write our version for the new release wherever the one for the old release stands."""
+    """Replace this project's version for the old release by the one for the new release."""
     return text.replace(f"{notes.old}+addmodules.", f"{notes.new}+addmodules.")
 
 
 def add_wheel_hash(releases: str, pin: Pin) -> str:
-    """Record the sha256 of the new release's wheel, where it is not known yet."""
+    """Add the sha256 of the new release's wheel to the record, if it is not there yet."""
     known = ReleaseRecord.parse(releases)
     return ReleaseRecord(known.refused, {pin.wheel: pin.wheel_sha256, **known.sha256}).text()
 
 
 def add_changelog_section(changelog: str, notes: Notes) -> str:
-    """Begin a section for the new release, with our number as it was."""
+    """Add a section for the new release to the changelog, with this project's number unchanged."""
     head = re.search(r"(?m)^## \S+\+addmodules\.(\d+)", changelog)
     if not head:
         return changelog
     title = f"## {notes.new}+addmodules.{head[1]}\n"
-    if title in changelog:  # there and back again
+    if title in changelog:  # after a rebase back and forth
         return changelog
     section = f"{title}\n- Follows upstream {notes.new}.\n\n"
     return changelog[: head.start()] + section + changelog[head.start() :]
 
 
 def replace_requirements(pyproject: str, needs: list[str]) -> str:
-    """Put upstream's requirements in place of the old release's, above our own."""
+    """Replace the old release's requirements in pyproject.toml by the new release's, above this project's own."""
     block = re.search(r"(?ms)^dependencies = \[\n(  # Upstream's.*?\n)(.*?)(?=^  # Ours\n)", pyproject)
     if not block:
         raise UpstreamError('pyproject.toml has no dependencies between "# Upstream\'s" and "# Ours"')
@@ -64,7 +64,7 @@ def replace_requirements(pyproject: str, needs: list[str]) -> str:
 
 
 def parse_requirement(need: str) -> tuple:
-    """Bring a requirement to a form in which the order of its limits and its quotes do not matter."""
+    """Parse a requirement into a form that does not depend on quotes or the order of its limits."""
     wanted, _, marker = need.replace('"', "'").partition(";")
     name, limits = re.match(r"\s*([\w.\[\]-]+)\s*(.*)", wanted).groups()
     return name, frozenset(re.split(r"\s*,\s*", limits.strip(" ()"))), marker.strip()

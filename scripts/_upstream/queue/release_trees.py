@@ -1,4 +1,4 @@
-"""Put a release with the queue on it, or untouched, into a folder: what checks and reproductions run on."""
+"""Write a release into a folder, patched or untouched, for `check`, `rebase` and reproduce.py."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from _upstream.queue.scratch_folder import explain_os_errors, lock_checkout
 
 
 def write_patched_release(root: Path, release: str, folder: Path) -> Path:
-    """Put a release with the queue on it into a folder, with our modules and model files.
+    """Write a release with the queue applied into a folder, with this project's modules and model files.
 
     Args:
         root: The checkout.
-        release: Any release that the queue can be carried to without help.
+        release: Any release to which the queue carries without a decision.
         folder: An empty folder: it gets ultralytics/ and cfg_custom/.
 
     Returns:
         The release's wheel.
 
     Raises:
-        UpstreamError: For a release that cannot be had, or to which the queue has to be carried by hand.
+        UpstreamError: If the release cannot be downloaded, or the queue does not carry to it without a decision.
     """
     with (
         explain_os_errors(root),
@@ -42,10 +42,10 @@ def write_patched_release(root: Path, release: str, folder: Path) -> Path:
 
 
 def carry_queue_to(root: Path, release: str, folder: Path) -> tuple[Path, Path, rebase_session.Stop | None]:
-    """Carry the queue to a release, for a caller that holds the lock.
+    """Carry the queue to a release; the caller holds the lock.
 
     Returns:
-        The release's wheel, the repository in `folder` in which it was done, and what it stopped at.
+        The release's wheel, the repository in `folder`, and the stop if a patch needs a decision.
     """
     wheel, repo = get_wheel(root, check_release(release), folder), folder / "repo"
     rebase_session.start_session(root, Pin.read(root), repo, release, wheel, queue_sha256(root))
@@ -53,7 +53,7 @@ def carry_queue_to(root: Path, release: str, folder: Path) -> tuple[Path, Path, 
 
 
 def get_wheel(root: Path, release: str, folder: Path) -> Path:
-    """Get a release's wheel: the user's, else the one that an earlier run kept, else a download, which is kept."""
+    """Return a release's wheel: the user's, else one kept by an earlier run, else a download, which is kept."""
     kept = root / ".upstream" / "wheels" / wheel_name(release)
     if release != Pin.read(root).release and kept.is_file() and not find_wheel(root, release, pinned=False):
         return check_file_hash(kept)
@@ -62,7 +62,7 @@ def get_wheel(root: Path, release: str, folder: Path) -> Path:
 
 
 def write_patched_tree(root: Path, repo: Path, folder: Path) -> None:
-    """Put the repository's patched tree into a folder, with our modules and model files."""
+    """Write the repository's patched tree into a folder, with this project's modules and model files."""
     check_out_commit(repo, "queue", folder)
     ignore = shutil.ignore_patterns("__pycache__")
     for name in (*OURS, "cfg_custom"):
@@ -71,12 +71,12 @@ def write_patched_tree(root: Path, repo: Path, folder: Path) -> None:
 
 
 def write_untouched_tree(repo: Path, release: str, folder: Path) -> None:
-    """Put a release as upstream published it into a folder."""
+    """Write a release as upstream published it into a folder."""
     check_out_commit(repo, release_tag(release), folder)
 
 
 def check_out_commit(repo: Path, commit: str, folder: Path) -> None:
-    """Put a commit's files into a folder that is not the repository's work tree."""
+    """Write a commit's files into a folder that is not the repository's work tree."""
     folder.mkdir(parents=True, exist_ok=True)
     index = repo / ".git" / "check-out.index"
     git(f"--work-tree={folder}", "read-tree", commit, cwd=repo, GIT_INDEX_FILE=str(index))

@@ -1,4 +1,4 @@
-"""The scratch repository: an upstream release as its first commit, each patch of the queue as one more."""
+"""The scratch repository: an upstream release is its first commit, and each patch of the queue is one more."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_repository(repo: Path, wheel: Path, release: str) -> None:
 
 
 def commit_release(repo: Path, wheel: Path, release: str) -> None:
-    """Commit upstream's package as a commit without parents, tagged with the release, beside what is there."""
+    """Commit upstream's package without parents, tagged with the release, beside the other commits."""
     with tempfile.TemporaryDirectory(prefix="release-", dir=repo / ".git") as folder:
         unpack_wheel(wheel, Path(folder))
         index = {"GIT_INDEX_FILE": f"{folder}.index"}
@@ -40,11 +40,12 @@ def commit_release(repo: Path, wheel: Path, release: str) -> None:
 
 
 def release_tag(release: str) -> str:
+    """Return the git tag of a release."""
     return f"release/{release}"
 
 
 def make_queue_repository(root: Path, pin: Pin, repo: Path) -> None:
-    """Make `repo` the repository of the checkout's queue, from the one that set-up has kept if that holds it."""
+    """Make `repo` the repository of the checkout's queue; copy the one that set-up kept if it holds this queue."""
     kept = root / ".upstream" / "repo"
     marker = kept / ".git" / "queue"
     if marker.is_file() and marker.read_text() == queue_sha256(root):
@@ -55,14 +56,14 @@ def make_queue_repository(root: Path, pin: Pin, repo: Path) -> None:
 
 
 def apply_queue(repo: Path, queue: list[Path]) -> None:
-    """Commit each patch of the queue.
+    """Apply and commit each patch of the queue.
 
     Raises:
-        UpstreamError: For a patch that does not apply, with the file and the hunk.
+        UpstreamError: If a patch does not apply; the message names the file and the hunk.
     """
     for patch in queue:
         data = patch.read_bytes()
-        if data.count(b"\r\n") == data.count(b"\n"):  # checked out on Windows; single ones are upstream's
+        if data.count(b"\r\n") == data.count(b"\n"):  # checked out on Windows; single CRLF lines are upstream's
             data = data.replace(b"\r\n", b"\n")
         text = data.decode(errors="surrogateescape")
         if "\ndiff --git " not in text:
@@ -78,7 +79,7 @@ def apply_queue(repo: Path, queue: list[Path]) -> None:
 
 
 def check_tree(files: dict[str, str], pin: Pin) -> None:
-    """Refuse a patched tree, given the hash of each of its files, that is not the recorded one."""
+    """Raise an error if the hash of a patched tree is not the recorded one."""
     digest = tree_sha256(files)
     if digest != pin.tree_sha256:
         raise UpstreamError(
@@ -88,7 +89,7 @@ def check_tree(files: dict[str, str], pin: Pin) -> None:
 
 
 def first_rejected_hunk(repo: Path, patch: str) -> str | None:
-    """Name the file and the hunk of a patch that git refuses, or None if it refuses the patch for something else."""
+    """Return the file and the hunk of a patch that git rejects, or None if the reason is another one."""
     try:
         git("apply", "--check", "-", cwd=repo, stdin=patch)
     except UpstreamError:
@@ -115,7 +116,7 @@ def first_rejected_hunk(repo: Path, patch: str) -> str | None:
 
 
 def format_queue(repo: Path, release: str, others: list[Path], out: Path) -> dict[str, bytes]:
-    """Write the repository's queue as patches.
+    """Format the repository's queue as patch files.
 
     Args:
         repo: The repository, whose branch `queue` is the queue on the release.
@@ -135,7 +136,7 @@ def format_queue(repo: Path, release: str, others: list[Path], out: Path) -> dic
 
 
 def keep_repository(root: Path, repo: Path) -> None:
-    """Keep the repository for `export`, under the hash of the queue that it holds."""
+    """Move the repository to where `export` finds it, with the hash of its queue."""
     kept = root / ".upstream" / "repo"
     (repo / ".git" / "queue").write_text(queue_sha256(root))
     shutil.rmtree(kept, ignore_errors=True)

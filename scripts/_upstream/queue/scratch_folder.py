@@ -1,4 +1,4 @@
-"""The scratch folder of a checkout, .upstream: one run at a time, and errors that say what they mean."""
+"""The scratch folder of a checkout, .upstream: its lock, a journal of replaced files, and plain errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from _upstream.pin import UpstreamError
 
 @contextlib.contextmanager
 def lock_checkout(root: Path) -> Iterator[None]:
-    """Hold the checkout's lock, so that two set-ups at once run one after the other."""
+    """Hold the checkout's lock, so that two runs work one after the other."""
     scratch = root / ".upstream"
     scratch.mkdir(exist_ok=True)
     with open(scratch / "lock", "w") as file:
@@ -41,12 +41,12 @@ def lock_checkout(root: Path) -> Iterator[None]:
 
 
 def replace_files(root: Path, files: dict[str, bytes | None], finished: str | None = None) -> None:
-    """Replace files of the checkout all together: where a run is killed half-way, the next one completes it.
+    """Replace several files of the checkout as one step: if the run is killed half-way, the next run completes it.
 
     Args:
         root: The checkout.
-        files: The new content of each file by its path in the checkout, None for one that goes.
-        finished: A folder of the scratch folder that goes with the last file, by its path in the checkout.
+        files: The new content of each file by its path in the checkout, None for one that is removed.
+        finished: A folder of the scratch folder that is removed after the last file, by its path in the checkout.
     """
     part, journal = root / ".upstream" / "journal.part", root / ".upstream" / "journal"
     part.mkdir()
@@ -60,7 +60,7 @@ def replace_files(root: Path, files: dict[str, bytes | None], finished: str | No
 
 
 def complete_replacement(root: Path) -> None:
-    """Rename into place what `replace_files` has written down and not yet done."""
+    """Rename into place the files that `replace_files` has written to its journal."""
     journal = root / ".upstream" / "journal"
     if (journal / "index.json").is_file():
         index = json.loads((journal / "index.json").read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def complete_replacement(root: Path) -> None:
 
 @contextlib.contextmanager
 def explain_os_errors(root: Path) -> Iterator[None]:
-    """Say what an operating system's error means for set-up, in one line."""
+    """Turn an error of the operating system into one line that says what it means for set-up."""
     try:
         yield
     except OSError as e:
@@ -91,7 +91,7 @@ def explain_os_errors(root: Path) -> Iterator[None]:
 
 
 def first_copy_error(errors: shutil.Error) -> OSError:
-    """Give the first of the errors that `copytree` has collected, each as text."""
+    """Return the first of the errors that `copytree` has collected as text."""
     _, target, why = errors.args[0][0]
     number = re.match(r"\[Errno (\d+)\]", str(why))
     return OSError(int(number[1]), os.strerror(int(number[1])), target) if number else OSError(f"{target}: {why}")

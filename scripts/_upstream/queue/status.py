@@ -1,4 +1,4 @@
-"""Describe the pin, the queue and the tree."""
+"""Status: describe the pin, the queue, the tree and the overrides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from _upstream.verify.overrides import missing_overrides, read_overrides
 
 
 def status(root: Path) -> str:
-    """Describe the pin, the queue and the tree."""
+    """Describe the pin, the queue, the tree and the overrides."""
     with explain_os_errors(root):
         pin, stamp = Pin.read(root), read_stamp(root)
     lines = [f"upstream   {PACKAGE} {pin.release}, wheel sha256 {pin.wheel_sha256}", "queue"]

@@ -1,4 +1,4 @@
-"""The tree that is laid down at ultralytics/: the hash of each file, what the user edited, and its renewal."""
+"""The upstream tree at ultralytics/: the hash of each file, the user's edits, and how it is replaced."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path, PurePosixPath
 
 from _upstream.pin import APPLY, OURS, PACKAGE, UpstreamError, hash_file
 
-STAMP = f"{PACKAGE}/.addmodules.json"  # what was laid down: release, queue and the hash of each file
-SOURCES = {".py", ".yaml"}  # a new file of these is an edit, anything else is left alone
+STAMP = f"{PACKAGE}/.addmodules.json"  # the record of set-up: release, queue and the hash of each file
+SOURCES = {".py", ".yaml"}  # a new file with such a suffix is an edit, others are ignored
 
 
 def manifest(base: Path) -> dict[str, str]:
-    """Hash each file of a tree under `base`/ultralytics but ours, byte code and the stamp, by its path."""
+    """Hash each upstream file under `base`/ultralytics, by its path, without our folders, byte code and the stamp."""
     files = {}
     for folder, folders, names in os.walk(base / PACKAGE):
         folders[:] = sorted(f for f in folders if f != "__pycache__")
@@ -35,7 +35,7 @@ def tree_sha256(files: dict[str, str]) -> str:
 
 
 def read_stamp(root: Path) -> dict:
-    """Give what was laid down last, with `pending` in it if that was interrupted."""
+    """Return the record of the last set-up; it has the key `pending` if that was interrupted."""
     try:
         return json.loads((root / STAMP).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -43,10 +43,12 @@ def read_stamp(root: Path) -> dict:
 
 
 def format_stamp(stamp: dict) -> str:
+    """Format the stamp as JSON."""
     return json.dumps(stamp, indent=0, sort_keys=True)
 
 
 def write_stamp(root: Path, stamp: dict) -> None:
+    """Write the stamp; a killed run leaves the old one."""
     file = root / STAMP
     file.parent.mkdir(exist_ok=True)
     temporary = file.with_suffix(".part")
@@ -59,18 +61,18 @@ def write_stamp(root: Path, stamp: dict) -> None:
 
 
 def list_missing_files(root: Path, files: dict[str, str]) -> list[str]:
-    """List the laid-down files that are gone."""
+    """List the recorded files that are gone."""
     return [path for path in sorted(files) if not (root / path).is_file()]
 
 
 def list_new_files(root: Path, files: dict[str, str]) -> list[str]:
-    """List the source files under ultralytics/ that were not laid down."""
+    """List the source files under ultralytics/ that set-up did not write."""
     new = (PurePosixPath(path) for path in manifest(root) if path not in files)
     return [str(path) for path in new if path.suffix in SOURCES and not any(p.startswith(".") for p in path.parts)]
 
 
 def list_edited_files(root: Path, *known: dict[str, str]) -> list[str]:
-    """List the laid-down files whose content is none of the known ones."""
+    """List the recorded files whose content matches none of the known hashes."""
     paths = {path for files in known for path in files}
     return sorted(
         path
@@ -80,17 +82,18 @@ def list_edited_files(root: Path, *known: dict[str, str]) -> list[str]:
 
 
 def format_count(edited: list[str]) -> str:
+    """Format a number of edited files."""
     return f"{len(edited)} edited file{'s' if len(edited) > 1 else ''}"
 
 
 def lay_down_tree(
     root: Path, source: Path, stage: Path, stamp: dict, new: dict, files: dict[str, str], discard_edits: bool
 ) -> list[str]:
-    """Rename the staged files into place; returns the edited files that were kept.
+    """Rename the staged files into place; return the edited files that were kept.
 
-    All copying is done beforehand, so that each file of the tree changes by one rename. Until the last one, the stamp
-    names the old and the new state, so that an interrupted run is no user's edit to the next one; an error half-way
-    puts everything back.
+    All files are copied first, so that each file of the tree changes by one rename. Until the last rename, the stamp
+    names the old and the new state, so that the next run does not mistake an interrupted run for edits. An error
+    half-way restores everything.
     """
     pending = stamp.get("pending", [])
     known = [stamp.get("files", {}), *pending]
@@ -124,14 +127,14 @@ def lay_down_tree(
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file, if it is there."""
+    """Copy a file if it exists."""
     if source.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
 
 
 def move_file(source: Path, target: Path) -> None:
-    """Rename a file over another; without the first, remove the other and the folders that this leaves empty."""
+    """Rename a file over another. If the first is missing, remove the other and the folders that become empty."""
     if source.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, target)

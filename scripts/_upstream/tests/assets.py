@@ -1,11 +1,11 @@
-"""Make what upstream's tests load and would download: checkpoints with random weights, data sets and films, drawn.
+"""Make the files that upstream's tests would download: checkpoints with random weights, drawn data sets and films.
 
-Runs in the environment of the tests, on the untouched release, once for both sides:
+This runs in the environment of the tests, on the untouched release, once for both sides:
 
     python -m _upstream.tests.assets FOLDER
 
-Nothing in FOLDER has been trained, and no picture in it but upstream's own two photographs was taken by anybody. The
-names are those that the tests ask for, and each file is of the kind that its name says.
+Nothing in FOLDER was trained, and all pictures are drawn, except upstream's own two photographs. The tests ask for
+these names, and each file has the format that its name says.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ CHECKPOINTS = {
 
 # Checkpoints ----------------------------------------------------------------------------------------------------------
 def class_names(data: str | None) -> dict[int, str]:
-    """Read the class names of one of upstream's data sets; of none, the one class that FastSAM knows."""
+    """Read the class names of one of upstream's data sets, or for None the one class of FastSAM."""
     return YAML.load(ROOT / "cfg" / "datasets" / f"{data}.yaml")["names"] if data else {0: "object"}
 
 
 def load_photographs(channels: int, size: int = 320) -> torch.Tensor:
-    """Give upstream's two photographs and their mirror images as a batch (4, channels, size, size) from 0 to 1."""
+    """Return upstream's two photographs and their mirror images as a batch (4, channels, size, size) from 0 to 1."""
     pictures = [cv2.resize(cv2.imread(str(ASSETS / name)), (size, size)) for name in ("bus.jpg", "zidane.jpg")]
     batch = torch.from_numpy(np.stack(pictures)[..., ::-1].copy()).permute(0, 3, 1, 2).float() / 255
     batch = batch if channels == 3 else batch.mean(1, keepdim=True)
@@ -88,9 +88,10 @@ def make_model(name: str) -> nn.Module:
 
 @torch.no_grad()
 def calibrate_batch_norms(model: nn.Module, batch: torch.Tensor) -> None:
-    """Measure the statistics of the batch norms on a batch.
+    """Set the statistics of the batch norms from a batch.
 
-    With those of a fresh model each layer shrinks its input, until in eval mode every picture gives the same output.
+    With the statistics of a fresh model, each layer shrinks its input, and in eval mode all pictures give the same
+    output.
     """
     model.eval()
     norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -104,10 +105,10 @@ def calibrate_batch_norms(model: nn.Module, batch: torch.Tensor) -> None:
 
 @torch.no_grad()
 def raise_scores(model: nn.Module, batch: torch.Tensor) -> None:
-    """Let a detector find some objects of its first class in each picture of a batch.
+    """Change a detector so that it finds some objects of its first class in each picture of a batch.
 
-    A fresh head scores near zero everywhere, so that nothing that comes after a detection would be run. Only what sees
-    the largest stride is changed: some dozen objects are enough.
+    A fresh head scores near zero everywhere, and nothing after the detection would run. Only the layer of the largest
+    stride is changed: about a dozen objects are enough.
     """
     outputs = {}
     hooks = [
@@ -131,7 +132,7 @@ def raise_scores(model: nn.Module, batch: torch.Tensor) -> None:
 
 
 def find_score_layers(model: nn.Module) -> list[nn.Module]:
-    """List the layers that give the class scores: at the largest stride, or of the last decoder layer."""
+    """List the layers that compute the class scores: at the largest stride, or of the last decoder layer."""
     head = model.model[-1]
     if isinstance(head, RTDETRDecoder):
         return [head.dec_score_head[-1]]
@@ -143,7 +144,7 @@ def find_score_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def set_vocabulary(model: nn.Module) -> None:
-    """Turn a model that is prompted into one that has a vocabulary, as upstream does."""
+    """Turn a prompted model into one with a vocabulary, as upstream does."""
     prompted = deepcopy(model)
     prompted.model[-1].fuse(prompted.pe)
     head = prompted.model[-1]
@@ -152,7 +153,7 @@ def set_vocabulary(model: nn.Module) -> None:
 
 
 def save_checkpoint(model: nn.Module, file: Path) -> None:
-    """Write a checkpoint as upstream writes a finished one: half precision, no optimizer, what it was trained with."""
+    """Write a checkpoint in the form of a finished one of upstream's: half precision, no optimizer, its arguments."""
     checkpoint = {
         "date": "2026-01-01T00:00:00+00:00",
         "version": __version__,
@@ -169,14 +170,14 @@ def save_checkpoint(model: nn.Module, file: Path) -> None:
 
 
 def make_mobile_sam(file: Path) -> None:
-    """Write a segment-anything model that is sure of its masks."""
+    """Write a segment-anything model whose predicted mask quality is high."""
     model = build_mobile_sam()
     nn.init.ones_(model.mask_decoder.iou_prediction_head.layers[-1].bias)
     torch.save(model.state_dict(), file)
 
 
 def make_text_encoder(file: Path) -> None:
-    """Write a TorchScript text encoder that gives each row of tokens a unit vector, as MobileCLIP's does."""
+    """Write a TorchScript text encoder that returns a unit vector for each row of tokens, as MobileCLIP's does."""
 
     class TextEncoder(nn.Module):
         def __init__(self):
@@ -215,7 +216,7 @@ def make_weights(folder: Path) -> None:
 
 # Data sets ------------------------------------------------------------------------------------------------------------
 def draw_shapes(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Draw a picture (height, width, 3) of three convex shapes; returns it and their corners in pixels."""
+    """Draw a picture (height, width, 3) of three convex shapes; return it and their corners in pixels."""
     width, height = size
     ground = rng.integers(0, 255, (4, 4, 3)).astype(np.uint8)
     picture = cv2.resize(ground, size, interpolation=cv2.INTER_CUBIC)
@@ -230,16 +231,18 @@ def draw_shapes(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> tuple
 
 
 def bounding_box(points: np.ndarray) -> list[float]:
-    """Give the centre, width and height of a normalised outline's box."""
+    """Return the centre, width and height of a normalised outline's box."""
     low, high = points.min(0), points.max(0)
     return [*(low + high) / 2, *(high - low)]
 
 
 def detect_label(points: np.ndarray) -> list[float]:
+    """Return the label of a box."""
     return bounding_box(points)
 
 
 def segment_label(points: np.ndarray) -> list[float]:
+    """Return the label of an outline."""
     return points.ravel().tolist()
 
 
@@ -250,6 +253,7 @@ def pose_label(points: np.ndarray) -> list[float]:
 
 
 def obb_label(points: np.ndarray) -> list[float]:
+    """Return the label of an oriented box."""
     return cv2.boxPoints(cv2.minAreaRect(points.astype(np.float32))).clip(0, 1).ravel().tolist()
 
 
@@ -278,6 +282,7 @@ def write_picture(file: Path, picture: np.ndarray) -> None:
 
 
 def make_classes(folder: Path, classes: int = 10) -> None:
+    """Write a folder of pictures for each class."""
     for split in SPLITS:
         for index in range(classes):
             (folder / split / f"class{index}").mkdir(parents=True)
@@ -300,7 +305,7 @@ def make_dense(folder: Path, target: str, paint: Callable, size: tuple[int, int]
 
 
 def make_datasets(folder: Path) -> None:
-    """Write each data set under the name that upstream's YAML of it has for its folder."""
+    """Write each data set under the folder name in upstream's YAML."""
     make_labelled(folder / "coco8", detect_label, 80)
     make_labelled(folder / "coco8-seg", segment_label, 80)
     make_labelled(folder / "coco8-pose", pose_label, 1)
@@ -338,7 +343,7 @@ def make_solution_assets(folder: Path) -> None:
 
 
 def main() -> None:
-    """Fill the folder."""
+    """Write all files into the folder."""
     folder = Path(sys.argv[1])
     make_weights(folder / "weights")
     make_backbones(folder / "torch" / "hub" / "checkpoints")

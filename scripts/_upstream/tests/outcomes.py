@@ -1,4 +1,4 @@
-"""What became of each test of a run, and where two runs differ."""
+"""The outcome of each test of a run, and the tests that differ between two runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORST_FIRST = (ERROR, FAILED, SKIPPED, PASSED)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a test, and why where it did not pass."""
+    """The outcome of a test, and the reason if it did not pass."""
 
     state: str
     reason: str = ""
@@ -23,7 +23,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Difference:
-    """A test that came out differently on the two sides."""
+    """A test with different outcomes on the two sides."""
 
     test: str
     untouched: Outcome
@@ -35,7 +35,7 @@ class Difference:
 
 
 def read_junit(file: Path) -> dict[str, Outcome]:
-    """Read pytest's results by test id; of a test that is there twice, as one that breaks its teardown, the worst.
+    """Read pytest's results by test id. If a test is there twice, as after a failed teardown, the worst counts.
 
     Args:
         file: In pytest's xunit1 format, which names the files.
@@ -52,11 +52,12 @@ def read_junit(file: Path) -> dict[str, Outcome]:
 
 
 def rank_outcome(outcome: Outcome) -> int:
+    """Return the place of an outcome from worst to best."""
     return WORST_FIRST.index(outcome.state)
 
 
 def read_test_id(case: ElementTree.Element) -> str:
-    """Give the id that pytest takes on its command line; of a file that could not be collected, the file."""
+    """Return the id that pytest takes on its command line, or the file if it could not be collected."""
     file, owner, name = (case.get(key) or "" for key in ("file", "classname", "name"))
     module = file.removesuffix(".py").replace("\\", "/").replace("/", ".")
     if not owner or ".".join((owner, name)) == module:
@@ -66,7 +67,7 @@ def read_test_id(case: ElementTree.Element) -> str:
 
 
 def read_reason(element: ElementTree.Element) -> str:
-    """Give what was raised, in a line."""
+    """Return the error of a test in one line."""
     lines = [line.strip() for line in (element.get("message") or "").splitlines() if line.strip()]
     text = [line.strip() for line in (element.text or "").splitlines() if line.strip()]
     if element.tag == "error" and text and (not lines or lines[0] == "collection failure"):
@@ -75,7 +76,7 @@ def read_reason(element: ElementTree.Element) -> str:
 
 
 def passes_only_there(untouched: dict[str, Outcome], ours: dict[str, Outcome]) -> list[Difference]:
-    """List the tests that pass on the untouched release and not on ours, be it because they did not run."""
+    """List the tests that pass on the untouched release and not on ours, also because they did not run."""
     files = {test: outcome for test, outcome in ours.items() if "::" not in test}  # those that were not collected
     return [
         Difference(test, outcome, ours.get(test) or outcome_not_run(files.get(test.partition("::")[0])))
@@ -91,7 +92,7 @@ def passes_only_here(untouched: dict[str, Outcome], ours: dict[str, Outcome]) ->
 
 
 def outcome_not_run(file: Outcome | None) -> Outcome:
-    """Say why a test did not run: mostly as its file could not be imported."""
+    """Return the outcome of a test that did not run, mostly because its file could not be imported."""
     return Outcome(ABSENT, file.reason if file else "")
 
 

@@ -1,4 +1,4 @@
-"""How far runs of pytest are, read from their logs."""
+"""Show the progress of pytest runs, read from their logs."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ import sys
 import time
 from pathlib import Path
 
-SECONDS_BETWEEN_LINES = 30  # where nobody watches
+SECONDS_BETWEEN_LINES = 30  # if stderr is not a terminal
 SCHEDULED = re.compile(rb"(?m)^\d+ workers? \[(\d+) items?\]")
 DONE = re.compile(rb"(?m)^\[gw\d+\] \[ *\d+%\] (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS) ")
 
 
 def print_message(text: str) -> None:
-    """Say on stderr what is being done."""
+    """Print a message on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 class ProgressLine:
-    """A line on stderr: renewed in place on a terminal, else printed now and then."""
+    """A line on stderr: redrawn in place on a terminal, else printed every 30 seconds."""
 
     def __init__(self):
         self.live = sys.stderr.isatty()
         self.began = self.printed = time.monotonic()
 
     def show(self, text: str, last: bool = False) -> None:
+        """Show a text and the time since the start."""
         now = time.monotonic()
         minutes, seconds = divmod(int(now - self.began), 60)
         text = f"{text}  {minutes}:{seconds:02d}"
@@ -37,7 +38,7 @@ class ProgressLine:
 
 
 def count_finished_tests(log: Path) -> str:
-    """Count the tests that a run has done."""
+    """Describe how many tests of a run are done and how many failed."""
     text = log.read_bytes() if log.is_file() else b""
     scheduled = SCHEDULED.search(text)
     if not scheduled:
@@ -48,7 +49,7 @@ def count_finished_tests(log: Path) -> str:
 
 
 def show_progress(runs: dict[str, tuple[subprocess.Popen, Path]]) -> None:
-    """Show how far runs are until all have ended.
+    """Show the progress of runs until all have ended.
 
     Args:
         runs: The process and the log of each, by name.

@@ -37,24 +37,24 @@ from _upstream.tests.run_progress import print_message, show_progress
 from _upstream.verify.environment import OUR_REQUIREMENTS, make_interpreter, read_requirements
 
 SCRIPTS = Path(__file__).resolve().parents[2]
-LOGS = ".upstream/test"  # where the logs and pytest's results of the last run are
+LOGS = ".upstream/test"  # folder of the logs and pytest's results of the last run
 # What the tests import beyond the release's requirements. Text prompts need the module `clip`, whose packaged form
 # needs pkg_resources, which setuptools has dropped.
 TOOLS = ["pytest>=8.2", "pytest-xdist", "pytest-timeout", "lap", "shapely", "aiohttp", "clip-anytorch", "setuptools<82"]
 EXPORTERS = ["onnx", "onnxruntime", "onnxslim", "openvino"]
-TEST_SECONDS = 300  # for a test, so that nothing can hold up the run; alone on a core the longest takes one minute
+TEST_SECONDS = 300  # limit of a test, so that none blocks the run; alone on a core the longest takes one minute
 PYTEST = [
     *("-m", "pytest", "--verbose", "--color=no", "--override-ini=addopts=", "-p", "no:cacheprovider"),
     *("--override-ini=junit_family=xunit1", "--continue-on-collection-errors", f"--timeout={TEST_SECONDS}"),
     "--max-worker-restart=20",  # a crashed one is replaced: the tests after it still count
 ]
 KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "SYSTEMROOT")
-NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses, so that no look-up waits for an answer
+NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses connections, so that no request waits for an answer
 
 
 @dataclass(frozen=True)
 class Side:
-    """The untouched release or ours, and where it runs; `log` and `results` are of one run of pytest."""
+    """The untouched release or ours, and its folder; `log` and `results` belong to one run of pytest."""
 
     name: str
     folder: Path
@@ -75,7 +75,7 @@ class Side:
 
 @dataclass
 class SuiteReport:
-    """What came out, for people as text and for machines as JSON."""
+    """The result of both sides."""
 
     release: str
     edited: list[str]
@@ -86,6 +86,7 @@ class SuiteReport:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def json(self) -> str:
+        """Format the report as JSON."""
         return json.dumps(asdict(self), indent=1)
 
 
@@ -98,7 +99,7 @@ def test(root: Path, select: str | None = None, workers: int = 1) -> SuiteReport
         workers: How many tests of a side run at once.
 
     Raises:
-        UpstreamError: Where the tests cannot be had or run; not for tests that fail.
+        UpstreamError: If the tests cannot be downloaded or run, but not if tests fail.
     """
     began = time.monotonic()
     pin, stamp = Pin.read(root), read_stamp(root)
@@ -134,7 +135,7 @@ def test(root: Path, select: str | None = None, workers: int = 1) -> SuiteReport
 def compare_sides(
     pin: Pin, edited: list[str], python: str, sides: list[Side], select: str | None, workers: int
 ) -> SuiteReport:
-    """Run the tests, then those again that came out worse on ours."""
+    """Run the tests, then run again those whose outcome is worse on ours."""
     options = [f"--numprocesses={workers}"]
     arguments = [*options, *(["-k", select] if select else []), "tests"]
     untouched, ours = run_pytest(python, {side: arguments for side in sides})
@@ -146,7 +147,7 @@ def compare_sides(
         print_message(f"{len(suspects)} pass untouched and not on ours: running them again on both sides")
         turns = {}
         for side in sides:
-            # One that was not even collected would make pytest refuse the others
+            # A test that was not collected would make pytest refuse the others
             ids = [s.test for s in suspects if side.name == "untouched" or s.ours.state != ABSENT]
             if ids:
                 file = side.folder / "again.txt"
@@ -161,7 +162,7 @@ def compare_sides(
 
 
 def describe_suite(report: SuiteReport) -> str:
-    """Write a report for people."""
+    """Format a report as text."""
     seconds = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in report.seconds.items())
     lines = [f"the tests of {PACKAGE} {report.release}, without a network ({seconds})"]
     for side, counts in report.totals.items():
@@ -185,7 +186,7 @@ def describe_suite(report: SuiteReport) -> str:
 # Folders --------------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def make_scratch_folder(root: Path) -> Iterator[Path]:
-    """Make a folder of the run's own; what a killed run has left is removed after a day, as it may be at work."""
+    """Make a folder for this run. A folder of a killed run is removed after a day, as it may still be in use before."""
     for left in (root / ".upstream").glob("test-*"):
         if time.time() - left.stat().st_mtime > 86400:
             shutil.rmtree(left, ignore_errors=True)
@@ -194,16 +195,16 @@ def make_scratch_folder(root: Path) -> Iterator[Path]:
 
 
 def copy_ours(root: Path, repo: Path) -> None:
-    """Copy the laid-down tree as it is, with what stands beside it in a checkout."""
+    """Copy the patched tree as it is, with what stands beside it in a checkout."""
     for name in (PACKAGE, "cfg_custom", "patches"):
         if (root / name).is_dir():
             shutil.copytree(root / name, repo / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def add_installation_files(side: Side, wheel: Path, python: str) -> None:
-    """Add what an installed package has, its metadata and its command, and the mark of a repository's root.
+    """Add the metadata and the command of an installed package, and the mark of a repository's root.
 
-    Upstream's default folders for weights and runs lie under that root, and the one for data sets beside it: some tests
+    Upstream's default folders for weights and runs lie under that root, and the one for data sets beside it. Some tests
     reset the settings, and must not find this checkout there.
     """
     (side.repo / ".git").mkdir()
@@ -220,7 +221,7 @@ def add_installation_files(side: Side, wheel: Path, python: str) -> None:
 
 
 def keep_logs(root: Path, folder: Path) -> None:
-    """Keep logs and results of this run, and of no other, where the report says."""
+    """Replace the logs and results of the last run by those of this run, where the report says."""
     kept, staged = root / LOGS, folder / "logs"
     staged.mkdir()
     for file in [*folder.glob("*.log"), *folder.glob("*/*.log"), *folder.glob("*/*.xml")]:
@@ -231,7 +232,7 @@ def keep_logs(root: Path, folder: Path) -> None:
 
 # Runs -----------------------------------------------------------------------------------------------------------------
 def environment_variables(side: Side, python: str) -> dict[str, str]:
-    """Give the environment variables of a side: nothing of the user's settings, nothing that waits for a network."""
+    """Return the environment variables of a side, without the user's settings and without a network."""
     kept = {key: os.environ[key] for key in KEPT_VARIABLES if key in os.environ}
     proxies = {f"{kind}_proxy": NOWHERE for kind in ("http", "https", "all")} | {"no_proxy": "127.0.0.1,localhost"}
     return {
@@ -253,16 +254,16 @@ def environment_variables(side: Side, python: str) -> dict[str, str]:
 
 
 def check_expression(python: str, side: Side, select: str) -> None:
-    """Refuse what -k cannot read, which pytest's workers do without a word."""
+    """Raise an error for an expression that -k cannot read, which pytest's workers ignore."""
     log = side.folder / "expression.log"
-    command = [python, *PYTEST, "-k", select, str(side.folder / "home")]  # where no test is
+    command = [python, *PYTEST, "-k", select, str(side.folder / "home")]  # a folder without tests
     with run_logged(command, log, side.folder, environment_variables(side, python)) as process:
         if process.wait() != 5:
             raise UpstreamError(f"{select!r} is no expression that -k reads: {find_error_line(log)}")
 
 
 def make_files(python: str, side: Side, files: Path) -> None:
-    """Make the checkpoints and data sets, with the untouched release."""
+    """Make the checkpoints and data sets with the untouched release."""
     print_message("making checkpoints and data sets")
     environment = environment_variables(side, python)
     environment["PYTHONPATH"] += os.pathsep + str(SCRIPTS)
@@ -273,7 +274,7 @@ def make_files(python: str, side: Side, files: Path) -> None:
 
 
 def run_pytest(python: str, turns: dict[Side, list[str]]) -> list[dict[str, Outcome]]:
-    """Run pytest on each side with its arguments, at once; returns what became of each test on each."""
+    """Run pytest on each side with its arguments at once; return the outcome of each test on each side."""
     with contextlib.ExitStack() as stack:
         processes = {}
         for side, arguments in turns.items():
@@ -282,7 +283,7 @@ def run_pytest(python: str, turns: dict[Side, list[str]]) -> list[dict[str, Outc
             processes[side.name] = (process, side.log)
         show_progress(processes)
     for side, (process, log) in zip(turns, processes.values()):
-        # 0 and 1: all passed, some failed; 5: none was there. On ours, that too many crashed is a verdict
+        # 0: all passed, 1: some failed, 5: no test. On ours, too many crashes are a result
         if not side.results.is_file() or (side.name == "untouched" and process.returncode not in (0, 1, 5)):
             status = process.returncode
             raise UpstreamError(f"{LOGS}/{log.name}: pytest ended with status {status}: {find_error_line(log)}")
@@ -290,7 +291,7 @@ def run_pytest(python: str, turns: dict[Side, list[str]]) -> list[dict[str, Outc
 
 
 def find_error_line(log: Path) -> str:
-    """Give the line of a log that says what went wrong: the one that pytest marks, else the last."""
+    """Return the line of a log that names the error: the one that pytest marks, else the last."""
     lines = [line.strip("= ") for line in log.read_text(errors="replace").splitlines()]
     marked = [line.partition("ERROR: ")[2] for line in lines if "ERROR: " in line]
     return next((line for line in [*marked[:1], *reversed(lines)] if line), "no message")

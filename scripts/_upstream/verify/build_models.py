@@ -1,4 +1,4 @@
-"""Prove that a patched tree is right: it imports, builds each model exactly, and changes nothing of upstream's own."""
+"""Verify a patched tree: it imports, builds each model exactly, and leaves upstream's own models unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from _upstream.processes import run_piped
 from _upstream.verify.environment import OUR_REQUIREMENTS, python_command, read_requirements
 
 PARAMETERS = "scripts/_upstream/verify/parameters.json"
-# Models of each task and each kind of head, old and new; a release is asked for those that it ships
+# Models of each task and each kind of head, old and new; those that a release does not ship are skipped
 VANILLA = (
     *("rtdetr-l", "rtdetr-x", "rtdetr-resnet50", "yolo26n", "yolo26n-seg", "yolo26n-sem", "yolo26n-depth"),
     *("yolo26n-cls", "yolo26n-pose", "yolo26n-obb", "yolo11n", "yolo11n-obb", "yolov8n-seg", "yolov8s-worldv2"),
@@ -25,20 +25,20 @@ VANILLA = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a patched tree was found to be."""
+    """The result of verifying a patched tree."""
 
-    models: int  # that are right
+    models: int  # right ones
     of_models: int
-    vanilla: int  # that are equal
+    vanilla: int  # equal ones
     of_vanilla: int
     problems: list[str]
 
 
 def read_expected_parameters(root: Path) -> dict[str, int]:
-    """Give the parameters that each model file of the checkout has to have.
+    """Return the expected number of parameters of each model file of the checkout.
 
     Raises:
-        UpstreamError: For a model file without a recorded count, or a count without a file.
+        UpstreamError: If a model file has no recorded count, or a count has no file.
     """
     recorded = json.loads((root / PARAMETERS).read_text(encoding="utf-8"))
     files = {file.stem for file in (root / "cfg_custom" / "models").glob("*.yaml")}
@@ -49,20 +49,20 @@ def read_expected_parameters(root: Path) -> dict[str, int]:
 
 
 def list_vanilla_models(tree: Path) -> list[str]:
-    """List the models that both sides build: those of `VANILLA` that the release has, by its own names."""
+    """List the models of `VANILLA` that the release has, under its own file names."""
     shipped = {file.stem for file in (tree / "ultralytics" / "cfg" / "models").rglob("*.yaml")}
     return [f"{name}.yaml" for name in VANILLA if remove_scale(name) in shipped or name in shipped]
 
 
 def remove_scale(name: str) -> str:
-    """Name the file that a scaled model's name, say yolo26n-seg, is read from: yolo26-seg."""
+    """Return the file name from which a scaled model is read: yolo26-seg for yolo26n-seg."""
     return re.sub(r"(\d)[nsmlx](?=-|$)", r"\1", name)
 
 
 def verify_tree(
     root: Path, release: str, wheel: Path, ours: Path, theirs: Path, done: Callable[[str], None]
 ) -> Verdict:
-    """Build the models on a patched tree and on the untouched one, in an environment of the release's.
+    """Build the models on a patched tree and on the untouched one, in an environment of that release.
 
     Args:
         root: The checkout, for the models and the parameters they must have.
@@ -70,7 +70,7 @@ def verify_tree(
         wheel: Its wheel, for what the release requires.
         ours: The patched tree: a folder with ultralytics/ and cfg_custom/.
         theirs: The untouched one.
-        done: Is called with the name of each model when it was built.
+        done: Called with the name of each model after it was built.
     """
     needs = [*read_requirements(wheel), *OUR_REQUIREMENTS]
     expected, names = read_expected_parameters(root), list_vanilla_models(theirs)
@@ -103,7 +103,7 @@ def verify_tree(
 
 
 def list_problems(found: dict | None, parameters: int) -> list[str]:
-    """List what is wrong with a model of ours."""
+    """List the problems of one of this project's models."""
     if found is None:
         return ["was not built"]
     if "error" in found:
@@ -120,7 +120,7 @@ def list_problems(found: dict | None, parameters: int) -> list[str]:
 def run_probe(
     needs: list[str], tree: Path, kind: str, names: list[str], done: Callable[[str], None]
 ) -> tuple[dict[str, dict], list[str]]:
-    """Run model_probe.py on a tree; returns what it found by model, and what went wrong as a whole."""
+    """Run model_probe.py on a tree; return its results by model, and the problems of the whole run."""
     found: dict[str, dict] = {}
     with tempfile.TemporaryDirectory(prefix="ultralytics-probe-") as folder:
         environment = {

@@ -1,4 +1,4 @@
-"""An environment that has what a release of upstream imports: made and cached by uv."""
+"""Python environments with the requirements of a release, which uv makes and caches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOLD = "import sys; print(sys.executable, flush=True); sys.stdin.read()"
 
 
 def read_requirements(wheel: Path) -> list[str]:
-    """List what a wheel requires, as its metadata states it, extras aside."""
+    """List the requirements in a wheel's metadata, without extras."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = Parser().parsestr(archive.read(name).decode("utf-8"))
@@ -37,7 +37,7 @@ def find_uv() -> str:
 
 
 def python_command(needs: list[str]) -> list[str]:
-    """Give the command line of this Python in an environment that has `needs`, requirements as pip reads them."""
+    """Return the command line of this Python in an environment that has `needs`, requirements as pip reads them."""
     command = [find_uv(), "run", "--quiet", "--no-project", "--isolated", f"--python={sys.executable}"]
     return [*command, *(f"--with={need}" for need in needs), "python"]
 
@@ -55,9 +55,10 @@ def run_python(needs: list[str], *args: str, **options) -> subprocess.CompletedP
 
 @contextlib.contextmanager
 def make_interpreter(needs: list[str], folder: Path) -> Iterator[str]:
-    """Make an environment that has `needs`, and give the path of its interpreter while it is there.
+    """Make an environment with `needs`, and yield the path of its interpreter while the environment exists.
 
-    uv removes the environment when the process that it was made for ends: this one waits until its input is closed.
+    uv removes the environment when the process ends for which it was made. That process waits until its input is
+    closed.
     """
     log = folder / "environment.log"
     with open(log, "wb") as file:

@@ -2,8 +2,8 @@
 
 `build_models.py` runs this inside a release's own environment, on a patched tree and on the untouched one.
 
-    python model_probe.py shipped rtdetr-l-FLA.yaml …    parameters of models of ours; of tiny ones a pass each way
-    python model_probe.py vanilla yolov8n.yaml …         a fingerprint of models of upstream's
+    python model_probe.py shipped rtdetr-l-FLA.yaml …    our models: parameters; for tiny ones a forward and a backward
+    python model_probe.py vanilla yolov8n.yaml …         upstream's models: a fingerprint
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import hashlib
 import json
 import sys
 
-print("PROBE" + json.dumps({"name": "started"}), flush=True)  # so that what fails from here on is no failure of uv's
+print(
+    "PROBE" + json.dumps({"name": "started"}), flush=True
+)  # so that a failure from here on is not taken for one of uv's
 
 import torch  # noqa: E402
 
@@ -21,7 +23,7 @@ from ultralytics import RTDETR, YOLO  # noqa: E402
 
 
 def build_shipped_model(name: str) -> dict:
-    """Build a model of ours by the bare name of its file, as a user would."""
+    """Build one of this project's models by the bare name of its file, as a user would."""
     model = RTDETR(name).model
     found = {"parameters": sum(p.numel() for p in model.parameters())}
     if "tiny" in name:
@@ -56,7 +58,7 @@ def run_passes(model: torch.nn.Module) -> dict:
 
 
 def fingerprint_vanilla_model(name: str) -> dict:
-    """Build a model of upstream's from a fixed seed; hash its parameters, and an output of it."""
+    """Build one of upstream's models from a fixed seed; hash its parameters and an output."""
     model = (RTDETR if "rtdetr" in name else YOLO)(name).model.eval()
     digest = hashlib.sha256()
     for key, tensor in model.state_dict().items():
@@ -74,13 +76,13 @@ def fingerprint_vanilla_model(name: str) -> dict:
 def main() -> None:
     """Print what was imported, then a line for each model."""
     kind, *names = sys.argv[1:]
-    torch.set_num_threads(1)  # the two sides' sums in the same order
+    torch.set_num_threads(1)  # so that both sides add in the same order
     print("PROBE" + json.dumps({"file": ultralytics.__file__, "version": ultralytics.__version__}), flush=True)
     for name in names:
         torch.manual_seed(3)
         try:
             found = build_shipped_model(name) if kind == "shipped" else fingerprint_vanilla_model(name)
-        except Exception as e:  # whatever it is, it is the finding
+        except Exception as e:  # any error is a result
             found = {"error": f"{type(e).__name__}: {e}".splitlines()[0]}
         print("PROBE" + json.dumps({"name": name, **found}), flush=True)
 
