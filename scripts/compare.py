@@ -11,11 +11,11 @@ The first model is what the others are compared with. Any argument of `yolo trai
     OUT/study.json              everything, with versions and commands
     OUT/runs/MODEL/seed-N       the runs, as `yolo train` leaves them
 
-The same command again goes on where it was stopped or killed: what is done is not done again, and what failed is tried
-again. More models and seeds may be added. `--from` takes in runs that were made with plain `yolo train`.
+The same command continues where it was stopped or killed: it does not repeat finished runs, and retries failed ones.
+More models and seeds may be added. `--from` takes in runs that were made with plain `yolo train`.
 
 The interval of a difference is at 95 %: a paired bootstrap over the validation images, and the scatter over seeds with
-Student's t. Where it holds zero ("n.s.", not significant), the study does not show that the models differ.
+Student's t. If it contains zero ("n.s.", not significant), the study does not show that the models differ.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=summary, epilog=details, formatter_class=style, allow_abbrev=False)
     parser.add_argument("--models", nargs="+", default=[], metavar="FILE", help="YAML or .pt, the baseline first")
     parser.add_argument("--data", metavar="YAML", help="the data set")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="0 1 2 unless told")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="runs/studies/DATA unless told")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/studies/DATA")
     parser.add_argument(
         "--from", dest="taken", nargs="+", default=[], type=Path, metavar="RUN", help=existing_runs.__doc__
     )
@@ -109,7 +109,7 @@ def check_settings(args: argparse.Namespace) -> dict:
     for key in args.arguments.keys() & set(RESERVED_ARGUMENTS):
         raise Refused(f"{key}=…: the study sets it; --models, --data, --seeds and --out say what and where")
     if len(set(args.seeds)) < len(args.seeds):
-        raise Refused(f"--seeds {' '.join(map(str, args.seeds))}: a seed is there twice")
+        raise Refused(f"--seeds {' '.join(map(str, args.seeds))}: a seed is repeated")
     recipe = args.arguments.get("cfg")
     try:
         LOGGER.setLevel(logging.ERROR)  # else upstream prints its whole help for an unknown name
@@ -237,7 +237,7 @@ def main() -> int:
     except (Refused, OSError) as e:
         print(f"compare.py: {e}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("study: stopped; the same command goes on", file=sys.stderr)
+        print("study: stopped; the same command continues", file=sys.stderr)
         return 130
     return 2
 

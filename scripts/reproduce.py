@@ -173,7 +173,7 @@ def summaries_on(release: str, names: list[str]) -> Iterator[tuple[str, list[str
         UpstreamError: If there is no such release, no uv or no network, or if a model cannot be built.
     """
     if not re.fullmatch(r"\d+\.\d+\.\d+", release):
-        raise UpstreamError(f"{release!r} is no release of {PACKAGE}; give its three numbers, as in 8.3.50")
+        raise UpstreamError(f"{release!r} is not a release of {PACKAGE}; give its three numbers, as in 8.3.50")
     find_uv()  # a missing uv is reported before anything is downloaded
     with tempfile.TemporaryDirectory(prefix="reproduce-") as scratch, explain_os_errors(ROOT):
         tree = Path(scratch, "tree")

@@ -8,7 +8,7 @@
     python scripts/upstream.py test              run upstream's own tests on the untouched release and on ours
 
 Upstream's wheels come from the package registry through pip, or from files: the environment variable
-ULTRALYTICS_WHEEL names one (or a folder that holds it), else the folder wheels/ of the checkout is looked at. Releases
+ULTRALYTICS_WHEEL names one (or a folder that holds it), else they are searched in the folder wheels/. Releases
 and queue are commits in a scratch repository, .upstream/repo, so that the work is git's own. `rebase`, `check`
 and `test` run in environments of their own, which uv makes and keeps.
 """
@@ -83,7 +83,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def parse_positive(text: str) -> int:
     """Parse a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 

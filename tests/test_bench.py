@@ -187,7 +187,7 @@ def test_depth_validates_what_it_times(monkeypatch, tmp_path):
 def test_depth_of_another_model(monkeypatch, capsys, tmp_path):
     YOLO("yolo26n.yaml").save(tmp_path / "yolo.pt")
     assert run(monkeypatch, "depth", f"--model={tmp_path / 'yolo.pt'}") == 1
-    assert "yolo.pt is no RT-DETR" in capsys.readouterr().err
+    assert "yolo.pt is not an RT-DETR" in capsys.readouterr().err
 
 
 def test_profile(monkeypatch, capsys):

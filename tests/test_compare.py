@@ -348,7 +348,7 @@ def written(folder: Path) -> dict[Path, int]:
 
 def test_a_study_goes_on_after_a_kill(folder, data):
     log = (folder / "log").read_text()
-    assert "run 2 of 4, rtdetr-tiny-EMO with seed 0, goes on from its checkpoint" in log
+    assert "run 2 of 4, rtdetr-tiny-EMO with seed 0, continues from its checkpoint" in log
     assert "run 1 of 4" not in log and "run 4 of 4, rtdetr-tiny-EMO with seed 1: epoch 1 of 1" in log
     study = json.loads((folder / "study.json").read_text())
     assert [(run["model"], run["seed"], run["state"]) for run in study["runs"]] == [
@@ -443,7 +443,7 @@ def test_a_failing_model_is_reported_and_the_rest_goes_on(folder, data, tmp_path
     [
         (["--models", "rtdetr-nano.yaml"], "rtdetr-nano.yaml does not exist"),
         (["--data", "nothing.yaml"], "--data nothing.yaml: "),
-        (["--seeds", "1", "1"], "a seed is there twice"),
+        (["--seeds", "1", "1"], "a seed is repeated"),
         (["epoch=3"], "epoch"),
         (["lr0=fast"], "lr0"),
         (["cfg=nothing.yaml"], "cfg=nothing.yaml does not exist"),

@@ -319,10 +319,8 @@ def test_a_patch_that_upstream_took(checkout):
     release(checkout, {TASKS: changed(FILES[TASKS], BUILD)})
     report = start(checkout)
     assert (report.stop.reason, report.stop.patch) == ("taken", BUILD_PATCH)
-    assert f"patches/{BUILD_PATCH} is in ultralytics {NEW} already; it is dropped when you say so" in describe_rebase(
-        report
-    )
-    with pytest.raises(UpstreamError, match="say `.*rebase --skip` to drop it"):
+    assert f"patches/{BUILD_PATCH} is in ultralytics {NEW} already" in describe_rebase(report)
+    with pytest.raises(UpstreamError, match="`.*rebase --skip` drops it"):
         go_on(checkout)
     report = go_on(checkout, "skip")
     assert states(report) == ["clean", "upstream's", "offset"] or states(report) == ["clean", "upstream's", "clean"]
@@ -828,7 +826,7 @@ def test_abort_restores_every_byte(checkout, files):
     assert start(checkout).outcome == "stopped"
     (checkout / SESSION / TASKS).write_text("edited")
     report = go_on(checkout, "abort")
-    assert describe_rebase(report) == f"ultralytics {OLD} -> {NEW}: given up; everything is as it was"
+    assert describe_rebase(report) == f"ultralytics {OLD} -> {NEW}: aborted; everything is as it was"
     assert snapshot(checkout, scratch=True) == before
     with pytest.raises(UpstreamError, match="no rebase is waiting"):
         go_on(checkout, "abort")
@@ -923,7 +921,7 @@ def test_the_newest_is_the_default(checkout, monkeypatch):
     [
         *((v, f"ultralytics {v} carried malware") for v in ("8.3.41", "8.3.42", "8.3.45", "8.3.46")),
         ("8.3.041", "ultralytics 8.3.41 carried malware"),
-        *((v, f"'{v}' is no release of ultralytics: one looks like 8.3.50") for v in ("newest", "9.1", "9.1.0.0")),
+        *((v, f"'{v}' is not a release of ultralytics: one looks like 8.3.50") for v in ("newest", "9.1", "9.1.0.0")),
         ("9.7.0", "could not download ultralytics==9.7.0: .*connect to the network, or set ULTRALYTICS_WHEEL"),
         ("9.3.0", r"ultralytics==9.3.0 was yanked by its authors \(it eats data\)"),
     ],
@@ -950,7 +948,7 @@ def test_releases_that_are_refused(checkout, tmp_path, monkeypatch, version, say
 def test_a_broken_wheel(checkout):
     (checkout / "wheels" / f"ultralytics-{NEW}-py3-none-any.whl").write_bytes(b"PK no archive")
     before = snapshot(checkout, scratch=True)
-    with pytest.raises(UpstreamError, match="is no sound archive"):
+    with pytest.raises(UpstreamError, match="damaged archive"):
         start(checkout)
     assert snapshot(checkout, scratch=True) == before
 

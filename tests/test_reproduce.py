@@ -186,9 +186,9 @@ def command(*args: str, **environment: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     "release, environment, message",
     [
-        ("", {}, "'' is no release of ultralytics"),
-        ("8.3", {}, "'8.3' is no release of ultralytics"),
-        ("../8.3.50", {}, "'../8.3.50' is no release of ultralytics"),
+        ("", {}, "'' is not a release of ultralytics"),
+        ("8.3", {}, "'8.3' is not a release of ultralytics"),
+        ("../8.3.50", {}, "'../8.3.50' is not a release of ultralytics"),
         ("8.3.50", {"PATH": "", "UV": ""}, "uv was not found"),
         pytest.param("8.3.50", {"UV": "/no/such/uv"}, "/no/such/uv", marks=uv),
         pytest.param("8.3.999", {}, "8.3.999", marks=uv),

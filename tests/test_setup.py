@@ -362,7 +362,7 @@ def test_truncated_wheel(fresh, wheel, tmp_path, keep):
     short.write_bytes(content[: int(keep * len(content))])
     assert "pinned is" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(short))
     pin_to(fresh, short)
-    assert "is no sound archive" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(short))
+    assert "damaged archive" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(short))
 
 
 def test_damaged_wheel(fresh, wheel, tmp_path):
@@ -371,7 +371,7 @@ def test_damaged_wheel(fresh, wheel, tmp_path):
     content[len(content) // 2] ^= 0xFF
     damaged.write_bytes(content)
     pin_to(fresh, damaged)
-    assert "is no sound archive" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(damaged))
+    assert "damaged archive" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(damaged))
 
 
 @pytest.mark.parametrize(
@@ -585,7 +585,7 @@ def test_killed_half_way_through_a_renewal(checkout, laid_down, tmp_path, number
     done = run(checkout, "apply", PYTHONPATH=str(tmp_path))
     assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)
     if number < 4:
-        assert ("older than the queue" if (number, before) == (1, True) else "half-way") in ok(checkout, "status")
+        assert ("older than the queue" if (number, before) == (1, True) else "interrupted") in ok(checkout, "status")
         assert "run `python scripts/upstream.py apply` first" in run(checkout, "export").stderr
     ok(checkout, "apply")
     pin, files = Pin.read(checkout), manifest(checkout)
@@ -886,7 +886,7 @@ def test_status_counts_the_changed_lines(laid_down):
 
 
 def test_status_of_nothing_laid_down(fresh):
-    assert f"not laid down; `{APPLY}` does" in ok(fresh, "status")
+    assert f"missing; `{APPLY}`" in ok(fresh, "status")
 
 
 # What the user sees ---------------------------------------------------------------------------------------------------

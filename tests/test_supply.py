@@ -85,7 +85,7 @@ def test_a_hash_that_was_not_known_beforehand_is_said(tmp_path, capsys):
     file.write_bytes(b"new")
     assert releases.check_file_hash(file) == file
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and hashlib.sha256(b"new").hexdigest() in said and "not known beforehand" in said
+    assert said.count("\n") == 1 and hashlib.sha256(b"new").hexdigest() in said and "not recorded" in said
 
 
 def package(version: str, digest: str = "0", yanked: str | None = None) -> SimpleNamespace:

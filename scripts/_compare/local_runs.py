@@ -24,8 +24,8 @@ def run_study(study: Study) -> None:
             continue
         left = RemainingTime(study)
         where = f"run {number} of {len(runs)}, {run.title}"
-        goes_on = ", goes on from its checkpoint" if run.last.is_file() and not run.taken else ""
-        print_progress(f"{where}{goes_on}{left.text(run)}")
+        resumes = ", continues from its checkpoint" if run.last.is_file() and not run.taken else ""
+        print_progress(f"{where}{resumes}{left.text(run)}")
         perform_run(run, study.settings, functools.partial(report_epoch, where, run, left))
         report_failure(where, run)
         study.save()

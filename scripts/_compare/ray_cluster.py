@@ -57,7 +57,7 @@ def connect_cluster(address: str) -> Any:
         ray.init(address=address, runtime_env=code, log_to_driver=False, configure_logging=False)
     except (OSError, ValueError, RuntimeError) as e:
         raise Refused(
-            f"--on ray: no cluster at {address} ({str(e).splitlines()[0]}). `ray start --head` begins one, and "
+            f"--on ray: no cluster at {address} ({str(e).splitlines()[0]}). `ray start --head` starts one, and "
             "`ray start --address=HOST:PORT` on each other machine joins it; one that was started with a token takes "
             "RAY_AUTH_MODE=token here, too"
         ) from None
@@ -101,7 +101,7 @@ def run_on_cluster(study: Study, address: str, resources: dict[str, float], retr
         print_progress(f"{len(waiting)} of {len(study.runs)} runs are with the cluster at {address}")
         gather_results(ray, study, waiting, board, resources)
     except ray.exceptions.RayError as e:
-        raise Refused(f"--on ray: {summarise_error(e)}; the same command goes on") from e
+        raise Refused(f"--on ray: {summarise_error(e)}; the same command continues") from e
     finally:
         (study.folder / TOKEN).unlink(missing_ok=True)
         ray.shutdown()

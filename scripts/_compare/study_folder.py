@@ -244,7 +244,7 @@ class Study:
         if changes:
             raise Refused(
                 f"{there} was made with other settings: {'; '.join(changes) if before else f'{MADE} is missing'}. "
-                f"Figures of both are not to be compared; begin another study (--out), or delete {there} to do it again"
+                f"Their figures are not comparable; start another study (--out), or delete {there} to repeat it"
             )
 
     def begun(self, label: str) -> bool:

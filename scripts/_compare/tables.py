@@ -226,8 +226,8 @@ def write_notes(study: Study, rows: list[Row]) -> list[str]:
     single = [row["model"] for row in rows if len(row["seeds"]) == 1]
     if single:
         found.append(
-            f"† One seed only ({', '.join(single)}): the interval is of the images alone and knows nothing of how "
-            "training scatters, which is often more. It shows no difference between the models."
+            f"† One seed only ({', '.join(single)}): the interval covers only the images, not the scatter of "
+            "training, which is often larger. It shows no difference between the models."
         )
     found += [f"Failed: {run.label}, seed {run.seed}: {run.outcome['error']}" for run in failed]
     waiting = [run for run in study.runs if not run.outcome]

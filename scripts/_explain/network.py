@@ -146,8 +146,8 @@ def build_yaml(model: str) -> Model:
 def needs_network(model: Any) -> ValueError:
     """Build the error for a model without layers to inspect."""
     return Refused(
-        f"{model}: explanations look into layers and need gradients, which an exported model has not; "
-        "give the checkpoint (.pt) or a model file (.yaml)"
+        f"{model}: explanations need a model's layers and gradients, which an exported model does not have; "
+        "name the checkpoint (.pt) or a model file (.yaml)"
     )
 
 

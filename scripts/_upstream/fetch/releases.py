@@ -51,7 +51,7 @@ def parse_release(name: str) -> str:
 def check_release(release: str) -> str:
     """Return a release in upstream's form, as 8.3.50; refuse other text and the releases that are never used."""
     if not re.fullmatch(r"\d+\.\d+\.\d+", release):
-        raise UpstreamError(f"{release!r} is no release of {PACKAGE}: one looks like 8.3.50")
+        raise UpstreamError(f"{release!r} is not a release of {PACKAGE}: one looks like 8.3.50")
     release = ".".join(map(str, parse_version(release)))
     if release in read_record().refused:
         raise UpstreamError(
@@ -65,7 +65,7 @@ def check_file_hash(file: Path) -> Path:
     digest, wanted = hash_file(file), read_record().sha256.get(file.name)
     if wanted is None:
         print(
-            f"{file.name} has sha256 {digest}: not known beforehand, {RECORD} has none; a download was compared with "
+            f"{file.name} has sha256 {digest}: not recorded in {RECORD}; a download was compared with "
             "what the index lists",
             file=sys.stderr,
             flush=True,

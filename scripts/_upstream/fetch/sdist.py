@@ -74,7 +74,7 @@ def read_members(sdist: Path) -> dict[str, bytes]:
                     files["/".join(path.parts[1:])] = archive.extractfile(member).read()
             return files
     except (tarfile.TarError, zlib.error, EOFError) as e:
-        raise UpstreamError(f"{sdist} is no sound archive: {e}; remove the file and run this again") from None
+        raise UpstreamError(f"{sdist} is a damaged archive: {e}; remove the file and run this again") from None
 
 
 def list_differing_files(sdist: Path, wheel: Path) -> list[str]:

@@ -118,7 +118,7 @@ def unpack_wheel(wheel: Path, folder: Path) -> None:
                 if path.parts[:1] == (PACKAGE,) and not path.as_posix().startswith(OURS):
                     archive.extract(entry, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
-        raise UpstreamError(f"{wheel} is no sound archive: {e}") from None
+        raise UpstreamError(f"{wheel} is a damaged archive: {e}") from None
 
 
 def keep_wheel(root: Path, wheel: Path, name: str | None = None) -> Path:

@@ -172,7 +172,7 @@ def commit_resolution(root: Path, session: Path, notes: Notes, stop: Stop) -> No
     """Commit what the maintainer resolved into the patch at which the rebase waits."""
     if stop.reason in ("taken", "lost"):
         raise UpstreamError(
-            f"nothing of patches/{stop.patch} is left on {notes.new}: say `{REBASE} --skip` to drop it, or `--abort`"
+            f"nothing of patches/{stop.patch} is left on {notes.new}: `{REBASE} --skip` drops it, `--abort` ends this"
         )
     conflicts.refuse_unresolved(session)
     git("add", "--update", cwd=session)  # tracked files only, as git itself does
@@ -180,7 +180,7 @@ def commit_resolution(root: Path, session: Path, notes: Notes, stop: Stop) -> No
     if stop.reason == "conflict":
         if not edited:
             raise UpstreamError(
-                f"nothing of patches/{stop.patch} is left: say `{REBASE} --skip` to drop it, or edit the files again"
+                f"nothing of patches/{stop.patch} is left: `{REBASE} --skip` drops it, or edit the files again"
             )
         git("commit", "--quiet", f"--reuse-message={notes.order[stop.patch]}", cwd=session)
     elif stop.reason == "later":

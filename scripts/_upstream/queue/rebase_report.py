@@ -42,7 +42,7 @@ def describe_rebase(report: RebaseReport) -> str:
     if report.outcome == "up to date":
         return f"{PACKAGE}/ is on {report.new} already"
     if report.outcome == "aborted":
-        return f"{way}: given up; everything is as it was"
+        return f"{way}: aborted; everything is as it was"
     if report.overrides and report.outcome == "stopped":
         return describe_overrides(report)
     if report.outcome == "stopped":
@@ -101,8 +101,8 @@ def describe_stop(report: RebaseReport) -> str:
     stop, release = report.stop, f"{PACKAGE} {report.new}"
     head = {
         "conflict": f"patches/{stop.patch} conflicts with {release}:",
-        "taken": f"patches/{stop.patch} is in {release} already; it is dropped when you say so:",
-        "lost": f"patches/{stop.patch} is not on {release}; it is dropped when you say so:",
+        "taken": f"patches/{stop.patch} is in {release} already; `--skip` drops it:",
+        "lost": f"patches/{stop.patch} is not on {release}; `--skip` drops it:",
         "moved": f"patches/{stop.patch} applies to {release}, but not where it was:",
         "later": f"patches/{stop.patch} is for {release} again, and does not apply:",
     }[stop.reason]

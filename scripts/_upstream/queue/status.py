@@ -32,17 +32,17 @@ def status(root: Path) -> str:
         "missing": list_missing_files(root, files),
     }
     if not stamp:
-        state = f"not laid down; `{APPLY}` does"
+        state = f"missing; `{APPLY}` lays it down"
     elif "pending" in stamp:
-        state = f"laid down half-way; `{APPLY}` mends it"
+        state = f"incomplete, as set-up was interrupted; `{APPLY}` completes it"
     elif stamp.get("queue") != queue_sha256(root):
-        state = f"older than the queue; `{APPLY}` renews it"
+        state = f"older than the queue; `{APPLY}` updates it"
     elif any(differences.values()):
         state = "as recorded but for " + "; ".join(f"{k} {', '.join(v)}" for k, v in differences.items() if v)
     else:
         state = f"as recorded, sha256 {pin.tree_sha256}"
     if (root / SESSION).is_dir():
-        lines.append(f"rebase     waits in {SESSION}; `{REBASE} --continue` goes on, `--abort` gives it up")
+        lines.append(f"rebase     waits in {SESSION}; `{REBASE} --continue` continues it, `--abort` ends it")
     lines.append(f"tree       {state}")
     if stamp and read_overrides(root):
         missing = missing_overrides(root, root, pin.release)

@@ -259,7 +259,7 @@ def check_expression(python: str, side: Side, select: str) -> None:
     command = [python, *PYTEST, "-k", select, str(side.folder / "home")]  # a folder without tests
     with run_logged(command, log, side.folder, environment_variables(side, python)) as process:
         if process.wait() != 5:
-            raise UpstreamError(f"{select!r} is no expression that -k reads: {find_error_line(log)}")
+            raise UpstreamError(f"{select!r} is not an expression that -k reads: {find_error_line(log)}")
 
 
 def make_files(python: str, side: Side, files: Path) -> None:
