@@ -1,4 +1,4 @@
-"""Show what an RT-DETR looks at: pictures of one model and some images.
+"""Draw what an RT-DETR looks at: pictures of one model and some images.
 
     python scripts/explain.py best.pt photo.jpg                       all that the model has
     python scripts/explain.py rtdetr-l-FLA.yaml photo.jpg --what focusing --query 320,240
@@ -11,7 +11,8 @@ field     effective receptive field: what of the input counts for the middle of 
 
 Each is a PNG file, IMAGE-cam.png and so on, MODEL-field.png for all images together; contact.png has all of them.
 Layers are rows, as the model's summary numbers them; a multi-output backbone's row has several maps. The query is in
-pixels of the image. Pictures of an earlier command in the same folder are overwritten.
+pixels of the image. Pictures of an earlier command in the same folder are overwritten. In Python, with scripts/ on the
+path, `from explain import layer_cam` computes the maps as arrays.
 """
 
 from __future__ import annotations
@@ -32,8 +33,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from _explain import click_query, drawing, focusing, receptive_field, routing  # noqa: E402
 from _explain.detections import allowed_classes, choose_query  # noqa: E402
 from _explain.image_view import load_view  # noqa: E402
-from _explain.layer_cam import draw_layer_cam as draw_cam  # noqa: E402
-from _explain.layer_cam import layer_cam  # noqa: E402
+from _explain.layer_cam import draw_layer_cam, layer_cam  # noqa: E402
 from _explain.network import OpenedModel, choose_sources, open_model  # noqa: E402
 from ultralytics.nn.AddModules.errors import Refused  # noqa: E402
 
@@ -150,7 +150,7 @@ def draw_figures(
         view = load_view(image, opened)
         if "cam" in what:
             found = layer_cam(opened, view, args.layers, args.conf, args.classes)
-            yield f"{name}-cam", draw_cam(found, view, opened)
+            yield f"{name}-cam", draw_layer_cam(found, view, opened)
         if "routing" in what:
             yield f"{name}-routing", routing.draw_routing(routing.routing(opened, view, query), view, opened)
         if "focusing" in what:

@@ -12,6 +12,7 @@ import torch
 
 import ultralytics
 from _shared.machine import describe_machine
+from _shared.markdown_table import format_markdown_table
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:
@@ -65,10 +66,7 @@ def round_figures(data: object) -> object:
 
 def format_table(rows: list[dict], columns: list[str]) -> str:
     """Format rows as a Markdown table."""
-    cells = [columns, ["---"] * len(columns)]
-    cells += [[format_value(row.get(column)) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths)) + " |" for line in cells)
+    return format_markdown_table(columns, [[format_value(row.get(column)) for column in columns] for row in rows])
 
 
 def summarise_results(data: dict) -> str:

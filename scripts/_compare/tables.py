@@ -16,6 +16,7 @@ from _compare.results import METRICS
 from _compare.statistics import LEVEL
 from _compare.study_folder import FOUND, Run, Study, describe_file, known_labels, training_arguments
 from _compare.validation import Validation
+from _shared.markdown_table import format_markdown_table
 from ultralytics.nn.AddModules.errors import Refused
 
 Row = dict[str, Any]
@@ -135,11 +136,9 @@ COLUMNS = [
 
 def format_markdown(rows: list[Row], notes: list[str]) -> str:
     """Format the table as Markdown, with its notes."""
-    cells = [[column.title for column in COLUMNS], ["---"] + ["---:"] * (len(COLUMNS) - 1)]
-    cells += [[column.show(row).replace("|", "\\|") for column in COLUMNS] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths)) + " |" for line in cells]
-    return "\n".join([*lines, "", *(f"{note}  " for note in notes), ""])
+    cells = [[column.show(row) for column in COLUMNS] for row in rows]
+    table = format_markdown_table([column.title for column in COLUMNS], cells, "---:")
+    return "\n".join([table, "", *(f"{note}  " for note in notes), ""])
 
 
 def format_csv(rows: list[Row], _: list[str]) -> str:

@@ -42,17 +42,6 @@ def python_command(needs: list[str]) -> list[str]:
     return [*command, *(f"--with={need}" for need in needs), "python"]
 
 
-def run_python(needs: list[str], *args: str, **options) -> subprocess.CompletedProcess:
-    """Run this Python, in an environment that has `needs` and nothing else, on the given arguments.
-
-    Args:
-        needs: Requirements as pip reads them.
-        args: Arguments of the interpreter.
-        options: Of `subprocess.run`.
-    """
-    return subprocess.run([*python_command(needs), *args], stdin=subprocess.DEVNULL, **options)
-
-
 @contextlib.contextmanager
 def make_interpreter(needs: list[str], folder: Path) -> Iterator[str]:
     """Make an environment with `needs`, and yield the path of its interpreter while the environment exists.
