@@ -50,7 +50,7 @@ def bench_cases(args: argparse.Namespace) -> list[dict]:
     with Progress("cases", len(chosen) * len(measure.MODES)) as progress:
         for case in chosen:
             for mode in measure.MODES:
-                sides = ["ours", "naive", "floor", "best floor", *case.plain()]
+                sides = ["ours", "naive", "floor", "best floor", *case.plain_modules()]
                 found = measure.time_sides(case, mode, sides, args.device, args.options, args.rounds, args.seconds)
                 floors = 3 if mode == "training" else 1  # a backward has two products for each product of the forward
                 row = {

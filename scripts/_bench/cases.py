@@ -69,7 +69,7 @@ class Case:
         """Family, batch x channels x height x width, and the detail."""
         return " ".join([self.family, "x".join(map(str, self.shape)), self.detail]).strip()
 
-    def plain(self) -> dict[str, Callable[[], nn.Module]]:
+    def plain_modules(self) -> dict[str, Callable[[], nn.Module]]:
         """Plain modules of upstream and torch that could replace this module."""
         batch, channels, height, width = self.shape
         if self.family == "EMO":

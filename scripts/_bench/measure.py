@@ -24,7 +24,7 @@ NOISE = 128  # MiB above which the order in which threads allocate memory does n
 def build_side(case: cases.Case, side: str, mode: str, device: torch.device) -> nn.Module:
     """Build the module of a side with fixed weights; for inference it is fused, as `yolo predict` does."""
     torch.manual_seed(0)
-    module = case.plain()[side]() if side in case.plain() else case.build()
+    module = case.plain_modules()[side]() if side in case.plain_modules() else case.build()
     if side == "naive":
         module = naive_formulas.naive_copy(module)
     module = module.to(device).train(mode == "training")

@@ -227,7 +227,7 @@ class Study:
             for label in self.labels
         }
         for label in self.labels:
-            if self.begun(label):
+            if self.has_begun(label):
                 self.compare(label, read_json(self.folder / "runs" / label / MADE) or {})
 
     def compare(self, label: str, before: dict[str, Any]) -> None:
@@ -247,7 +247,7 @@ class Study:
                 f"Their figures are not comparable; start another study (--out), or delete {there} to repeat it"
             )
 
-    def begun(self, label: str) -> bool:
+    def has_begun(self, label: str) -> bool:
         """Whether anything of a model has been trained or validated here, with any seed."""
         runs = [Run(label, "", 0, folder) for folder in (self.folder / "runs" / label).glob("seed-*")]
         return any(run.last.is_file() or (run.outcome or {}).get("state") == "done" for run in runs)

@@ -212,7 +212,7 @@ def write_notes(study: Study, rows: list[Row]) -> list[str]:
     if on:
         found.append(f"Trained on {', '.join(on)}.")
     elsewhere = [
-        label for label in known_labels(study.folder).values() if label not in study.labels and study.begun(label)
+        label for label in known_labels(study.folder).values() if label not in study.labels and study.has_begun(label)
     ]
     if elsewhere:
         found.append(f"In the study's folder, and not named in its last command: {', '.join(sorted(elsewhere))}.")

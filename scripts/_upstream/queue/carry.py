@@ -36,7 +36,7 @@ def run_rebase(root: Path, repo: Path) -> Stop | None:
     """Run git's rebase until it ends or a patch needs a decision."""
     notes = Notes.read(repo)
     if not is_rebasing(repo) and not is_on_release(repo, notes.new):
-        notes.forget()
+        notes.reset_decisions()
         start_git_rebase(repo, notes)
     while is_rebasing(repo):
         stop = find_patch_stop(repo, notes)
@@ -61,7 +61,7 @@ def start_git_rebase(repo: Path, notes: Notes) -> None:
     """Start git's rebase with a list that stops after each patch and leaves out the patches for later releases."""
     notes.write(repo)
     todo = repo / ".git" / "todo"
-    todo.write_text("".join(f"pick {commit}\nbreak\n" for commit in notes.wanted.values()) or "noop\n")
+    todo.write_text("".join(f"pick {commit}\nbreak\n" for commit in notes.carried_patches.values()) or "noop\n")
     git(
         *("rebase", "--interactive", "--empty=ask", "--onto", release_tag(notes.new), release_tag(notes.old), "queue"),
         cwd=repo,
@@ -96,7 +96,7 @@ def restore_todo_list(repo: Path, notes: Notes) -> None:
     todo = repo / ".git" / "rebase-merge" / "git-rebase-todo"
     text = todo.read_text() if todo.is_file() else ""
     listed = {*list_picked_commits(repo), *re.findall(r"(?m)^\w+ (\w{40,})", text)}
-    missing = [commit for commit in notes.wanted.values() if commit not in listed]
+    missing = [commit for commit in notes.carried_patches.values() if commit not in listed]
     if missing:
         todo.write_text("".join(f"pick {commit}\nbreak\n" for commit in missing) + text)
 
@@ -146,7 +146,7 @@ def find_queue_stop(root: Path, repo: Path, notes: Notes) -> Stop | None:
         )
     if git("stash", "list", cwd=repo):
         raise UpstreamError(f"{SESSION} has a stash that would be lost; `git -C {SESSION} stash pop` or `stash drop`")
-    for file in notes.wanted:
+    for file in notes.carried_patches:
         if file not in map_patches_to_commits(repo, notes):
             return Stop("lost", file, ["nothing of it is there"])
         stop = find_moved_hunks(repo, notes, file)

@@ -49,12 +49,12 @@ class Notes:
         temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
         os.replace(temporary, repo / ".git" / NOTES)
 
-    def forget(self) -> None:
+    def reset_decisions(self) -> None:
         """Forget all decisions: git starts again."""
         self.stopped, self.resolved, self.shown, self.accepted, self.dropped = {}, [], None, [], {}
 
     @property
-    def wanted(self) -> dict[str, str]:
+    def carried_patches(self) -> dict[str, str]:
         """The patches that the new release gets, each with its commit on the old release."""
         gone = {*self.left_out, *self.dropped}
         return {file: commit for file, commit in self.order.items() if file not in gone}
@@ -159,7 +159,7 @@ def match_commits(repo: Path, notes: Notes) -> tuple[dict[str, str], list[str]]:
     if is_rebasing(repo):
         done = list_picked_commits(repo)
         old = [(file, subject) for file, subject in old if notes.order[file] in done]
-    old = [(file, subject) for file, subject in old if file in notes.wanted]
+    old = [(file, subject) for file, subject in old if file in notes.carried_patches]
     new = list_commits(repo, f"{release_tag(notes.new)}..HEAD")
     found, rest = {}, []
     matcher = SequenceMatcher(None, [subject for _, subject in old], [subject for _, subject in new], autojunk=False)
