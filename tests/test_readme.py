@@ -140,7 +140,7 @@ def test_table_of_models():
     for name, row in rows.items():
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         published = models.reproduce.PUBLISHED.get(name)
-        counts = models.reproduce.totals(models.RTDETRDetectionModel(f"{name}.yaml", verbose=False))
+        counts = models.reproduce.count_totals(models.RTDETRDetectionModel(f"{name}.yaml", verbose=False))
         assert cells[1] == f"{counts['parameters']:,}"
         assert cells[3] == (str(published["gflops"]) if published else "–")
         assert cells[0] == ("as published" if published else "–")

@@ -101,12 +101,12 @@ def test_the_record_takes_what_is_new_and_keeps_what_it_has():
     script = load_file(ROOT / "scripts" / "releases.py")
     old = releases.ReleaseRecord({"8.3.41": "carried malware"}, {"ultralytics-8.3.1-py3-none-any.whl": "1"})
     files = [package("8.2.99"), package("8.3.1", "1"), package("8.4.0rc1"), package("8.10.2", "2", 'a "bug"\nhere')]
-    found = script.merged(old, script.listed(files))
+    found = script.merge_records(old, script.parse_listing(files))
     assert found.refused == {"8.3.41": "carried malware", "8.10.2": "was yanked by its authors (a bug here)"}
     assert sorted(found.sha256.values()) == ["1", "2"]
     assert releases.ReleaseRecord.parse(found.text()) == found
     with pytest.raises(SystemExit, match="ultralytics-8.3.1-py3-none-any.whl is not what"):
-        script.merged(old, script.listed([package("8.3.1", "another")]))
+        script.merge_records(old, script.parse_listing([package("8.3.1", "another")]))
 
 
 # `yolo checks` --------------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_each_dependency_has_its_licence_listed():
     assert rows.keys() - {"package", "---"} == wanted and "not stated" not in rows.values()
     script = load_file(ROOT / "scripts" / "dependencies.py")
     assert script.COMMAND in text and script.AUDIT in text
-    tables = script.tables()
+    tables = script.format_tables()
     assert [name for name in wanted if f"\n| {name} | {metadata.version(name)} | " not in tables] == []
 
 
@@ -224,4 +224,4 @@ def test_an_audit_that_was_not_answered_says_so(printed, says, monkeypatch):
         (json.dumps({"dependencies": printed}), "") if printed else ("", "Traceback\nConnectionError: no route\n")
     )
     monkeypatch.setattr(script.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=out, stderr=err))
-    assert script.audit("pypi") == says
+    assert script.run_audit("pypi") == says
