@@ -352,7 +352,7 @@ def test_a_deleted_file(checkout):
     with pytest.raises(UpstreamError, match=f"git -C {SESSION} rm {CHECKS}"):
         go_on(checkout)
     git(checkout, "rm", CHECKS)
-    with pytest.raises(UpstreamError, match="say `.*rebase --skip`"):
+    with pytest.raises(UpstreamError, match="`.*rebase --skip` drops it"):
         go_on(checkout)
     report = go_on(checkout, "skip")
     assert report.outcome == "rebased" and not (checkout / CHECKS).exists()
@@ -549,7 +549,7 @@ def test_a_patch_that_git_skipped_is_dropped_only_when_told_so(checkout):
     start(checkout)
     git(checkout, "rebase", "--skip")
     for _ in range(2):
-        with pytest.raises(UpstreamError, match="say `.*--skip` to drop it"):
+        with pytest.raises(UpstreamError, match="`.*--skip` drops it"):
             go_on(checkout)
     report = go_on(checkout, "skip")
     assert states(report) == ["clean", "clean", "dropped"]
