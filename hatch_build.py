@@ -12,8 +12,8 @@ class UpstreamHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict) -> None:
         """Lay the tree down in the checkout, or in the folder that a front end has unpacked the sources to."""
         sys.path.insert(0, str(Path(self.root, "scripts")))
-        from maintain.apply import apply
-        from maintain.pin import UpstreamError
+        from _upstream.pin import UpstreamError
+        from _upstream.queue.apply import apply
 
         try:
             print(apply(Path(self.root)))

@@ -26,13 +26,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and look-ups take time
+os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and requests take time
 
 import torch  # noqa: E402
-from benchmark import cases, deploy, depth, measure, models, naive, report, startup, timing  # noqa: E402
-from flops import count_flops  # noqa: E402
-from maintain.pin import UpstreamError  # noqa: E402
-from maintain.progress import Progress  # noqa: E402
+
+from _bench import cases, deploy, depth, measure, models, naive_formulas, plots, report, startup  # noqa: E402
+from _shared import timing  # noqa: E402
+from _shared.flops import count_flops  # noqa: E402
+from _shared.progress import Progress  # noqa: E402
+from _upstream.pin import UpstreamError  # noqa: E402
 
 TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,15 +45,15 @@ def bench_modules(args: argparse.Namespace) -> dict:
 
 
 def bench_cases(args: argparse.Namespace) -> list[dict]:
-    """Time the published cases: all sides, inference and training."""
+    """Time the published cases: all sides, in inference and training."""
     rows = []
     chosen = [case for case in cases.CASES if args.only in case.name]
     with Progress("cases", len(chosen) * len(measure.MODES)) as progress:
         for case in chosen:
             for mode in measure.MODES:
-                sides = ["ours", "naive", "floor", "best floor", *case.plain()]
-                found = measure.times(case, mode, sides, args.device, args.options, args.rounds, args.seconds)
-                floors = 3 if mode == "training" else 1  # a backward has two products for each of the forward
+                sides = ["ours", "naive", "floor", "best floor", *case.plain_modules()]
+                found = measure.time_sides(case, mode, sides, args.device, args.options, args.rounds, args.seconds)
+                floors = 3 if mode == "training" else 1  # a backward has two products for each product of the forward
                 row = {
                     "case": case.name,
                     "mode": mode,
@@ -64,7 +66,7 @@ def bench_cases(args: argparse.Namespace) -> list[dict]:
                 for side in ("floor", "best floor"):
                     row[f"{side} ms"] *= floors
                 for side in ("ours", "naive"):
-                    row[f"{side} MiB"] = measure.peak_alone(case, side, mode, args.device, args.options)
+                    row[f"{side} MiB"] = measure.measure_peak_alone(case, side, mode, args.device, args.options)
                 row["MiB / naive"] = row["ours MiB"] / row["naive MiB"]
                 rows.append(row)
                 progress.step(f"{case.name} {mode}")
@@ -79,7 +81,7 @@ def bench_growth(args: argparse.Namespace) -> dict[str, list[dict]]:
         for family, found in families.items():
             own = []
             for case in found:
-                seconds = measure.times(
+                seconds = measure.time_sides(
                     case, "inference", ["ours"], args.device, args.options, args.rounds, args.seconds
                 )
                 own.append(
@@ -87,16 +89,16 @@ def bench_growth(args: argparse.Namespace) -> dict[str, list[dict]]:
                         "family": family,
                         "tokens": case.shape[2] * case.shape[3],
                         "ms": 1e3 * seconds["ours"].median,
-                        "MiB": measure.peak_alone(case, "ours", "training", args.device, args.options),
+                        "MiB": measure.measure_peak_alone(case, "ours", "training", args.device, args.options),
                     }
                 )
                 progress.step(case.name)
             tokens = [row["tokens"] for row in own]
             fit = {
                 "family": family,
-                "time exponent": timing.exponent(tokens, [row["ms"] for row in own]),
+                "time exponent": timing.fit_exponent(tokens, [row["ms"] for row in own]),
                 "operations exponent": operations_exponent(found),
-                "memory exponent": timing.exponent(tokens, [row["MiB"] for row in own]),
+                "memory exponent": timing.fit_exponent(tokens, [row["MiB"] for row in own]),
             }
             fits.append(fit)
             rows += own
@@ -104,13 +106,13 @@ def bench_growth(args: argparse.Namespace) -> dict[str, list[dict]]:
 
 
 def operations_exponent(found: list[cases.Case]) -> float:
-    """Fit how the operations of a family's formula grow: what its time cannot grow slower than for long."""
-    counts = [count_flops(naive.naive(case.build()), case.shape) for case in found]
-    return timing.exponent([case.shape[2] * case.shape[3] for case in found], counts)
+    """Fit how the operations of a family's formula grow: on large maps, its time cannot grow more slowly."""
+    counts = [count_flops(naive_formulas.naive_copy(case.build()), case.shape) for case in found]
+    return timing.fit_exponent([case.shape[2] * case.shape[3] for case in found], counts)
 
 
 def bench_models(args: argparse.Namespace) -> dict:
-    """Time whole models, all of them in turn, and those whose attention is multi-query against its naive form."""
+    """Time whole models in turn, and the multi-query ones against their naive form."""
     names = [name for name in [*cases.PUBLISHED, *cases.LARGER] if args.only in name]
     common, gpu = (args.device, args.options), args.device.type == "cuda"
     batch, training_batch = (16, 16) if gpu else (1, 4)
@@ -119,19 +121,19 @@ def bench_models(args: argparse.Namespace) -> dict:
     results = {"over naive": [], "memory": [], "training": []}
     with Progress("models", 1 + gpu + bool(against) + 2 * len(measured)) as progress:
         timed = batch, args.rounds, 10 * args.seconds
-        results["models"] = models.latencies([cases.BASELINE, *names], "ours", *common, *timed)
+        results["models"] = models.time_models([cases.BASELINE, *names], "ours", *common, *timed)
         progress.step("fused models")
         if gpu:
             trained = [name for name in names if name in cases.PUBLISHED]
-            results["training"] = models.throughput([cases.BASELINE, *trained], *common, *timed)
+            results["training"] = models.time_training([cases.BASELINE, *trained], *common, *timed)
             progress.step("training")
         if against:
-            found = models.over_naive(against, "rtdetr-ResNetLayer_MQA", *common, 3, args.seconds)
+            found = models.time_against_naive(against, "rtdetr-ResNetLayer_MQA", *common, 3, args.seconds)
             results["over naive"] = found
             progress.step("against the naive form")
         for name in measured:
             for mode, size in zip(measure.MODES, (batch, training_batch)):
-                peak = models.memory(name, "ours", mode, *common, size)
+                peak = models.measure_model_memory(name, "ours", mode, *common, size)
                 results["memory"].append({"model": name, "mode": mode, "batch": size, "MiB": peak})
                 progress.step(f"memory of {name}, {mode}")
     return results
@@ -139,13 +141,13 @@ def bench_models(args: argparse.Namespace) -> dict:
 
 def bench_depth(args: argparse.Namespace) -> dict:
     """Time and validate a trained model with fewer decoder layers, and with fewer queries."""
-    return depth.depth(args.model, args.data, args.imgsz, args.device, args.options, args.rounds, args.seconds)
+    return depth.measure_depths(args.model, args.data, args.imgsz, args.device, args.options, args.rounds, args.seconds)
 
 
 def bench_deploy(args: argparse.Namespace) -> list[dict]:
     """Export models, and time them in each runtime."""
     chosen = [name for name in deploy.NAMES if args.only in name]
-    return deploy.deploy(chosen, args.data, args.rounds, args.seconds)
+    return deploy.measure_runtimes(chosen, args.data, args.rounds, args.seconds)
 
 
 def bench_profile(args: argparse.Namespace) -> list[dict]:
@@ -155,7 +157,7 @@ def bench_profile(args: argparse.Namespace) -> list[dict]:
         row
         for case in chosen
         for mode in measure.MODES
-        for row in measure.profile(case, mode, args.device, args.options, args.rounds)
+        for row in measure.profile_case(case, mode, args.device, args.options, args.rounds)
     ]
 
 
@@ -164,43 +166,43 @@ def show_modules(results: dict) -> None:
     plain = ["Conv 3x3 ms", "AIFI ms", "MHA ms", "HGNet ms"]
     ratios = ["ours / floor", "ours / best floor", "ours / naive", "ours MiB", "naive MiB", "MiB / naive"]
     columns = ["case", "mode", "ours ms", "spread", "naive ms", "floor ms", "best floor ms", *plain, *ratios]
-    print(report.table(results["cases"], columns), "\n")
-    print(report.table(results["exponents"], list(results["exponents"][0])))
+    print(report.format_table(results["cases"], columns), "\n")
+    print(report.format_table(results["exponents"], list(results["exponents"][0])))
 
 
 def show_models(results: dict) -> None:
     """Print the tables of `models`."""
     figures = ["ms", "spread", "over_baseline", "over_baseline_per_operation"]
-    print(report.table(results["models"], ["model", "batch", "parameters", "gflops", *figures]))
+    print(report.format_table(results["models"], ["model", "batch", "parameters", "gflops", *figures]))
     for part in ("over naive", "memory", "training"):
         if results[part]:
             print()
-            print(report.table(results[part], list(results[part][0])))
+            print(report.format_table(results[part], list(results[part][0])))
 
 
 def show_depth(results: dict) -> None:
-    """Print what `depth` measured, and its table."""
+    """Print the table of `depth`."""
     print(*report.summarise_depth(results), sep="\n\n")
 
 
 def show_deploy(results: list[dict]) -> None:
-    """Print what `deploy` measured."""
-    print(report.table(results, list(results[0])), "\n")
+    """Print the tables of `deploy`."""
+    print(report.format_table(results, list(results[0])), "\n")
     print(*report.summarise_deploy(results), sep="\n\n")
 
 
 def show_startup(results: dict) -> None:
     """Print the table of `startup`."""
-    print(report.table([results], list(results)))
+    print(report.format_table([results], list(results)))
 
 
-def kept() -> None:
+def print_kept_results() -> None:
     """Print a summary of each machine's results."""
     for file in sorted((ROOT / "benchmarks").glob("*.json")):
         data = json.loads(file.read_text(encoding="utf-8"))
         sections = (section["environment"] for section in data.values())
         print(f"{file.stem}: {'; '.join(sorted({', '.join(found.values()) for found in sections}))}\n")
-        print(report.summary(data), "\n")
+        print(report.summarise_results(data), "\n")
 
 
 def write_pages() -> None:
@@ -218,12 +220,12 @@ BENCHES = {
     "models": (bench_models, show_models),
     "depth": (bench_depth, show_depth),
     "deploy": (bench_deploy, show_deploy),
-    "profile": (bench_profile, lambda results: print(report.table(results, list(results[0])))),
-    "startup": (lambda args: startup.startup(ROOT, args.rounds), show_startup),
+    "profile": (bench_profile, lambda results: print(report.format_table(results, list(results[0])))),
+    "startup": (lambda args: startup.measure_startup(ROOT, args.rounds), show_startup),
 }
 
 
-def parse() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     summary, _, details = __doc__.partition("\n")
     style = argparse.RawDescriptionHelpFormatter
@@ -249,8 +251,8 @@ def parse() -> argparse.Namespace:
         parser.error("deploy: the runtimes of the `export` extra are those of the CPU")
     if args.device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")
-    if args.what in ("modules", "models", "deploy", "profile") and not matching(args):
-        parser.error(f"--only {args.only!r} is in no name; there are {', '.join(names(args.what))}")
+    if args.what in ("modules", "models", "deploy", "profile") and not has_matches(args):
+        parser.error(f"--only {args.only!r} is in no name; there are {', '.join(list_names(args.what))}")
     if args.what == "depth" and not (args.model and Path(args.model).is_file()):
         problem = f"{args.model} does not exist" if args.model else "none is named"
         parser.error(f"depth needs --model, a trained RT-DETR's .pt, and {problem}; `{depth.HOW_TO_TRAIN}` trains one")
@@ -258,45 +260,45 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def names(what: str) -> list[str]:
+def list_names(what: str) -> list[str]:
     """List the cases or the models."""
     if what == "models":
         return [*cases.PUBLISHED, *cases.LARGER]
     if what == "deploy":
         return deploy.NAMES
-    return [case.name for case in (measure.all_cases() if what == "modules" else cases.CASES)]
+    return [case.name for case in (measure.iterate_cases() if what == "modules" else cases.CASES)]
 
 
-def matching(args: argparse.Namespace) -> bool:
-    """Whether anything is left to measure."""
-    return any(args.only in name for name in names(args.what))
+def has_matches(args: argparse.Namespace) -> bool:
+    """Whether --only leaves anything to measure."""
+    return any(args.only in name for name in list_names(args.what))
 
 
-def save(args: argparse.Namespace, results: dict) -> None:
-    """Keep results, and draw what can be drawn."""
+def save_results(args: argparse.Namespace, results: dict) -> None:
+    """Save results, and draw their picture."""
     variant = "" if args.dtype == "fp32" else f" {args.dtype}"
     section = f"{args.what}{variant}{' compiled' if args.compile else ''}"
     if args.what == "deploy" and args.only:
-        results = [*report.others(ROOT / "benchmarks", args.device, section, results), *results]
+        results = [*report.read_other_rows(ROOT / "benchmarks", args.device, section, results), *results]
         results.sort(key=lambda row: deploy.NAMES.index(row["model"]))
-    file = report.keep(ROOT / "benchmarks", args.device, section, results)
+    file = report.save_section(ROOT / "benchmarks", args.device, section, results)
     picture = file.with_name(f"{file.stem}-{section.replace(' ', '-')}.png")
     if args.what == "modules":
-        report.plot_growth(results["growth"], picture)
+        plots.plot_growth(results["growth"], picture)
     elif args.what == "models":
-        report.plot_models(results["models"], picture)
+        plots.plot_models(results["models"], picture)
     elif args.what == "depth":
-        report.plot_depth(results, picture)
+        plots.plot_depth(results, picture)
     elif args.what == "deploy":
-        report.plot_deploy(results, picture)
+        plots.plot_deploy(results, picture)
     print(f"\nkept in {file.relative_to(ROOT)}", file=sys.stderr)
 
 
 def main() -> int:
-    """Measure, show and keep."""
-    args = parse()
+    """Measure, print and save."""
+    args = parse_arguments()
     if args.what == "kept":
-        kept()
+        print_kept_results()
         return 0
     if args.what == "pages":
         write_pages()
@@ -308,11 +310,11 @@ def main() -> int:
         print(f"error: {e}", file=sys.stderr)
         return 1
     if args.json:
-        print(json.dumps(report.rounded(results), indent=1))
+        print(json.dumps(report.round_figures(results), indent=1))
     else:
         show(results)
     if args.save:
-        save(args, results)
+        save_results(args, results)
     return 0
 
 

@@ -11,11 +11,11 @@ The first model is what the others are compared with. Any argument of `yolo trai
     OUT/study.json              everything, with versions and commands
     OUT/runs/MODEL/seed-N       the runs, as `yolo train` leaves them
 
-The same command again goes on where it was stopped or killed: what is done is not done again, and what failed is tried
-again. More models and seeds may be added. `--from` takes in runs that were made with plain `yolo train`.
+The same command continues where it was stopped or killed: it does not repeat finished runs, and retries failed ones.
+More models and seeds may be added. `--from` takes in runs that were made with plain `yolo train`.
 
 The interval of a difference is at 95 %: a paired bootstrap over the validation images, and the scatter over seeds with
-Student's t. Where it holds zero ("n.s.", not significant), the study does not show that the models differ.
+Student's t. If it contains zero ("n.s.", not significant), the study does not show that the models differ.
 """
 
 from __future__ import annotations
@@ -33,15 +33,23 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from benchmark.report import machine  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
-from study import cluster, local, tables, taken  # noqa: E402
-from study.cost import costs  # noqa: E402
-from study.plan import OWN, Run, Study, absolute, known, labels, trained_with  # noqa: E402
-from study.report import report  # noqa: E402
-from study.results import check_images, summarise  # noqa: E402
-from study.run import STRIDE, device_of, summary  # noqa: E402
 
+from _compare import existing_runs, local_runs, ray_cluster, tables  # noqa: E402
+from _compare.cost import measure_costs  # noqa: E402
+from _compare.html_report import write_report  # noqa: E402
+from _compare.results import check_images, summarise_study  # noqa: E402
+from _compare.study_folder import (  # noqa: E402
+    RESERVED_ARGUMENTS,
+    Run,
+    Study,
+    absolute_path,
+    known_labels,
+    label_models,
+    training_arguments,
+)
+from _compare.training_run import STRIDE, choose_device, summarise_error  # noqa: E402
+from _shared.machine import describe_machine  # noqa: E402
 from ultralytics.cfg import TASK2DATA, get_cfg, smart_value  # noqa: E402
 from ultralytics.data.utils import check_det_dataset  # noqa: E402
 from ultralytics.nn.AddModules.checkpoints import write  # noqa: E402
@@ -50,19 +58,21 @@ from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER, YAML  # noq
 from ultralytics.utils.checks import check_imgsz, check_yaml  # noqa: E402
 from ultralytics.utils.torch_utils import select_device  # noqa: E402
 
-PAIR = re.compile(r"[a-z]\w*=")  # no path has it at its begin, unless its first folder is called so
+PAIR = re.compile(r"[a-z]\w*=")  # a path begins like this only if its first folder does
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Read the command line."""
     summary, _, details = __doc__.partition("\n")
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=summary, epilog=details, formatter_class=style, allow_abbrev=False)
     parser.add_argument("--models", nargs="+", default=[], metavar="FILE", help="YAML or .pt, the baseline first")
     parser.add_argument("--data", metavar="YAML", help="the data set")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="0 1 2 unless told")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="runs/studies/DATA unless told")
-    parser.add_argument("--from", dest="taken", nargs="+", default=[], type=Path, metavar="RUN", help=taken.__doc__)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/studies/DATA")
+    parser.add_argument(
+        "--from", dest="taken", nargs="+", default=[], type=Path, metavar="RUN", help=existing_runs.__doc__
+    )
     nodes = parser.add_argument_group("on a Ray cluster")
     nodes.add_argument("--on", choices=["here", "ray"], default="here", help="where runs are done (here)")
     nodes.add_argument("--address", default="auto", metavar="HOST:PORT", help="the cluster (this machine's)")
@@ -70,11 +80,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     nodes.add_argument("--gpus", type=float, default=0, metavar="N", help="that a run takes (0)")
     nodes.add_argument("--retries", type=int, default=3, metavar="N", help="of a run whose node was lost (3)")
     trainer = parser.add_argument_group("of yolo train")
-    for key in sorted(DEFAULT_CFG_DICT.keys() - {*OWN, "models"}):
+    for key in sorted(DEFAULT_CFG_DICT.keys() - {*RESERVED_ARGUMENTS, "models"}):
         trainer.add_argument(f"--{key}", dest=f"train {key}", metavar="VALUE", help=argparse.SUPPRESS)
     parser.add_argument("pairs", nargs="*", metavar="KEY=VALUE", help="any argument of yolo train")
     given = {}
-    for token in [t for t in argv if PAIR.match(t)]:  # wherever they stand
+    for token in [t for t in argv if PAIR.match(t)]:  # at any place in the command
         argv.remove(token)
         key, value = token.split("=", 1)
         if not value:
@@ -86,23 +96,23 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for key, value in vars(args).items():
         if key.startswith("train ") and value is not None:
             given[key.removeprefix("train ")] = smart_value(value)
-    args.arguments = json.loads(json.dumps(given))  # as study.json has them
+    args.arguments = json.loads(json.dumps(given))  # in the form of study.json
     return args
 
 
-def settings(args: argparse.Namespace) -> dict:
-    """Check what was asked for, and put it together.
+def check_settings(args: argparse.Namespace) -> dict:
+    """Check the command line, and return the study's settings.
 
     Raises:
-        Refused: Where something is missing, unknown or wrong.
+        Refused: If something is missing, unknown or wrong.
     """
-    for key in args.arguments.keys() & set(OWN):
+    for key in args.arguments.keys() & set(RESERVED_ARGUMENTS):
         raise Refused(f"{key}=…: the study sets it; --models, --data, --seeds and --out say what and where")
     if len(set(args.seeds)) < len(args.seeds):
-        raise Refused(f"--seeds {' '.join(map(str, args.seeds))}: a seed is there twice")
+        raise Refused(f"--seeds {' '.join(map(str, args.seeds))}: a seed is repeated")
     recipe = args.arguments.get("cfg")
     try:
-        LOGGER.setLevel(logging.ERROR)  # else upstream shows all of its help with a name that it does not know
+        LOGGER.setLevel(logging.ERROR)  # else upstream prints its whole help for an unknown name
         asked = get_cfg(DEFAULT_CFG, {**(YAML.load(check_yaml(recipe)) if recipe else {}), **args.arguments})
         check_imgsz(asked.imgsz, stride=STRIDE, max_dim=1)
         if args.on == "here" and asked.device is not None:
@@ -113,7 +123,7 @@ def settings(args: argparse.Namespace) -> dict:
         raise Refused(" ".join(str(e).split())) from None
     finally:
         LOGGER.setLevel(logging.INFO)
-    found, data = taken.take(args.taken, args.data) if args.taken else ({}, args.data)
+    found, data = existing_runs.group_runs(args.taken, args.data) if args.taken else ({}, args.data)
     data = data or (YAML.load(check_yaml(recipe)).get("data") if recipe else None)
     if not data:
         raise Refused(f"--data is missing: the YAML of a data set, such as shapes.yaml or {TASK2DATA['detect']}")
@@ -124,47 +134,47 @@ def settings(args: argparse.Namespace) -> dict:
     if not splits.get(asked.split or "val"):
         raise Refused(f"split={asked.split}: {data} names no images for it")
     args.out = args.out or Path("runs", "studies", Path(data).stem)
-    files = [absolute(model) for model in args.models]
-    models = dict(zip(labels(files, known(args.out)), files))
+    files = [absolute_path(model) for model in args.models]
+    models = dict(zip(label_models(files, known_labels(args.out)), files))
     for label in models.keys() & found:
         raise Refused(f"--models and --from both have a {label}; one of them is enough")
-    arguments = {key: absolute(value) for key, value in args.arguments.items()}
+    arguments = {key: absolute_path(value) for key, value in args.arguments.items()}
     return {
         "models": models,
         "taken": found,
-        "data": absolute(data),
+        "data": absolute_path(data),
         "seeds": args.seeds if models else [],
         "arguments": arguments,
     }
 
 
-def finish(study: Study, args: argparse.Namespace) -> list[dict]:
-    """Measure what the models cost, and write study.json and the tables."""
+def write_results(study: Study, args: argparse.Namespace) -> list[dict]:
+    """Measure the costs of the models, and write study.json, the tables and the page."""
     check_images(study)
     ready = {label: study.done(label)[0] for label in study.labels if study.done(label)}
     if not ready:
         study.save()
         return []
-    found = measured(study, ready, args)
-    rows = summarise(study, found.get("models", {}))
+    found = measure_models(study, ready, args)
+    rows = summarise_study(study, found.get("models", {}))
     study.save(costs=found, results=rows)
-    notes = tables.notes(study, rows)
-    for suffix, make in ((".md", tables.markdown), (".csv", tables.comma_separated), (".tex", tables.latex)):
+    notes = tables.write_notes(study, rows)
+    for suffix, make in ((".md", tables.format_markdown), (".csv", tables.format_csv), (".tex", tables.format_latex)):
         write(study.folder / f"table{suffix}", make(rows, notes).encode())
-    report(study, rows, shlex.join(["python", "scripts/compare.py", *sys.argv[1:]]))
+    write_report(study, rows, shlex.join(["python", "scripts/compare.py", *sys.argv[1:]]))
     return rows
 
 
-def measured(study: Study, ready: dict[str, Run], args: argparse.Namespace) -> dict[str, Any]:
-    """Measure what models cost, all of them in one run; what was measured of the same weights here stays."""
+def measure_models(study: Study, ready: dict[str, Run], args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the costs of models in one run; earlier measurements of the same weights on this machine stay."""
     first = next(iter(ready.values()))
-    arguments = trained_with(first.best)
+    arguments = training_arguments(first.best)
     files = {label: run.best for label, run in ready.items()}
     sizes = {label: run.outcome["imgsz"] for label, run in ready.items()}
     batch = max(1, int(arguments["batch"]))
     if args.on == "here":
-        device = select_device(device_of(arguments, study.settings), verbose=False)
-        where = machine(device)
+        device = select_device(choose_device(arguments, study.settings), verbose=False)
+        where = describe_machine(device)
     else:
         where = [args.address, resources(args)]
     of = {
@@ -176,45 +186,48 @@ def measured(study: Study, ready: dict[str, Run], args: argparse.Namespace) -> d
     before = study.before.get("costs", {})
     if before.get("of") == of:
         return before
-    local.say(f"timing {len(ready)} models")
+    local_runs.print_progress(f"timing {len(ready)} models")
     try:
         if args.on == "ray":
-            return {"of": of, **cluster.time_models(files, sizes, batch, args.address, resources(args))}
-        return {"of": of, **costs(files, sizes, device, batch)}
-    except Exception as e:  # what was trained is shown all the same
-        local.say(f"the costs could not be measured ({summary(e)})")
-        return {"failed": summary(e)}
+            return {
+                "of": of,
+                **ray_cluster.measure_costs_on_cluster(files, sizes, batch, args.address, resources(args)),
+            }
+        return {"of": of, **measure_costs(files, sizes, device, batch)}
+    except Exception as e:  # the other results are shown
+        local_runs.print_progress(f"the costs could not be measured ({summarise_error(e)})")
+        return {"failed": summarise_error(e)}
 
 
 def resources(args: argparse.Namespace) -> dict[str, float]:
-    """Give what a run takes of a cluster's node."""
+    """Return the resources of a run on a cluster's node."""
     return {"num_cpus": args.cpus, "num_gpus": args.gpus}
 
 
 def main() -> int:
-    """Do what is not done, and show the results; 1 where a run has failed."""
+    """Do the runs that are not done, and show the results; return 1 if a run has failed."""
     try:
-        args = parse(sys.argv[1:])
+        args = parse_arguments(sys.argv[1:])
         if not args.models and not args.taken:
             raise Refused("nothing to compare: --models names YAML files or checkpoints, --from folders of runs")
-        asked = settings(args)
+        asked = check_settings(args)
         folder = args.out
-        Study(folder, asked)  # what is refused leaves no folder behind
+        Study(folder, asked)  # checks before a folder is made
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise Refused(f"--out {folder}: no folder can be made there ({e.strerror}); name another") from None
         with FileLock(folder / ".lock", timeout=0):
             study = Study(folder, asked)
-            study.save(results=[])  # those of other models or seeds, until there are new ones
+            study.save(results=[])  # results of other models or seeds are dropped
             if args.on == "ray":
-                cluster.run_all(study, args.address, resources(args), args.retries)
+                ray_cluster.run_on_cluster(study, args.address, resources(args), args.retries)
             else:
-                local.run_all(study)
-            rows = finish(study, args)
+                local_runs.run_study(study)
+            rows = write_results(study, args)
             failed = [run for run in study.runs if not run.is_done]
             if rows:
-                print(tables.markdown(rows, tables.notes(study, rows)))
+                print(tables.format_markdown(rows, tables.write_notes(study, rows)))
                 print(f"{folder / 'report.html'}, table.md, .csv, .tex and study.json are beside each other")
             for run in failed:
                 print(f"{run.title} failed: {run.outcome['error']}; the same command tries again")
@@ -224,7 +237,7 @@ def main() -> int:
     except (Refused, OSError) as e:
         print(f"compare.py: {e}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("study: stopped; the same command goes on", file=sys.stderr)
+        print("study: stopped; the same command continues", file=sys.stderr)
         return 130
     return 2
 

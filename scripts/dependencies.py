@@ -1,8 +1,9 @@
-"""Write DEPENDENCIES.md: each package that this one needs, its version and licence, and what pip-audit knows of them.
+"""Write DEPENDENCIES.md: the packages that this project needs, their versions and licences, and pip-audit's findings.
 
     uv run --all-extras python scripts/dependencies.py
 
-The versions are those that uv resolves and installs today, for this platform; licences are as the packages state them.
+The versions are those that uv resolves and installs today on this platform; the licences are those that the packages
+state.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from maintain.pin import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from _upstream.pin import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "uv run --all-extras python scripts/dependencies.py"
@@ -27,8 +29,8 @@ AUDIT = "uvx pip-audit --requirement pins.txt --no-deps --disable-pip --format j
 SERVICES = ("pypi", "osv")
 
 
-def direct() -> dict[str, list[str]]:
-    """List what pyproject.toml asks for: requirements by what they are for."""
+def read_direct_requirements() -> dict[str, list[str]]:
+    """Read the requirements in pyproject.toml, by their use."""
     file = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project = file["project"]
     extras = {f"extra `{name}`": needs for name, needs in project["optional-dependencies"].items()}
@@ -36,8 +38,8 @@ def direct() -> dict[str, list[str]]:
     return {"all": project["dependencies"], **extras, **groups}
 
 
-def needed(needs: list[str]) -> dict[str, metadata.Distribution]:
-    """Give the installed distributions that requirements bring with them here, themselves included, by name."""
+def find_distributions(needs: list[str]) -> dict[str, metadata.Distribution]:
+    """Return the installed distributions that requirements bring, themselves included, by name."""
     found, seen, waiting = {}, set(), [(Requirement(need), {""}) for need in needs]
     while waiting:
         need, extras = waiting.pop()
@@ -53,8 +55,8 @@ def needed(needs: list[str]) -> dict[str, metadata.Distribution]:
     return found
 
 
-def licence(distribution: metadata.Distribution) -> str:
-    """Read a distribution's licence: the expression, else the classifiers, the first line of a text, or of a file."""
+def read_licence(distribution: metadata.Distribution) -> str:
+    """Return a distribution's licence: its expression, else its classifiers, else the first line of its text."""
     data = distribution.metadata
     classifiers = [c.rpartition(" :: ")[2] for c in data.get_all("Classifier", []) if c.startswith("License :: ")]
     files = [file for file in distribution.files or [] if file.name.upper().startswith("LICENSE")]
@@ -63,10 +65,10 @@ def licence(distribution: metadata.Distribution) -> str:
     return data.get("License-Expression") or ", ".join(classifiers) or (lines or ["not stated"])[0]
 
 
-def tables() -> str:
-    """Write the tables of what is asked for, and of what that brings with it."""
-    asked = direct()
-    closures = {what: needed(needs) for what, needs in asked.items()}
+def format_tables() -> str:
+    """Format the tables of the direct requirements and of the packages that these bring."""
+    asked = read_direct_requirements()
+    closures = {what: find_distributions(needs) for what, needs in asked.items()}
     named = {canonicalize_name(Requirement(need).name) for needs in asked.values() for need in needs}
     everything = {name: found for closure in closures.values() for name, found in closure.items()}
     parts = []
@@ -75,13 +77,15 @@ def tables() -> str:
         for name in sorted(names):
             uses = [what for what, closure in closures.items() if name in closure]
             uses = uses[:1] if uses[0] == "all" else uses
-            rows.append(f"| {name} | {everything[name].version} | {licence(everything[name])} | {', '.join(uses)} |")
+            rows.append(
+                f"| {name} | {everything[name].version} | {read_licence(everything[name])} | {', '.join(uses)} |"
+            )
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
 
 
-def audit(service: str) -> str:
-    """Ask pip-audit for the pins' known vulnerabilities; its answer in a paragraph or a list."""
+def run_audit(service: str) -> str:
+    """Run pip-audit on the pinned versions; return its answer as a paragraph or a list."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([*EXPORT.split()[:-1], f"{folder}/pins.txt"], cwd=ROOT, check=True)
         command = [*AUDIT.split(), "--vulnerability-service", service, "--progress-spinner", "off"]
@@ -93,21 +97,21 @@ def audit(service: str) -> str:
     skipped = [package for package in found if "skip_reason" in package]
     bad = [package for package in found if package.get("vulns")]
     lines = [f"{len(found) - len(skipped)} of {len(found)} packages known to the service, {len(bad)} with known flaws."]
-    lines += [f"- {package['name']} {package['version']}: {ids(package['vulns'])}" for package in bad]
+    lines += [f"- {package['name']} {package['version']}: {format_flaws(package['vulns'])}" for package in bad]
     if len(skipped) == len(found):
         lines = [f"no answer: the service knew none of the {len(found)} packages, so it was not reached."]
     return "\n".join(lines)
 
 
-def ids(flaws: list[dict]) -> str:
-    """Name flaws, and the versions that mend them."""
+def format_flaws(flaws: list[dict]) -> str:
+    """Format flaws, with the versions that fix them."""
     return "; ".join(f"{flaw['id']} (mended in {', '.join(flaw['fix_versions']) or 'none'})" for flaw in flaws)
 
 
 def main() -> None:
     """Write the file."""
     where = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
-    answers = "\n\n".join(f"`--vulnerability-service {service}`: {audit(service)}" for service in SERVICES)
+    answers = "\n\n".join(f"`--vulnerability-service {service}`: {run_audit(service)}" for service in SERVICES)
     text = f"""\
 # What this package depends on
 
@@ -115,7 +119,7 @@ Written by `{COMMAND}` on {datetime.date.today()}, with {where}:
 what uv resolves there on that day. Licences are as each package states them; whether they suit your use is yours to
 judge. Our own is AGPL-3.0, as upstream's. NVIDIA's libraries come with torch's default build for Linux only.
 
-{tables()}
+{format_tables()}
 
 ## Known vulnerabilities
 

@@ -1,4 +1,4 @@
-"""Show what an RT-DETR looks at: pictures of one model and some images.
+"""Draw what an RT-DETR looks at: pictures of one model and some images.
 
     python scripts/explain.py best.pt photo.jpg                       all that the model has
     python scripts/explain.py rtdetr-l-FLA.yaml photo.jpg --what focusing --query 320,240
@@ -11,7 +11,8 @@ field     effective receptive field: what of the input counts for the middle of 
 
 Each is a PNG file, IMAGE-cam.png and so on, MODEL-field.png for all images together; contact.png has all of them.
 Layers are rows, as the model's summary numbers them; a multi-output backbone's row has several maps. The query is in
-pixels of the image. Pictures of an earlier command in the same folder are overwritten.
+pixels of the image. Pictures of an earlier command in the same folder are overwritten. In Python, with scripts/ on the
+path, `from explain import layer_cam` computes the maps as arrays.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and look-ups take time
+os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network, and requests take time
 
-from explanation import cam, click, field, focusing, routing, sheet  # noqa: E402
-from explanation.detections import allowed_classes, choose_query  # noqa: E402
-from explanation.frame import look  # noqa: E402
-from explanation.network import Opened, chosen_sources, open_model  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+from _explain import click_query, drawing, focusing, receptive_field, routing  # noqa: E402
+from _explain.detections import allowed_classes, choose_query  # noqa: E402
+from _explain.image_view import load_view  # noqa: E402
+from _explain.layer_cam import draw_layer_cam, layer_cam  # noqa: E402
+from _explain.network import OpenedModel, choose_sources, open_model  # noqa: E402
 from ultralytics.nn.AddModules.errors import Refused  # noqa: E402
 
 MODULES = {"routing": routing.MODULE, "focusing": focusing.MODULE}
@@ -43,7 +45,7 @@ OWNERS = {
 }
 
 
-def point(text: str) -> tuple[float, float]:
+def parse_point(text: str) -> tuple[float, float]:
     """Read X,Y."""
     try:
         x, y = (float(part) for part in text.split(","))
@@ -52,7 +54,7 @@ def point(text: str) -> tuple[float, float]:
     return x, y
 
 
-def parse() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     summary, _, details = __doc__.partition("\n")
     style = argparse.RawDescriptionHelpFormatter
@@ -63,7 +65,7 @@ def parse() -> argparse.Namespace:
     query = parser.add_mutually_exclusive_group()
     query.add_argument(
         "--query",
-        type=point,
+        type=parse_point,
         metavar="X,Y",
         help="a point in pixels (the middle of the best detection, else the image's)",
     )
@@ -82,23 +84,23 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def kinds(asked: list[str] | None, opened: Opened) -> list[str]:
-    """Give the kinds of pictures to make, by default all that a model has.
+def choose_kinds(asked: list[str] | None, opened: OpenedModel) -> list[str]:
+    """Return the kinds of pictures to draw, by default all that a model has.
 
     Raises:
-        ValueError: If one is asked for that it has not.
+        ValueError: If the model does not have a kind that was asked for.
     """
-    missing = [kind for kind, cls in MODULES.items() if not routing.paths(opened.net, cls)]
+    missing = [kind for kind, cls in MODULES.items() if not routing.module_paths(opened.net, cls)]
     for kind in asked or ():
         if kind in missing:
             raise Refused(f"{opened.name} has no {MODULES[kind].__name__} for --what {kind}: it is {OWNERS[kind]}")
     return [kind for kind in KINDS if kind in (asked or KINDS) and kind not in missing]
 
 
-def stems(images: list[Path]) -> list[str]:
-    """Name the pictures of each image by its stem, with a number where another one has that."""
+def name_pictures(images: list[Path]) -> list[str]:
+    """Name the pictures of each image by its stem, with a number if another image has the same."""
     names: list[str] = []
-    taken = {image.stem.lower() for image in images}  # as file systems may compare
+    taken = {image.stem.lower() for image in images}  # some file systems ignore the case
     for image in images:
         name, n = image.stem, 1
         while name.lower() in {other.lower() for other in names} or n > 1 and name.lower() in taken:
@@ -108,8 +110,8 @@ def stems(images: list[Path]) -> list[str]:
     return names
 
 
-def folder(out: Path | None, name: str) -> Path:
-    """Make the folder of the pictures.
+def make_folder(out: Path | None, name: str) -> Path:
+    """Create the folder for the pictures.
 
     Raises:
         OSError: If nothing can be written there.
@@ -123,60 +125,64 @@ def folder(out: Path | None, name: str) -> Path:
     return out
 
 
-def queries(args: argparse.Namespace, opened: Opened) -> list[tuple[float, float]]:
-    """Read each image, so that one that cannot be read is told at once, and give the point that its pictures are about.
+def choose_queries(args: argparse.Namespace, opened: OpenedModel) -> list[tuple[float, float]]:
+    """Read each image, so that an unreadable one stops this early, and return the point that its pictures explain.
 
     Raises:
-        ValueError: If an image is none, or does not have the point.
+        ValueError: If a file is not an image, or the point is outside of it.
         OSError: If one cannot be read.
     """
     points = []
     for image in args.images:
-        view = look(image, opened)
+        view = load_view(image, opened)
         if args.click:
-            points.append(click.ask(view))
+            points.append(click_query.ask_for_click(view))
         else:
             points.append(choose_query(opened, view, args.query, args.conf, args.classes))
     return points
 
 
-def figures(
-    args: argparse.Namespace, opened: Opened, what: list[str], points: list[tuple[float, float]]
+def draw_figures(
+    args: argparse.Namespace, opened: OpenedModel, what: list[str], points: list[tuple[float, float]]
 ) -> Iterator[tuple[str, Figure]]:
-    """Draw, one picture after the other, with the name of each."""
-    for name, image, query in zip(stems(args.images), args.images, points):
-        view = look(image, opened)
+    """Draw the pictures one after the other, and yield each with its name."""
+    for name, image, query in zip(name_pictures(args.images), args.images, points):
+        view = load_view(image, opened)
         if "cam" in what:
-            found = cam.layer_cam(opened, view, args.layers, args.conf, args.classes)
-            yield f"{name}-cam", cam.draw(found, view, opened)
+            found = layer_cam(opened, view, args.layers, args.conf, args.classes)
+            yield f"{name}-cam", draw_layer_cam(found, view, opened)
         if "routing" in what:
-            yield f"{name}-routing", routing.draw(routing.routing(opened, view, query), view, opened)
+            yield f"{name}-routing", routing.draw_routing(routing.routing(opened, view, query), view, opened)
         if "focusing" in what:
-            yield f"{name}-focusing", focusing.draw(focusing.focusing(opened, view, query), view, opened)
+            yield f"{name}-focusing", focusing.draw_focusing(focusing.focusing(opened, view, query), view, opened)
     if "field" in what:
-        yield f"{opened.name}-field", field.draw(field.receptive_fields(opened, args.images, args.layers), opened)
+        found = receptive_field.receptive_fields(opened, args.images, args.layers)
+        yield (
+            f"{opened.name}-field",
+            receptive_field.draw_receptive_fields(found, opened),
+        )
 
 
 def explain(args: argparse.Namespace) -> None:
-    """Draw and write all pictures, and print the name of each file; what cannot be done is told before the first."""
+    """Draw and write all pictures, and print the name of each file; errors in the arguments come before the first."""
     opened = open_model(args.model, args.imgsz)
-    what = kinds(args.what, opened)
-    chosen_sources(opened.net, args.layers)
+    what = choose_kinds(args.what, opened)
+    choose_sources(opened.net, args.layers)
     allowed_classes(opened, args.classes)
     if not opened.trained:
         print(f"warning: {args.model} has no weights yet: the pictures show an untrained model", file=sys.stderr)
-    points, pictures = queries(args, opened), []
-    out = folder(args.out, opened.name)
-    for name, figure in figures(args, opened, what, points):
-        pictures.append(sheet.save(figure, out / f"{name}.png", args.small))
+    points, pictures = choose_queries(args, opened), []
+    out = make_folder(args.out, opened.name)
+    for name, figure in draw_figures(args, opened, what, points):
+        pictures.append(drawing.save_figure(figure, out / f"{name}.png", args.small))
         print(out / f"{name}.png", flush=True)
-    sheet.contact(pictures, out / "contact.png", args.small)
+    drawing.save_contact_sheet(pictures, out / "contact.png", args.small)
     print(out / "contact.png")
 
 
 def main() -> int:
-    """Draw, or say in a line why not."""
-    args = parse()
+    """Draw the pictures, or print the error in one line."""
+    args = parse_arguments()
     try:
         explain(args)
     except (Refused, OSError) as e:

@@ -1,6 +1,6 @@
 """Train every tiny model on the shapes, from scratch, and write what they learned to benchmarks/learning.md.
 
-A run that was stopped goes on where it was, and one that is finished is not run again: run the command again.
+Run the command again to continue: a stopped run resumes, and a finished one is not repeated.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import torch  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from study.plan import Run  # noqa: E402
-from study.run import epochs, train  # noqa: E402
-
+from _compare.study_folder import Run  # noqa: E402
+from _compare.training_run import read_epochs, train_run  # noqa: E402
 from ultralytics import RTDETR, __version__  # noqa: E402
 from ultralytics.utils.torch_utils import get_cpu_info  # noqa: E402
 
@@ -31,8 +30,8 @@ TARGET = 0.55  # mAP50-95 that each model must reach
 MAP, MAP50 = "metrics/mAP50-95(B)", "metrics/mAP50(B)"
 
 
-def summarise(name: str, curve: list[dict[str, float]], seed: int) -> dict:
-    """Sum a run up: its best epoch, its last, when it reached the target."""
+def summarise_run(name: str, curve: list[dict[str, float]], seed: int) -> dict:
+    """Summarise a run: its best epoch, its last, and when it reached the target."""
     best = max(curve, key=lambda epoch: epoch[MAP])
     model = RTDETR(f"{name}.yaml").model
     return {
@@ -49,7 +48,7 @@ def summarise(name: str, curve: list[dict[str, float]], seed: int) -> dict:
     }
 
 
-def plot(rows: list[dict], file: Path) -> None:
+def plot_curves(rows: list[dict], file: Path) -> None:
     """Draw mAP50-95 over the epochs."""
     fig, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for row in rows:
@@ -61,7 +60,7 @@ def plot(rows: list[dict], file: Path) -> None:
     plt.close(fig)
 
 
-def page(rows: list[dict]) -> str:
+def format_page(rows: list[dict]) -> str:
     """Write the page with the table."""
     lines = [
         "| model | parameters | seed | epochs | mAP50 | mAP50-95, best | last | epochs to 0.55 | minutes |",
@@ -91,15 +90,16 @@ model: differences of a few points say nothing about which is better.
 """
 
 
-def save(rows: list[dict]) -> None:
+def save_results(rows: list[dict]) -> None:
     """Write the results, the page and its picture."""
     folder = ROOT / "benchmarks"
     (folder / "learning.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    (folder / "learning.md").write_text(page(rows), encoding="utf-8")
-    plot(rows, folder / "learning.png")
+    (folder / "learning.md").write_text(format_page(rows), encoding="utf-8")
+    plot_curves(rows, folder / "learning.png")
 
 
 def main() -> int:
+    """Train the models that are not done, and print the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="TEXT", default="", help="models whose name holds TEXT")
     parser.add_argument("--seed", type=int, default=0)
@@ -114,11 +114,11 @@ def main() -> int:
     rows = {row["model"]: row for row in map(json.loads, lines)}
     for name in models:
         run = Run(name, f"{name}.yaml", args.seed, args.runs.resolve() / name)
-        train(run, SETTINGS)
-        rows[name] = summarise(name, epochs(run.trained), args.seed)
-        if args.save:  # after each, as all take hours
-            save(sorted(rows.values(), key=lambda row: row["model"]))
-    print(page([rows[name] for name in models]))
+        train_run(run, SETTINGS)
+        rows[name] = summarise_run(name, read_epochs(run.trained), args.seed)
+        if args.save:  # after each model, as all of them take hours
+            save_results(sorted(rows.values(), key=lambda row: row["model"]))
+    print(format_page([rows[name] for name in models]))
     short = [name for name in models if rows[name]["reached"] is None]
     if short:
         print(f"below {TARGET}: {', '.join(short)}")

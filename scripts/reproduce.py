@@ -13,7 +13,7 @@ summary with its layers, parameters, gradients and GFLOPs. The queue is put on t
 with what the release requires and the profiler of the tutorials' time, ultralytics-thop 2.0.13. The published figures
 are those of 8.3.50; on another release the lines that differ are listed. One thing differs from a user's run: the
 first convolution of bi-level routing attention is called as in the published code, `qkv_linear.forward(x)`, which the
-profiler does not see (`AsPublished` in scripts/summaries.py). The modules themselves are not changed for it.
+profiler does not see (`AsPublished` in _reproduce/layer_summaries.py). The modules themselves are not changed for it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import TYPE_CHECKING, Any
 
-from maintain.environment import OUR_REQUIREMENTS, find_uv, python_command, requirements
-from maintain.pin import PACKAGE, UpstreamError, version
-from maintain.scratch import clear_errors
-from maintain.staging import stage
+from _upstream.pin import PACKAGE, UpstreamError, parse_version
+from _upstream.queue.release_trees import write_patched_release
+from _upstream.queue.scratch_folder import explain_os_errors
+from _upstream.verify.environment import OUR_REQUIREMENTS, find_uv, python_command, read_requirements
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import RTDETRDetectionModel
 
 ROOT = Path(__file__).resolve().parents[1]
-PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+PUBLISHED = json.loads(Path(__file__).with_name("_reproduce").joinpath("published.json").read_text(encoding="utf-8"))
 PROFILER, PROFILER_VERSION = "ultralytics-thop", "2.0.13"
 
 # As upstream prints them
@@ -53,17 +53,19 @@ Pair = tuple[str | None, str | None]  # a published line and ours
 
 
 # The models here ------------------------------------------------------------------------------------------------------
-def build(name: str) -> tuple[RTDETRDetectionModel, list[str]]:
-    """Build a model from its file; give it, and the rows that upstream prints of it."""
-    from summaries import summarize  # imports ultralytics, which --release does without in this process
+def build_model(name: str) -> tuple[RTDETRDetectionModel, list[str]]:
+    """Build a model from its file; return it, and the rows that upstream prints of it."""
+    from _reproduce.layer_summaries import (
+        summarize,  # imports ultralytics, which --release does not need in this process
+    )
 
     model, lines = summarize(name)
     return model, [line.rstrip() for line in lines if line[:3].strip().isdigit()]
 
 
-def totals(model: RTDETRDetectionModel) -> dict[str, int | float]:
-    """Count a model: modules, parameters, gradients, and GFLOPs at 640 pixels with attention in them."""
-    from flops import count_gflops
+def count_totals(model: RTDETRDetectionModel) -> dict[str, int | float]:
+    """Count a model's modules, parameters, gradients, and GFLOPs at 640 pixels, attention included."""
+    from _shared.flops import count_gflops
 
     parameters = list(model.parameters())
     return {
@@ -74,7 +76,7 @@ def totals(model: RTDETRDetectionModel) -> dict[str, int | float]:
     }
 
 
-def differences(name: str, rows: list[str], counts: dict[str, int | float]) -> list[str]:
+def list_differences(name: str, rows: list[str], counts: dict[str, int | float]) -> list[str]:
     """List what differs from the published summary, each with both sides."""
     published = PUBLISHED[name]
     expected = [ROW.format(*row).rstrip() for row in published["rows"]]
@@ -88,15 +90,15 @@ def differences(name: str, rows: list[str], counts: dict[str, int | float]) -> l
 
 
 def compare_here(names: list[str]) -> dict[str, list[str]]:
-    """Print the table of the models; give what differs from the published summaries, by model."""
+    """Print the table of the models; return the differences from the published summaries, by model."""
     print("| model | rows | parameters | layers (published) | GFLOPs published | GFLOPs honest |")
     print("|---|---|---|---|---|---|")
     found = {}
     for name in names:
-        model, rows = build(name)
-        counts = totals(model)
+        model, rows = build_model(name)
+        counts = count_totals(model)
         published = PUBLISHED.get(name)
-        found[name] = differences(name, rows, counts) if published else []
+        found[name] = list_differences(name, rows, counts) if published else []
         verdict = "–" if not published else "differ" if found[name] else "as published"
         layers = f"{counts['layers']} ({published['layers']})" if published else f"{counts['layers']}"
         print(
@@ -109,30 +111,31 @@ def compare_here(names: list[str]) -> dict[str, list[str]]:
 
 # The models on a release ----------------------------------------------------------------------------------------------
 def published_lines(name: str) -> list[str]:
-    """Give what the tutorials' release prints of a published model, blank lines and trailing spaces included."""
+    """Return the lines that the tutorials' release prints of a published model, trailing spaces included."""
     published = PUBLISHED[name]
     rows = [ROW.format(*row) for row in published["rows"]]
     return ["", HEADER, *rows, SUMMARY.format(name=name, **published), ""]
 
 
 def pair_lines(published: list[str], ours: list[str]) -> list[Pair]:
-    """Put both sides beside each other; a line without a counterpart stands beside None."""
+    """Pair the lines of both sides; a line without a counterpart is paired with None."""
     pairs: list[Pair] = []
     for _, a, b, c, d in SequenceMatcher(None, published, ours, autojunk=False).get_opcodes():
         pairs += zip_longest(published[a:b], ours[c:d])
     return pairs
 
 
-def figures(lines: list[str]) -> dict[str, str]:
-    """Read the totals as a summary prints them, and count the rows."""
+def read_figures(lines: list[str]) -> dict[str, str]:
+    """Read the totals from a summary's lines, and count the rows."""
     found = {"rows": str(sum(line[:3].strip().isdigit() for line in lines))}
     return found | {key: figure for line in lines if " summary" in line for figure, key in FIGURE.findall(line)}
 
 
-def show(name: str, published: list[str], ours: list[str]) -> list[str]:
-    """Print both sides of a model's summary; give the lines that differ, each with both sides.
+def print_sides(name: str, published: list[str], ours: list[str]) -> list[str]:
+    """Print both sides of a model's summary; return the lines that differ, each with both sides.
 
-    A line that is the same on both sides is printed once. One that is not is quoted, so that a space too many is seen.
+    A line that is equal on both sides is printed once. A line that differs is quoted, so that an extra space is
+    visible.
     """
     print(f"\n{name}")
     found = []
@@ -143,7 +146,7 @@ def show(name: str, published: list[str], ours: list[str]) -> list[str]:
             found.append(f"line {i}\n  published {theirs}\n  ours      {mine}")
         elif mine:
             print(f"  both       {mine.rstrip()}")
-    left, right = figures(published), figures(ours)
+    left, right = read_figures(published), read_figures(ours)
     print(f"  {'':<10}{'published':>14}{'ours':>14}")
     for key in left:
         print(f"  {key:<10}{left[key]:>14}{right.get(key, '–'):>14}")
@@ -152,16 +155,16 @@ def show(name: str, published: list[str], ours: list[str]) -> list[str]:
 
 
 def compare_on(release: str) -> dict[str, list[str]]:
-    """Print both sides of the published models on a release, each as it comes; give what differs, by model."""
+    """Print both sides of the published models on a release, one by one; return the differences by model."""
     names = [*PUBLISHED]
-    found = {name: show(name, published_lines(name), lines) for name, lines in summaries_on(release, names)}
+    found = {name: print_sides(name, published_lines(name), lines) for name, lines in summaries_on(release, names)}
     if [*found] != names:
         raise UpstreamError(f"{PACKAGE} {release} gave no summary of {', '.join(n for n in names if n not in found)}")
     return found
 
 
 def summaries_on(release: str, names: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Build models on a release with the queue on it, and say on the way what is being done.
+    """Build models on a release with the queue applied, and print the progress.
 
     Yields:
         The name of each model, and the lines that upstream has logged of it.
@@ -170,18 +173,22 @@ def summaries_on(release: str, names: list[str]) -> Iterator[tuple[str, list[str
         UpstreamError: If there is no such release, no uv or no network, or if a model cannot be built.
     """
     if not re.fullmatch(r"\d+\.\d+\.\d+", release):
-        raise UpstreamError(f"{release!r} is no release of {PACKAGE}; give its three numbers, as in 8.3.50")
-    find_uv()  # say that there is none before anything is downloaded
-    with tempfile.TemporaryDirectory(prefix="reproduce-") as scratch, clear_errors(ROOT):
+        raise UpstreamError(f"{release!r} is not a release of {PACKAGE}; give its three numbers, as in 8.3.50")
+    find_uv()  # a missing uv is reported before anything is downloaded
+    with tempfile.TemporaryDirectory(prefix="reproduce-") as scratch, explain_os_errors(ROOT):
         tree = Path(scratch, "tree")
         tree.mkdir()
         print(f"putting the queue on {PACKAGE} {release} …", flush=True)
-        needs = with_profiler(requirements(stage(ROOT, release, tree)))
+        needs = add_profiler(read_requirements(write_patched_release(ROOT, release, tree)))
         print("making an environment with what it requires; the first time, uv downloads torch …", flush=True)
-        settings = {"PYTHONPATH": str(tree), "YOLO_CONFIG_DIR": str(Path(scratch, "settings")), "YOLO_OFFLINE": "true"}
-        command = [str(Path(__file__).with_name("summaries.py")), *names]
-        # The working directory is an empty one, as upstream looks there first for a model's file
-        for found in stream([*needs, *OUR_REQUIREMENTS], *command, cwd=scratch, env={**os.environ, **settings}):
+        settings = {
+            "PYTHONPATH": os.pathsep.join([str(tree), str(ROOT / "scripts")]),
+            "YOLO_CONFIG_DIR": str(Path(scratch, "settings")),
+            "YOLO_OFFLINE": "true",
+        }
+        command = ["-m", "_reproduce.layer_summaries", *names]
+        # The working directory is empty, as upstream searches it first for a model's file
+        for found in stream_json([*needs, *OUR_REQUIREMENTS], *command, cwd=scratch, env={**os.environ, **settings}):
             if "lines" in found:
                 yield found["name"], found["lines"]
             else:
@@ -189,17 +196,17 @@ def summaries_on(release: str, names: list[str]) -> Iterator[tuple[str, list[str
                 print("note: BiFormer's qkv_linear is called as the published code did, unseen by the profiler")
 
 
-def with_profiler(needs: list[str]) -> list[str]:
-    """Add the profiler of the tutorials' time to a release's requirements, if they allow it."""
+def add_profiler(needs: list[str]) -> list[str]:
+    """Add the tutorials' version of the profiler to a release's requirements, if they allow it."""
     least = next((need for need in needs if need.startswith(f"{PROFILER}>=")), f"{PROFILER}>=0")
-    if version(least.rpartition("=")[2]) <= version(PROFILER_VERSION):
+    if parse_version(least.rpartition("=")[2]) <= parse_version(PROFILER_VERSION):
         return [*needs, f"{PROFILER}=={PROFILER_VERSION}"]
     print(f"note: it asks for {least}, not the tutorials' {PROFILER_VERSION}; its GFLOPs may follow other rules")
     return needs
 
 
-def stream(needs: list[str], *args: str, **options: Any) -> Iterator[dict]:
-    """Run Python in an environment of its own and give the JSON objects that it prints, each as it comes.
+def stream_json(needs: list[str], *args: str, **options: Any) -> Iterator[dict]:
+    """Run Python in an environment of its own and yield the JSON objects that it prints, as they come.
 
     Args:
         needs: What the environment has.
@@ -214,16 +221,16 @@ def stream(needs: list[str], *args: str, **options: Any) -> Iterator[dict]:
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         with Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=errors, encoding="utf-8", **options) as process:
             for line in process.stdout:
-                if line.startswith("{"):  # upstream, when it is imported, may log there too
+                if line.startswith("{"):  # upstream may log to stdout when it is imported
                     started = True
                     yield json.loads(line)
         if process.returncode:
             errors.seek(0)
-            raise UpstreamError(reason(process.returncode, errors.read(), started))
+            raise UpstreamError(explain_failure(process.returncode, errors.read(), started))
 
 
-def reason(status: int, errors: str, started: bool) -> str:
-    """Say in one line why Python, or before it has started uv, has failed."""
+def explain_failure(status: int, errors: str, started: bool) -> str:
+    """Return one line that says why Python, or uv before it, has failed."""
     said = [line.strip() for line in errors.splitlines() if line.strip()]
     if any(line.startswith("Traceback") for line in said):
         return f"the models cannot be built there: {said[-1]}"
@@ -234,7 +241,7 @@ def reason(status: int, errors: str, started: bool) -> str:
 
 
 def main() -> None:
-    """Print the comparison; exit with status 1 if anything that is compared differs."""
+    """Print the comparison; exit with status 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--variants", action="store_true", help="all model files, not only the published")

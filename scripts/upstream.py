@@ -8,7 +8,7 @@
     python scripts/upstream.py test              run upstream's own tests on the untouched release and on ours
 
 Upstream's wheels come from the package registry through pip, or from files: the environment variable
-ULTRALYTICS_WHEEL names one (or a folder that holds it), else the folder wheels/ of the checkout is looked at. Releases
+ULTRALYTICS_WHEEL names one (or a folder that holds it), else they are searched in the folder wheels/. Releases
 and queue are commits in a scratch repository, .upstream/repo, so that the work is git's own. `rebase`, `check`
 and `test` run in environments of their own, which uv makes and keeps.
 """
@@ -20,18 +20,19 @@ import json
 import sys
 from pathlib import Path
 
-from maintain import check, rebase, suite
-from maintain.apply import apply
-from maintain.export import export
-from maintain.pin import Pin, UpstreamError
-from maintain.processes import stop_on_terminate
-from maintain.progress import Progress
-from maintain.status import status
+from _shared.progress import MissingPackageError, Progress
+from _upstream.pin import Pin, UpstreamError
+from _upstream.processes import stop_on_terminate
+from _upstream.queue import check, rebase, rebase_report
+from _upstream.queue.apply import apply
+from _upstream.queue.export import export
+from _upstream.queue.status import status
+from _upstream.tests import suite
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -58,13 +59,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
     command = commands.add_parser("check", help="carry the queue to releases in scratch and verify it there")
     command.add_argument("version", nargs="*", help="releases")
-    command.add_argument("--every", type=positive, metavar="N", help="each Nth since 8.3.0, and each line's newest")
-    command.add_argument("--workers", type=positive, default=check.cores(), help="at once (default: a core each)")
+    command.add_argument(
+        "--every", type=parse_positive, metavar="N", help="each Nth since 8.3.0, and each line's newest"
+    )
+    command.add_argument(
+        "--workers", type=parse_positive, default=check.count_cores(), help="at once (default: a core each)"
+    )
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     command = commands.add_parser("test", help="run upstream's own tests on the untouched release and on ours")
     command.add_argument("-k", dest="select", metavar="EXPRESSION", help="only tests that match, as pytest reads it")
-    command.add_argument("--workers", type=positive, default=1, help="tests of a side at once (default: 1)")
+    command.add_argument("--workers", type=parse_positive, default=1, help="tests of a side at once (default: 1)")
     command.add_argument("--json", action="store_true", help="print the report as JSON")
 
     args = parser.parse_args(argv)
@@ -75,21 +80,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def positive(text: str) -> int:
-    """Read a number of at least one."""
+def parse_positive(text: str) -> int:
+    """Parse a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 def run_rebase(args: argparse.Namespace) -> int:
-    """Start a rebase, or go on with one; print the report."""
+    """Start, continue or abort a rebase; print the report."""
     with Progress("rebase") as progress:
         if args.action:
-            report = rebase.resume(ROOT, args.action, progress.step)
+            report = rebase.resume_rebase(ROOT, args.action, progress.step)
         else:
             report = rebase.rebase(ROOT, args.version, progress.step, args.dry_run)
-    print(report.json() if args.json else rebase.describe(report))
+    print(report.json() if args.json else rebase_report.describe_rebase(report))
     return report.outcome in ("stopped", "wrong")
 
 
@@ -97,17 +102,17 @@ def run_check(args: argparse.Namespace) -> int:
     """Check releases; print the table."""
     releases = list(dict.fromkeys(args.version))
     if args.every:
-        releases += [v for v in check.sample(args.every, Pin.read(ROOT).release) if v not in releases]
+        releases += [v for v in check.sample_releases(args.every, Pin.read(ROOT).release) if v not in releases]
     with Progress("check", len(releases), lines=True) as progress:
         findings = check.check(ROOT, releases, args.workers, progress.step)
-    print(check.as_json(findings) if args.json else check.table(findings))
-    return not all(finding.right for finding in findings)
+    print(check.findings_as_json(findings) if args.json else check.format_findings(findings))
+    return not all(finding.is_right for finding in findings)
 
 
 def run_test(args: argparse.Namespace) -> int:
-    """Run upstream's tests; print how the two sides compare."""
+    """Run upstream's tests; print how the two sides differ."""
     report = suite.test(ROOT, args.select, args.workers)
-    print(report.json() if args.json else suite.describe(report))
+    print(report.json() if args.json else suite.describe_suite(report))
     return bool(report.regressions)
 
 
@@ -116,7 +121,7 @@ RUN = {"rebase": run_rebase, "check": run_check, "test": run_test}
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command; an error is one line on stderr and exit status 1."""
-    args = parse(argv)
+    args = parse_arguments(argv)
     try:
         if args.command == "apply":
             print(apply(ROOT, args.discard_edits))
@@ -127,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             with stop_on_terminate():
                 sys.exit(RUN[args.command](args))
-    except UpstreamError as e:
+    except (UpstreamError, MissingPackageError) as e:
         if getattr(args, "json", False):
             print(json.dumps({"outcome": "error", "message": str(e)}))
         sys.exit(f"{Path(__file__).name}: {e}")

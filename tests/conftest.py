@@ -96,7 +96,8 @@ def on_small_disks(folder: Path, disk: Path, command: list[str], following: list
 
     def run(free: int) -> dict:
         commands = json.dumps(command), json.dumps(following)
-        script = [sys.executable, str(ROOT / "tests" / "upstream" / "small_disk.py"), str(folder), str(disk), str(free), *commands]
+        file = ROOT / "tests" / "upstream" / "small_disk.py"
+        script = [sys.executable, *map(str, (file, folder, disk, free)), *commands]
         done = subprocess.run(["unshare", "--mount", *script], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

@@ -4,8 +4,8 @@
     uv run pytest -m slow            the rest
     uv run pytest -m "" --measure    both; writes tests/durations.json
 
-A test is slow if its recorded time is above `SLOW`. One that is marked `end_to_end` is in the fast tier whatever it takes:
-each promise of the README has at least one.
+A test is slow if its recorded time is above `SLOW`. A test that is marked `end_to_end` is in the fast tier whatever it
+takes: each promise of the README has at least one.
 """
 
 import json

@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 from conftest import MODELS, ROOT, TINY, load_file
-from maintain.pin import Pin
-from maintain.staging import untouched_tree
-from maintain.verify import shipped_models, vanilla_models
 
+from _upstream.pin import Pin
+from _upstream.queue.release_trees import write_untouched_tree
+from _upstream.verify.build_models import list_vanilla_models, read_expected_parameters
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, WorldModel, YOLOEModel, parse_model
 
@@ -31,20 +31,20 @@ HONEST_GFLOPS = {  # measured when the modules were written; 640 px, one class
 
 @pytest.mark.parametrize("name", reproduce.PUBLISHED)
 def test_published_summary(name):
-    model, rows = reproduce.build(name)
-    counts = reproduce.totals(model)
-    assert reproduce.differences(name, rows, counts) == []
+    model, rows = reproduce.build_model(name)
+    counts = reproduce.count_totals(model)
+    assert reproduce.list_differences(name, rows, counts) == []
     assert round(counts["gflops"], 1) == HONEST_GFLOPS[name]
 
 
 def test_a_difference_from_the_published_summary_is_seen():
     name = "rtdetr-l-EMO"
-    model, rows = reproduce.build(name)
+    model, rows = reproduce.build_model(name)
     counts = {"parameters": 22_863_235, "gradients": 22_863_235}
-    assert reproduce.differences(name, rows, counts) == []
-    assert len(reproduce.differences(name, rows[:-1], counts)) == 1
-    assert len(reproduce.differences(name, [rows[0], rows[2], *rows[2:]], counts)) == 1
-    assert len(reproduce.differences(name, rows, {**counts, "gradients": 1})) == 1
+    assert reproduce.list_differences(name, rows, counts) == []
+    assert len(reproduce.list_differences(name, rows[:-1], counts)) == 1
+    assert len(reproduce.list_differences(name, [rows[0], rows[2], *rows[2:]], counts)) == 1
+    assert len(reproduce.list_differences(name, rows, {**counts, "gradients": 1})) == 1
 
 
 def test_the_command_fails_on_a_difference(monkeypatch, capsys):
@@ -62,7 +62,7 @@ def test_the_command_fails_on_a_difference(monkeypatch, capsys):
 def test_shipped_model(name):
     """Parameters, the stride of each decoder input, boxes in eval mode and a loss with gradients in training."""
     model = RTDETRDetectionModel(f"{name}.yaml", verbose=False)
-    assert sum(p.numel() for p in model.parameters()) == shipped_models(ROOT)[name]
+    assert sum(p.numel() for p in model.parameters()) == read_expected_parameters(ROOT)[name]
     model.nc = model.yaml["nc"]
     inputs = []
     model.model[-1].register_forward_pre_hook(lambda _, args: inputs.extend(args[0]))
@@ -161,8 +161,8 @@ def test_vanilla_models_are_upstreams_to_the_bit(tmp_path):
     repo = ROOT / ".upstream" / "repo"
     if not repo.is_dir():
         pytest.skip("set-up has left no scratch repository: this is no checkout")
-    untouched_tree(repo, Pin.read(ROOT).release, tmp_path)
-    names = vanilla_models(tmp_path)
+    write_untouched_tree(repo, Pin.read(ROOT).release, tmp_path)
+    names = list_vanilla_models(tmp_path)
     theirs, ours = fingerprints(tmp_path, names), fingerprints(ROOT, names)
     assert theirs.pop("ultralytics")["file"] == str(tmp_path / "ultralytics" / "__init__.py")
     assert ours.pop("ultralytics")["file"] == str(ROOT / "ultralytics" / "__init__.py")
@@ -172,7 +172,7 @@ def test_vanilla_models_are_upstreams_to_the_bit(tmp_path):
 
 def fingerprints(tree: Path, names: list[str]) -> dict[str, dict]:
     """Build models in a process that imports ultralytics from `tree`."""
-    command = [sys.executable, str(ROOT / "scripts" / "probe.py"), "vanilla", *names]
+    command = [sys.executable, str(ROOT / "scripts" / "_upstream" / "verify" / "model_probe.py"), "vanilla", *names]
     done = subprocess.run(
         command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True, text=True
     )

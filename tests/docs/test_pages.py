@@ -9,13 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bench
 import pytest
 import timm
 import torch
 from conftest import MODELS, ROOT, load_file
 from torch.distributed.run import get_args_parser as torchrun_parser
 
+import bench
 from ultralytics import RTDETR, settings
 from ultralytics.nn import tasks
 from ultralytics.nn.AddModules import registry

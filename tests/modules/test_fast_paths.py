@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmark import naive
 from torch import nn
 
+from _bench import naive_formulas
 from ultralytics.nn.AddModules import EMO, FLA, MQA, Biformer
 from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw, Regions, RoutedAttention
 from ultralytics.nn.AddModules.compatibility import one_size
@@ -44,7 +44,7 @@ def made(name: str) -> tuple[nn.Module, nn.Module, torch.Tensor]:
     """Give a module in eval mode, its naive form, and an input."""
     build, shape = CASES[name]
     module = build().eval()
-    return module, naive.naive(module), torch.randn(shape)
+    return module, naive_formulas.naive_copy(module), torch.randn(shape)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -139,7 +139,7 @@ def kept(module: nn.Module, x: torch.Tensor) -> int:
 def test_little_is_kept_for_the_backward(build, shape, share):
     module = build().train()
     x = torch.randn(shape, requires_grad=True)
-    assert kept(module, x) <= share * kept(naive.naive(module), x)
+    assert kept(module, x) <= share * kept(naive_formulas.naive_copy(module), x)
 
 
 @pytest.mark.parametrize("layer", ["qkv_linear", "output_linear"])
@@ -170,7 +170,7 @@ def test_fused_emo_calls_hooked_layers(in_pieces):
 def test_a_model_is_its_naive_form(name):
     """What enters the decoder, in inference and with gradients."""
     model = RTDETRDetectionModel(f"{name}.yaml", verbose=False).eval()
-    formula, x, inputs = naive.naive(model), torch.rand(2, 3, 96, 128), []
+    formula, x, inputs = naive_formulas.naive_copy(model), torch.rand(2, 3, 96, 128), []
     for m, gradients in ((formula, False), (model, False), (model, True)):
         handle = m.model[-1].register_forward_pre_hook(lambda _, args: inputs.append([t.detach() for t in args[0]]))
         with contextlib.nullcontext() if gradients else torch.no_grad():

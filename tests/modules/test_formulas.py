@@ -6,11 +6,11 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmark import naive
 from timm.layers.attention2d import MultiQueryAttention2d
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from _bench import naive_formulas
 from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw, HGBlock_Biformer
 from ultralytics.nn.AddModules.EMO import EMO, EMO_1M, DropPath, iRMB
 from ultralytics.nn.AddModules.FLA import FocusedLinearAttention, HGBlock_FLA
@@ -106,7 +106,7 @@ def pixelwise_bra(m: BiLevelRoutingAttention_nchw, x: torch.Tensor) -> torch.Ten
 @pytest.mark.parametrize("options", [{}, {"num_heads": 2, "focusing_factor": 2.5, "kernel_size": 3}], ids=str)
 def test_fla(size, options):
     module = randomise(FocusedLinearAttention(16, **options))
-    for formula in (full_fla, naive.fla):
+    for formula in (full_fla, naive_formulas.fla):
         assert_same(module, formula, torch.randn(2, 16, *size).double())
 
 
@@ -119,7 +119,7 @@ def test_fla_reduces_keys_and_values(size):
 @pytest.mark.parametrize("options", [{}, {"num_heads": 4, "topk": 60}, {"n_win": 3, "side_dwconv": 0}], ids=str)
 def test_bra(size, options):
     module = randomise(BiLevelRoutingAttention_nchw(8, **options))
-    for formula in (pixelwise_bra, naive.bra):
+    for formula in (pixelwise_bra, naive_formulas.bra):
         assert_same(module, formula, torch.randn(2, 8, *size).double())
 
 
@@ -139,12 +139,12 @@ def test_bra_returns_its_attention():
 @pytest.mark.parametrize("kv, value_dim, key_dim", [(1, 8, 8), (2, 8, 8), (1, 5, 8), (2, 12, 8)])
 def test_mqa(size, kv, value_dim, key_dim):
     module = randomise(MQA(16, 3, key_dim, value_dim, 1, 1, kv))
-    assert_same(module, naive.mqa, torch.randn(2, 16, *size).double())
+    assert_same(module, naive_formulas.mqa, torch.randn(2, 16, *size).double())
 
 
 @pytest.mark.parametrize("strides, size", [((2, 2), (8, 12)), ((2, 1), (9, 7)), ((3, 2), (13, 9))], ids=str)
 def test_mqa_query_strides(strides, size):
-    assert_same(randomise(MQA(16, 2, 8, 8, *strides, 2)), naive.mqa, torch.randn(2, 16, *size).double())
+    assert_same(randomise(MQA(16, 2, 8, 8, *strides, 2)), naive_formulas.mqa, torch.randn(2, 16, *size).double())
 
 
 @pytest.mark.parametrize("kv", [1, 2])
@@ -168,7 +168,7 @@ def test_irmb(size):
     module = randomise(
         iRMB(16, 16, exp_ratio=2.0, norm_layer="ln_2d", dw_ks=5, se_ratio=1, dim_head=8, qkv_bias=True, attn_pre=True)
     )
-    assert_same(module, naive.irmb, torch.randn(2, 16, *size).double())
+    assert_same(module, naive_formulas.irmb, torch.randn(2, 16, *size).double())
 
 
 FAMILIES = {

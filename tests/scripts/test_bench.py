@@ -4,13 +4,14 @@ import json
 import sys
 from types import SimpleNamespace
 
-import bench
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmark import cases, deploy, depth, floor, measure, models, report, timing
 from conftest import ROOT
 
+import bench
+from _bench import cases, deploy, depth, lower_bound, measure, models, report
+from _shared import timing
 from ultralytics import RTDETR, YOLO
 from ultralytics.nn.AddModules import decoder
 from ultralytics.nn.AddModules.FLA import FocusedLinearAttention
@@ -21,7 +22,7 @@ CPU = torch.device("cpu")
 
 def test_floor_of_fla_is_its_products():
     """q, k and v, the two products of attention, the depth-wise convolution and the output projection."""
-    products = floor.record(FocusedLinearAttention(64), torch.zeros(2, 64, 6, 5))
+    products = lower_bound.record_products(FocusedLinearAttention(64), torch.zeros(2, 64, 6, 5))
     names = [func._schema.name.partition("::")[2] for func, *_ in products]
     assert sorted(names) == ["addmm", "bmm", "bmm", "convolution", "mm", "mm"]
     shapes = [
@@ -34,17 +35,17 @@ def test_floor_of_fla_is_its_products():
 def test_floor_of_mqa_is_fused_attention():
     """Else it would count the scores in memory, which is what the module is faster for leaving out."""
     module = MultiQueryAttentionLayerWithDownSampling(16, 2, 8, 8, 1, 1, 1)
-    products = [func for func, *_ in floor.record(module, torch.zeros(1, 16, 8, 8))]
+    products = [func for func, *_ in lower_bound.record_products(module, torch.zeros(1, 16, 8, 8))]
     assert products.count(F.scaled_dot_product_attention) == 1
     assert products.count(torch.ops.aten.convolution.default) == 4 and len(products) == 5
 
 
 def test_floor_runs_every_product():
     module, x = FocusedLinearAttention(16), torch.zeros(1, 16, 4, 4)
-    run = floor.floor(module, x, [x])
-    with torch.no_grad(), floor.Recorder() as recorder:
+    run = lower_bound.make_floor_call(module, x, [x])
+    with torch.no_grad(), lower_bound.ProductRecorder() as recorder:
         run()
-    assert [func for func, *_ in recorder.products] == [func for func, *_ in floor.record(module, x)]
+    assert [func for func, *_ in recorder.products] == [func for func, *_ in lower_bound.record_products(module, x)]
 
 
 def test_compare_alternates_and_takes_ratios_of_the_same_round(monkeypatch):
@@ -59,21 +60,21 @@ def test_compare_alternates_and_takes_ratios_of_the_same_round(monkeypatch):
         return call
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    found = timing.compare({"a": side("a", 2.0), "b": side("b", 1.0)}, CPU, 8, 1e9)
+    found = timing.time_in_turn({"a": side("a", 2.0), "b": side("b", 1.0)}, CPU, 8, 1e9)
     assert len(found["a"].samples) == len(found["b"].samples) == 8
     assert found["a"].over(found["b"]) == pytest.approx(2)
     assert calls[4:8] in (["a", "b", "b", "a"], ["b", "a", "a", "b"])
 
 
 def test_exponent():
-    assert timing.exponent([400, 1600, 6400], [3.0 * n**1.25 for n in (400, 1600, 6400)]) == pytest.approx(1.25)
+    assert timing.fit_exponent([400, 1600, 6400], [3.0 * n**1.25 for n in (400, 1600, 6400)]) == pytest.approx(1.25)
 
 
 def test_peak_is_the_case_s_and_not_the_process_s():
     """Scores in full take 2 x 2 x 1,600 x 1,600 numbers; ours take none of them."""
-    case = next(c for c in measure.all_cases() if c.family == "MQA" and c.shape == (1, 64, 40, 40))
+    case = next(c for c in measure.iterate_cases() if c.family == "MQA" and c.shape == (1, 64, 40, 40))
     options = {"autocast": None, "compile": False}
-    naive, ours = (measure.peak_alone(case, side, "inference", CPU, options) for side in ("naive", "ours"))
+    naive, ours = (measure.measure_peak_alone(case, side, "inference", CPU, options) for side in ("naive", "ours"))
     scores = 2 * 1600**2 * 4 / 2**20
     assert naive > 1.5 * scores and 0 < ours < 0.7 * naive
 
@@ -89,7 +90,7 @@ def test_modules(monkeypatch, capsys, tmp_path):
     larger = cases.Case("FLA", cases.fla(32), (1, 32, 16, 16), "small")
     monkeypatch.setattr(cases, "CASES", [small])
     monkeypatch.setattr(cases, "GROWTH", {"FLA": [small, larger]})
-    monkeypatch.setattr(measure, "peak_alone", lambda case, *_: float(case.shape[2] ** 2))
+    monkeypatch.setattr(measure, "measure_peak_alone", lambda case, *_: float(case.shape[2] ** 2))
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     assert run(monkeypatch, "modules", "--rounds=2", "--seconds=0.1", "--save") == 0
     out = capsys.readouterr().out
@@ -132,7 +133,9 @@ def test_depth(monkeypatch, capsys, tmp_path, shapes):
     assert whole["parameters"] == last["parameters"] > rows[1]["parameters"] > rows[2]["parameters"]
     assert whole["over_whole"] == 1 and all(row["ms"] > 0 and 0 <= row["mAP50-95"] <= row["mAP50"] <= 1 for row in rows)
     assert kept.with_name(f"{kept.stem}-depth.png").stat().st_size > 10_000
-    assert report.summary(data).startswith("`rtdetr-tiny` on `small` at 64 px, one image, fused:\n\n| decoder layers |")
+    assert report.summarise_results(data).startswith(
+        "`rtdetr-tiny` on `small` at 64 px, one image, fused:\n\n| decoder layers |"
+    )
 
 
 def test_deploy(monkeypatch, capfd, tmp_path):
@@ -151,7 +154,7 @@ def test_deploy(monkeypatch, capfd, tmp_path):
     assert all(row["ms"] > 0 and row["over_pytorch"] > 0 for row in rows.values())
     assert rows["OpenVINO fp16"]["MiB"] < 0.75 * rows["OpenVINO"]["MiB"]
     assert kept.with_name(f"{kept.stem}-deploy.png").stat().st_size > 10_000
-    latencies, sizes = report.summary(data).split("\n\n")
+    latencies, sizes = report.summarise_results(data).split("\n\n")
     assert "| rtdetr-tiny-FLA at 64 | " in latencies and "| rtdetr-tiny-FLA | " in sizes
 
     old = [{**row, "model": model, "ms": -1.0} for row in rows.values() for model in ("rtdetr-tiny", "rtdetr-tiny-FLA")]
@@ -176,7 +179,7 @@ def test_depth_validates_what_it_times(monkeypatch, tmp_path):
     monkeypatch.setattr(RTDETR, "val", val)
     file = tmp_path / "mine.pt"
     YOLO("rtdetr-tiny.yaml").save(file)
-    rows = depth.depth(str(file), "shapes.yaml", 64, CPU, {"autocast": None, "compile": False}, 1, 0.1)["rows"]
+    rows = depth.measure_depths(str(file), "shapes.yaml", 64, CPU, {"autocast": None, "compile": False}, 1, 0.1)["rows"]
     assert [(row["decoder_layers"], row["num_queries"]) for row in rows] == seen
     assert [row["mAP50"] for row in rows] == [(i + 1) / 10 for i in range(len(rows))]
 
@@ -184,7 +187,7 @@ def test_depth_validates_what_it_times(monkeypatch, tmp_path):
 def test_depth_of_another_model(monkeypatch, capsys, tmp_path):
     YOLO("yolo26n.yaml").save(tmp_path / "yolo.pt")
     assert run(monkeypatch, "depth", f"--model={tmp_path / 'yolo.pt'}") == 1
-    assert "yolo.pt is no RT-DETR" in capsys.readouterr().err
+    assert "yolo.pt is not an RT-DETR" in capsys.readouterr().err
 
 
 def test_profile(monkeypatch, capsys):
@@ -202,15 +205,15 @@ def test_training_throughput(monkeypatch):
     """What a GPU's machine adds; on a CPU here."""
     monkeypatch.setattr(models, "SIZE", 64)
     options = {"autocast": torch.bfloat16, "compile": False}
-    first, second = models.throughput(["rtdetr-tiny", "rtdetr-tiny-EMO"], CPU, options, 2, 3, 0.1)
+    first, second = models.time_training(["rtdetr-tiny", "rtdetr-tiny-EMO"], CPU, options, 2, 3, 0.1)
     assert first["over_baseline"] == 1 and first["images per second"] > 0
     ratio = second["images per second"] / first["images per second"]
     assert second["over_baseline"] == pytest.approx(ratio, rel=0.5)
 
 
 def test_a_section_that_is_kept_leaves_the_others(tmp_path):
-    report.keep(tmp_path, CPU, "startup", {"a": 1.23456})
-    file = report.keep(tmp_path, CPU, "models", [])
+    report.save_section(tmp_path, CPU, "startup", {"a": 1.23456})
+    file = report.save_section(tmp_path, CPU, "models", [])
     assert json.loads(file.read_text())["startup"]["results"] == {"a": 1.235}
 
 
@@ -259,4 +262,4 @@ def test_kept_results_are_of_this_benchmark():
         if "depth" in data:
             rows = data["depth"]["results"]["rows"]
             first = (rows[0][key] for key in decoder.KEYS)
-            assert [{key: row[key] for key in decoder.KEYS} for row in rows] == depth.choices(*first)
+            assert [{key: row[key] for key in decoder.KEYS} for row in rows] == depth.list_choices(*first)

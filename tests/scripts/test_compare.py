@@ -15,23 +15,35 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import compare
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, draw_shapes
-from flops import count_published_gflops
-from study import architecture, cost, figures, local, plan, report, results, statistics, tables, taken, validation
-from study.run import device_of, perform, train
-from study.validation import Validation
 
+import compare
+from _compare import (
+    architecture,
+    cost,
+    existing_runs,
+    figures,
+    html_report,
+    local_runs,
+    results,
+    statistics,
+    study_folder,
+    tables,
+    validation,
+)
+from _compare.training_run import choose_device, perform_run, train_run
+from _compare.validation import Validation
+from _shared.flops import count_published_gflops
 from ultralytics import YOLO
 from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.nn.tasks import RTDETRDetectionModel
 from ultralytics.utils.metrics import ap_per_class, box_iou
 
 MODELS = ["rtdetr-tiny.yaml", "rtdetr-tiny-EMO.yaml"]
-PUBLISHED = json.loads((ROOT / "scripts" / "published.json").read_text())
+PUBLISHED = json.loads((ROOT / "scripts" / "_reproduce" / "published.json").read_text())
 
 
 # The figures ----------------------------------------------------------------------------------------------------------
@@ -67,7 +79,7 @@ def test_average_precision_of_a_sample_is_upstreams():
     found = made_up()
     once = np.ones((1, len(found.images)), int)
     assert statistics.average_precision(found) == pytest.approx(upstream_ap(found, once[0]), abs=1e-9)
-    samples = statistics.resamples(len(found.images), 20)
+    samples = statistics.draw_resamples(len(found.images), 20)
     assert samples.shape == (20, 12) and (samples.sum(1) == 12).all() and len(np.unique(samples, axis=0)) > 10
     expected = [upstream_ap(found, sample) for sample in samples]
     assert statistics.average_precision(found, samples) == pytest.approx(expected, abs=1e-9)
@@ -88,18 +100,18 @@ def test_what_a_sample_may_lack():
 def test_difference_by_hand():
     """Two seeds a model, images that say nothing: variance 0.005 / 2 with one degree of freedom, t = 12.706."""
     still = np.zeros((2, 50))
-    found = statistics.difference([0.5, 0.6], [0.4, 0.4], still + 0.55, still + 0.4)
+    found = statistics.compare_means([0.5, 0.6], [0.4, 0.4], still + 0.55, still + 0.4)
     reach = 12.7062 * math.sqrt(0.005 / 2)
     assert (found.value, found.low, found.high) == pytest.approx((0.15, 0.15 - reach, 0.15 + reach), abs=1e-4)
     assert found.seeds and not found.shown
     # One seed: the normal interval of the images alone, and no verdict
     ours, theirs = np.array([[0.5, 0.7, 0.6, 0.6]]), np.array([[0.1, 0.1, 0.1, 0.1]])
-    found = statistics.difference([0.6], [0.1], ours, theirs)
+    found = statistics.compare_means([0.6], [0.1], ours, theirs)
     reach = 1.95996 * math.sqrt(0.02 / 3)
     assert (found.low, found.high) == pytest.approx((0.5 - reach, 0.5 + reach), abs=1e-4)
     assert found.low > 0 and not found.seeds and not found.shown
     # Images that are harder for both at once make no difference
-    found = statistics.difference([0.6, 0.6], [0.5, 0.5], np.tile(ours, (2, 1)), np.tile(ours - 0.1, (2, 1)))
+    found = statistics.compare_means([0.6, 0.6], [0.5, 0.5], np.tile(ours, (2, 1)), np.tile(ours - 0.1, (2, 1)))
     assert (found.low, found.high) == pytest.approx((0.1, 0.1)) and found.shown
 
 
@@ -111,7 +123,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
         shift = rng.normal(0, 0.02)  # what the images at hand do to the difference
         ours, theirs = 0.53 + shift + rng.normal(0, 0.02, 3), 0.5 + rng.normal(0, 0.02, 3)
         noise = rng.normal(0, 0.02, 200)
-        found = statistics.difference(ours, theirs, np.tile(noise, (3, 1)), np.zeros((3, 200)))
+        found = statistics.compare_means(ours, theirs, np.tile(noise, (3, 1)), np.zeros((3, 200)))
         held += found.low <= 0.03 <= found.high
         seen += found.shown
     assert 0.93 < held / 1500 < 0.985
@@ -121,9 +133,13 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 def test_means_and_fronts_by_hand():
     assert statistics.mean_and_deviation([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, math.sqrt(7 / 3)))
     assert statistics.mean_and_deviation([0.5]) == (0.5, None)
-    assert statistics.pareto([(3, 9), (1, 5), (2, 4), (2, 7), (4, 9), (1, 4)]) == [1, 3, 0]
-    assert results.spread_of([None, 2.0, 4.0]) == {"mean": 3.0, "deviation": math.sqrt(2), "values": [None, 2.0, 4.0]}
-    assert results.spread_of([None]) is None
+    assert statistics.pareto_front([(3, 9), (1, 5), (2, 4), (2, 7), (4, 9), (1, 4)]) == [1, 3, 0]
+    assert results.mean_over_seeds([None, 2.0, 4.0]) == {
+        "mean": 3.0,
+        "deviation": math.sqrt(2),
+        "values": [None, 2.0, 4.0],
+    }
+    assert results.mean_over_seeds([None]) is None
 
 
 @pytest.mark.parametrize("name", ["rtdetr-l-FLA", "rtdetr-l-Biformer"])
@@ -153,18 +169,18 @@ ROWS = [
 
 
 def test_tables_by_hand():
-    lines = tables.markdown(ROWS, ["A note."]).splitlines()
+    lines = tables.format_markdown(ROWS, ["A note."]).splitlines()
     cells = [cell.strip() for cell in lines[2].replace("\\|", "/").split("|")[1:-1]]
     assert cells == [
         "base_line/100%", "2", "51.2 ± 1.2", "–", "70.0 ± 1.0", "70.0 ± 1.0", "70.0 ± 1.0", "–", "1.47", "6.04", "16.5",
         "10.0 ± 0.5", "12", "101", "1.5 ± 0.1",
     ]  # fmt: skip
     assert "−1.0 [−4.0, +2.0] n.s." in lines[3] and lines[5] == "A note.  "
-    assert [tables.signed(x) for x in (-0.0004, 0.0, 0.0006)] == ["+0.0", "+0.0", "+0.1"]
-    text = tables.latex(ROWS, ["A note."])
+    assert [tables.format_signed(x) for x in (-0.0004, 0.0, 0.0006)] == ["+0.0", "+0.0", "+0.1"]
+    text = tables.format_latex(ROWS, ["A note."])
     assert r"base\_line|100\% & 2 & 51.2 $\pm$ 1.2 & -- &" in text and r"$-$1.0 [$-$4.0, +2.0] n.s." in text
     assert all(word in text for word in (r"\toprule", r"\midrule", r"\bottomrule", "% A note."))
-    rows = list(csv.DictReader(tables.comma_separated(ROWS, []).splitlines()))
+    rows = list(csv.DictReader(tables.format_csv(ROWS, []).splitlines()))
     assert (
         rows[0]["mAP50-95 mean"] == "0.512345" and rows[0]["AP large mean"] == "" and rows[0]["parameters"] == "1466396"
     )
@@ -178,14 +194,14 @@ def test_findings_by_hand():
     def finding(low: float, high: float, seeds: bool = True) -> str:
         value, shown = (low + high) / 2, seeds and not low <= 0 <= high
         difference = {"value": value, "low": low, "high": high, "seeds": seeds, "shown": shown}
-        return report.findings([base, {"model": "new", "difference": difference, "cost": {"over_first": 1.2}}])[0]
+        return html_report.findings([base, {"model": "new", "difference": difference, "cost": {"over_first": 1.2}}])[0]
 
     assert finding(0.01, 0.03) == "new: better than base by +2.0 mAP50-95 (+1.0 to +3.0) at 1.20 times its latency."
     assert finding(-0.03, -0.01).startswith("new: worse than base by −2.0 mAP50-95")
     assert finding(-0.01, 0.03).startswith("new: no difference shown to base: +1.0 mAP50-95")
     assert finding(0.01, 0.03, seeds=False).startswith("new: one seed, which does not tell")
-    assert report.findings([base, {"model": "new"}]) == ["new: nothing to compare yet."]
-    assert report.findings([base]) == ["base alone: nothing to compare it with."]
+    assert html_report.findings([base, {"model": "new"}]) == ["new: nothing to compare yet."]
+    assert html_report.findings([base]) == ["base alone: nothing to compare it with."]
 
 
 def test_changed_rows():
@@ -195,11 +211,11 @@ def test_changed_rows():
 
     first = rows("Stem", "Block", "AIFI", "Head", head=[-1, 1])
     other = rows("Stem", "New", "Block", "Head", head=[-1, 2])  # the same row, which is now the third
-    assert [(row["mark"], row["module"]) for row in architecture.marked(first, other)] == [
+    assert [(row["mark"], row["module"]) for row in architecture.mark_differences(first, other)] == [
         ("", "Stem"), ("+", "New"), ("", "Block"), ("−", "AIFI"), ("", "Head"),
     ]  # fmt: skip
     rewired = rows("Stem", "Block", "AIFI", "Head", head=[-1, 0])
-    marks = [(row["mark"], row["module"]) for row in architecture.marked(first, rewired)]
+    marks = [(row["mark"], row["module"]) for row in architecture.mark_differences(first, rewired)]
     assert marks == [("", "Stem"), ("", "Block"), ("", "AIFI"), ("−", "Head"), ("+", "Head")]
 
 
@@ -213,10 +229,10 @@ def test_sizes_by_hand():
         **{"image": np.array([0, 1, 2]), "conf": np.array([0.9, 0.8, 0.7], np.float32), "cls": np.array([0, 0, 1])},
         box=np.array([[0, 0, 20, 20], [10, 10, 50, 50], [0, 0, 9, 9]], np.float32),
     )
-    sizes = validation.sizes(found)
+    sizes = validation.size_ap(found)
     assert sizes == {"AP small": 1.0, "AP medium": pytest.approx(51 / 101), "AP large": None}
     nothing = replace(found, **{k: vars(found)[k][:0] for k in ("image", "tp", "conf", "cls", "box")})
-    assert validation.sizes(nothing) == {"AP small": 0.0, "AP medium": 0.0, "AP large": None}
+    assert validation.size_ap(nothing) == {"AP small": 0.0, "AP medium": 0.0, "AP large": None}
 
 
 def test_boxes_that_were_scaled_are_the_same_objects():
@@ -236,23 +252,32 @@ def test_names_that_matplotlib_reads_otherwise():
         }
         for i, name in enumerate(["_hidden", "x$y$z", "模型"])
     ]
-    for svg in (figures.trade_off(rows, "ms"), figures.classes(rows)):
+    for svg in (figures.plot_trade_off(rows, "ms"), figures.plot_classes(rows)):
         assert all(name in svg for name in ("_hidden", "x$y$z", "模型"))
     assert "a$b" in svg
 
 
 def test_names_and_times(tmp_path):
-    assert plan.labels(["a/x.yaml", "b/x.yaml"]) == ["a-x", "b-x"]
-    assert plan.labels(["a/x.yaml", "b/x.yaml", "y.yaml"], {"a/x.yaml": "x"}) == ["x", "b-x", "y"]  # it keeps its name
-    assert plan.labels(["/x.yaml"], {"elsewhere/x.yaml": "x"}) == ["x-2"]  # at the root no folder tells it apart
+    assert study_folder.label_models(["a/x.yaml", "b/x.yaml"]) == ["a-x", "b-x"]
+    assert study_folder.label_models(["a/x.yaml", "b/x.yaml", "y.yaml"], {"a/x.yaml": "x"}) == [
+        "x",
+        "b-x",
+        "y",
+    ]  # it keeps its name
+    assert study_folder.label_models(["/x.yaml"], {"elsewhere/x.yaml": "x"}) == [
+        "x-2"
+    ]  # at the root no folder tells it apart
     mine = tmp_path / "mine.yaml"
     mine.touch()
-    assert plan.absolute(os.path.relpath(mine)) == str(mine) and plan.absolute("rtdetr-l.yaml") == "rtdetr-l.yaml"
-    assert plan.absolute(0.5) == 0.5
-    assert plan.labels(["x.yaml", "y.pt"]) == ["x", "y"]
+    assert (
+        study_folder.absolute_path(os.path.relpath(mine)) == str(mine)
+        and study_folder.absolute_path("rtdetr-l.yaml") == "rtdetr-l.yaml"
+    )
+    assert study_folder.absolute_path(0.5) == 0.5
+    assert study_folder.label_models(["x.yaml", "y.pt"]) == ["x", "y"]
     with pytest.raises(Refused, match="x 2 times"):
-        plan.labels(["x.yaml", "x.pt"])
-    assert [local.duration(s) for s in (10, 100, 7300)] == ["less than a minute", "2 min", "2 h 02 min"]
+        study_folder.label_models(["x.yaml", "x.pt"])
+    assert [local_runs.format_duration(s) for s in (10, 100, 7300)] == ["less than a minute", "2 min", "2 h 02 min"]
 
 
 # A study --------------------------------------------------------------------------------------------------------------
@@ -288,7 +313,7 @@ def priced(monkeypatch):
         found = {model: {**one, "ms": 4.0 + i, "over_first": 1 + i / 4} for i, model in enumerate(models)}
         return {"machine": "none", "models": found}
 
-    monkeypatch.setattr(compare, "costs", costs)
+    monkeypatch.setattr(compare, "measure_costs", costs)
 
 
 def main(monkeypatch, *argv: str) -> int:
@@ -323,7 +348,7 @@ def written(folder: Path) -> dict[Path, int]:
 
 def test_a_study_goes_on_after_a_kill(folder, data):
     log = (folder / "log").read_text()
-    assert "run 2 of 4, rtdetr-tiny-EMO with seed 0, goes on from its checkpoint" in log
+    assert "run 2 of 4, rtdetr-tiny-EMO with seed 0, continues from its checkpoint" in log
     assert "run 1 of 4" not in log and "run 4 of 4, rtdetr-tiny-EMO with seed 1: epoch 1 of 1" in log
     study = json.loads((folder / "study.json").read_text())
     assert [(run["model"], run["seed"], run["state"]) for run in study["runs"]] == [
@@ -397,8 +422,10 @@ def test_a_failing_model_is_reported_and_the_rest_goes_on(folder, data, tmp_path
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Failed: broken, seed 0" in page and "Traceback" in page
     # As the first, it leaves nothing to compare with
-    first_failed = plan.Study(out, {**study["settings"], "models": {"broken": str(broken), "rtdetr-tiny": MODELS[0]}})
-    rows = results.summarise(first_failed, study["costs"]["models"])
+    first_failed = study_folder.Study(
+        out, {**study["settings"], "models": {"broken": str(broken), "rtdetr-tiny": MODELS[0]}}
+    )
+    rows = results.summarise_study(first_failed, study["costs"]["models"])
     assert "ms" in rows[1]["cost"] and "over_first" not in rows[1]["cost"] and "difference" not in rows[1]
     # Mended, it is tried again, and nothing else
     broken.write_text(text, encoding="utf-8")
@@ -416,7 +443,7 @@ def test_a_failing_model_is_reported_and_the_rest_goes_on(folder, data, tmp_path
     [
         (["--models", "rtdetr-nano.yaml"], "rtdetr-nano.yaml does not exist"),
         (["--data", "nothing.yaml"], "--data nothing.yaml: "),
-        (["--seeds", "1", "1"], "a seed is there twice"),
+        (["--seeds", "1", "1"], "a seed is repeated"),
         (["epoch=3"], "epoch"),
         (["lr0=fast"], "lr0"),
         (["cfg=nothing.yaml"], "cfg=nothing.yaml does not exist"),
@@ -459,35 +486,35 @@ def test_a_run_goes_on_with_what_the_machine_has_now(tmp_path, monkeypatch):
         def train(self, **arguments):
             given.update(arguments)
 
-    begun = plan.Run("x", "x.yaml", 0, tmp_path / "x" / "seed-0")
+    begun = study_folder.Run("x", "x.yaml", 0, tmp_path / "x" / "seed-0")
     begun.last.parent.mkdir(parents=True)
     torch.save({"optimizer": {}}, begun.last)
-    monkeypatch.setattr("study.run.YOLO", Model)
+    monkeypatch.setattr("_compare.training_run.YOLO", Model)
     settings = {"arguments": {"workers": 1, "device": "cpu", "imgsz": 96, "verbose": False}}
-    assert train(begun, settings)
+    assert train_run(begun, settings)
     assert given == {"file": begun.last, "resume": True, "workers": 1, "device": "cpu"}
 
 
 def test_digests_of_model_files(tmp_path):
     """Upstream's scaled names are no files; a comment is no other model; what cannot be parsed has a digest, too."""
-    small, large = plan.described("yolo11n.yaml"), plan.described("yolo11x.yaml")
+    small, large = study_folder.describe_file("yolo11n.yaml"), study_folder.describe_file("yolo11x.yaml")
     assert small["file"] == "yolo11n.yaml" and small["digest"] != large["digest"]
     mine = tmp_path / "mine.yaml"
     digests = []
     for text in ("a: 1", "a: 1  # one", "a: 2", "{"):
         mine.write_text(text, encoding="utf-8")
-        digests.append(plan.described(str(mine))["digest"])
+        digests.append(study_folder.describe_file(str(mine))["digest"])
     assert digests[0] == digests[1] and len(set(digests)) == 3
     with pytest.raises(Refused, match="nothing.pt does not exist"):
-        plan.described("nothing.pt")
+        study_folder.describe_file("nothing.pt")
 
 
 def test_devices(monkeypatch):
     """What a run was trained on may not be here."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device_of({"device": "0"}, {"arguments": {}}) == ""
-    assert device_of({"device": "cpu"}, {"arguments": {}}) == "cpu"
-    assert device_of({"device": "cpu"}, {"arguments": {"device": "0"}}) == "0"
+    assert choose_device({"device": "0"}, {"arguments": {}}) == ""
+    assert choose_device({"device": "cpu"}, {"arguments": {}}) == "cpu"
+    assert choose_device({"device": "cpu"}, {"arguments": {"device": "0"}}) == "0"
 
 
 def test_a_damaged_study_file(folder, data, tmp_path, monkeypatch, capsys):
@@ -529,7 +556,7 @@ def test_what_the_models_were_made_with_is_known_without_the_study(folder, data,
     (out / "study.json").unlink()
     assert main(monkeypatch, *arguments(data, out), "imgsz=96") == 2
     assert "rtdetr-tiny was made with other settings: imgsz was 64, is now 96." in capsys.readouterr().err
-    assert plan.known(out) == {model: Path(model).stem for model in MODELS}
+    assert study_folder.known_labels(out) == {model: Path(model).stem for model in MODELS}
     (out / "runs" / "rtdetr-tiny" / "made.json").unlink()
     assert main(monkeypatch, *arguments(data, out)) == 2
     assert "made with other settings: made.json is missing" in capsys.readouterr().err
@@ -539,7 +566,7 @@ def test_costs_that_cannot_be_measured(folder, data, tmp_path, monkeypatch, caps
     """The rest is shown, and why they lack."""
     out = tmp_path / "study"
     shutil.copytree(folder, out)
-    monkeypatch.setattr(compare, "costs", lambda *_: 1 / 0)
+    monkeypatch.setattr(compare, "measure_costs", lambda *_: 1 / 0)
     (out / "runs" / "rtdetr-tiny" / "seed-0" / "weights" / "best.pt").touch()
     assert main(monkeypatch, *arguments(data, out)) == 0  # they are known
     assert main(monkeypatch, *arguments(data, out, *reversed(MODELS))) == 0
@@ -557,14 +584,14 @@ def test_a_figure_that_cannot_be_measured(folder, monkeypatch):
         return 1.5
 
     monkeypatch.setattr(cost, "count_published_gflops", counts)
-    monkeypatch.setattr(cost, "alone", lambda *_: "noise\n7\n30\n")
+    monkeypatch.setattr(cost, "run_module", lambda *_: "noise\n7\n30\n")
     sizes = {"rtdetr-tiny": 96, "rtdetr-tiny-EMO": 64}
-    found = cost.costs(files, sizes, torch.device("cpu"), 2)["models"]
+    found = cost.measure_costs(files, sizes, torch.device("cpu"), 2)["models"]
     tiny, emo = found.values()
     assert tiny["failures"] == ["GFLOPs in the published style of rtdetr-tiny: AssertionError: no profiler"]
     assert "GFLOPs published" not in tiny and emo["GFLOPs published"] == 1.5 and not emo["failures"]
     assert tiny["over_first"] == 1 and (tiny["MiB"], tiny["MiB training"]) == (7, 30)
-    alike = cost.costs(files, {**sizes, "rtdetr-tiny": 64}, torch.device("cpu"), 2)["models"]
+    alike = cost.measure_costs(files, {**sizes, "rtdetr-tiny": 64}, torch.device("cpu"), 2)["models"]
     assert tiny["GFLOPs honest"] > 1.5 * alike["rtdetr-tiny"]["GFLOPs honest"]  # each at a size of its own
 
 
@@ -589,12 +616,12 @@ def test_models_that_are_not_named_again(folder, data, tmp_path, monkeypatch, pr
 
 def test_what_the_trainer_rounds_and_renames(data, tmp_path):
     """A side that is no multiple of the stride, a batch that is chosen, one class."""
-    trained = plan.Run("one", MODELS[0], 0, tmp_path / "one" / "seed-0")
+    trained = study_folder.Run("one", MODELS[0], 0, tmp_path / "one" / "seed-0")
     arguments = {"epochs": 1, "imgsz": 50, "batch": -1, "single_cls": True, "plots": False, "workers": 0}
-    outcome = perform(trained, {"data": str(data), "arguments": arguments})
+    outcome = perform_run(trained, {"data": str(data), "arguments": arguments})
     assert outcome["state"] == "done", outcome["traceback"]
     assert outcome["imgsz"] == 64 and list(outcome["figures"]["classes"]) == ["item"]
-    assert list(Validation.load(trained.folder / plan.FOUND).names) == ["item"]
+    assert list(Validation.load(trained.folder / study_folder.FOUND).names) == ["item"]
 
 
 def test_runs_of_others_are_taken_in(folder, data, tmp_path, monkeypatch, capsys, priced):
@@ -610,13 +637,13 @@ def test_runs_of_others_are_taken_in(folder, data, tmp_path, monkeypatch, capsys
         assert a["mAP50-95"] == b["mAP50-95"] and a["seeds"] == b["seeds"] and a["classes"] == b["classes"]
     assert theirs["results"][1]["difference"] == pytest.approx(ours["results"][1]["difference"])
     with pytest.raises(Refused, match="with seed 0 and the same arguments"):
-        taken.take([there[0], runs[0]], None)
+        existing_runs.group_runs([there[0], runs[0]], None)
     changed = there[1] / "weights" / "best.pt"
     checkpoint = torch.load(changed, weights_only=False)
     checkpoint["train_args"] |= {"lr0": 0.02, "seed": 0}
     checkpoint["optimizer"] = {}  # as before the training is over
     torch.save(checkpoint, changed)
-    found, _ = taken.take(there[:2], None)
+    found, _ = existing_runs.group_runs(there[:2], None)
     assert (
         theirs["settings"]["seeds"] == []
         and list(found) == ["0", "1"]
@@ -754,7 +781,7 @@ def test_hostile_names_stay_text(folder, tmp_path):
     label, evil = "rtdetr-tiny", "<img src=x onerror=alert(1)>"
     study["results"][0]["classes"] = {evil: 0.5}
     settings = {**study["settings"]}
-    made = plan.Study(out, settings)
-    report.report(made, study["results"], f"compare.py {evil}")
+    made = study_folder.Study(out, settings)
+    html_report.write_report(made, study["results"], f"compare.py {evil}")
     page = (out / "report.html").read_text(encoding="utf-8")
     assert evil not in page and "&lt;img src=x onerror=alert(1)&gt;" in page and label in page

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT
-from study import cluster, plan, run
 
+from _compare import ray_cluster, study_folder, training_run
 from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.utils import YAML
 
@@ -101,7 +101,7 @@ def test_a_node_is_lost(nodes, shapes, tmp_path):
     assert sorted(resumed) == [False, True]
     said = (tmp_path / "log").read_text()
     assert "2 of 2 runs are with the cluster" in said and "is over, 2 of 2" in said
-    assert (out / "report.html").is_file() and not (out / cluster.TOKEN).exists()
+    assert (out / "report.html").is_file() and not (out / ray_cluster.TOKEN).exists()
     assert all(row["cost"]["ms"] > 0 for row in found["results"])
 
 
@@ -116,17 +116,22 @@ def test_a_node_that_does_not_see_the_folder(shapes, tmp_path):
     """It works in a folder of its own, and the run comes back as an archive; a model of the user's own goes with it."""
     mine = tmp_path / "mine.yaml"
     mine.write_text((ROOT / "cfg_custom" / "models" / "rtdetr-tiny.yaml").read_text(), encoding="utf-8")
-    there = plan.Run("mine", str(mine), 0, tmp_path / "study" / "runs" / "mine" / "seed-0")
+    there = study_folder.Run("mine", str(mine), 0, tmp_path / "study" / "runs" / "mine" / "seed-0")
     arguments = {"epochs": 1, "imgsz": 64, "batch": 4, "plots": False, "workers": 0, "device": "cpu"}
     settings = {"data": str(shapes), "arguments": arguments}
-    content, elsewhere = cluster.contents(there), replace(there, model="only/there/mine.yaml")
-    release = cluster.ultralytics.__version__
-    outcome, archive = cluster.work(elsewhere, settings, tmp_path / "study", "token", content, Silent, release)
+    content, elsewhere = ray_cluster.read_model_file(there), replace(there, model="only/there/mine.yaml")
+    release = ray_cluster.ultralytics.__version__
+    outcome, archive = ray_cluster.run_task(elsewhere, settings, tmp_path / "study", "token", content, Silent, release)
     assert not (tmp_path / "study").exists()
-    cluster.unpack(archive, there.folder)
-    assert there.is_done and there.outcome == outcome and there.best.is_file() and len(run.epochs(there.folder)) == 1
+    ray_cluster.unpack_folder(archive, there.folder)
+    assert (
+        there.is_done
+        and there.outcome == outcome
+        and there.best.is_file()
+        and len(training_run.read_epochs(there.folder)) == 1
+    )
     with pytest.raises(RuntimeError, match="ultralytics is .* on this node, and 1.0 where the study is"):
-        cluster.work(there, settings, tmp_path / "study", "token", None, Silent, "1.0")
+        ray_cluster.run_task(there, settings, tmp_path / "study", "token", None, Silent, "1.0")
 
 
 def test_what_comes_back_replaces_what_was_there(tmp_path):
@@ -136,21 +141,21 @@ def test_what_comes_back_replaces_what_was_there(tmp_path):
         folder.mkdir(parents=True)
         (folder / name).write_text(name)
     with pytest.raises(tarfile.ReadError):
-        cluster.unpack(cluster.pack(come)[:700], there)
+        ray_cluster.unpack_folder(ray_cluster.pack_folder(come)[:700], there)
     assert [file.name for file in there.iterdir()] == ["old"]
-    cluster.unpack(cluster.pack(come), there)
+    ray_cluster.unpack_folder(ray_cluster.pack_folder(come), there)
     assert [file.name for file in there.iterdir()] == ["new"] and list(there.parent.iterdir()) == [there]
 
 
 def test_time_left():
     """Two runs at work have 50 s and 5 s to go; a third takes 60 s, the mean of what those take; two at a time."""
     at_work = {"a": (5, 10, 50.0), "b": (3, 4, 15.0)}
-    assert cluster.remaining(at_work, 3) == pytest.approx((50 + 5 + (100 + 20) / 2) / 2)
+    assert ray_cluster.estimate_remaining(at_work, 3) == pytest.approx((50 + 5 + (100 + 20) / 2) / 2)
 
 
 def test_no_cluster_is_one_line():
     with pytest.raises(Refused, match="no cluster at 127.0.0.1:9 .*`ray start --head` begins one"):
-        cluster.connect("127.0.0.1:9")
+        ray_cluster.connect_cluster("127.0.0.1:9")
 
 
 def test_what_no_node_has():
@@ -159,12 +164,14 @@ def test_what_no_node_has():
         def nodes():
             return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 1.0}}]
 
-    assert cluster.has_room(Ray, {"num_cpus": 2, "num_gpus": 0})
+    assert ray_cluster.has_room(Ray, {"num_cpus": 2, "num_gpus": 0})
     none = {"num_cpus": 1, "num_gpus": 1}
-    assert not cluster.has_room(Ray, none)
-    assert cluster.no_room(Ray, none) == "a run takes 1 CPUs and 1 GPUs, and no node has them (2 CPUs, 0 GPUs)"
+    assert not ray_cluster.has_room(Ray, none)
     assert (
-        cluster.device({"num_gpus": 0.5}) == "0"
-        and cluster.device({"num_gpus": 2}) == "0,1"
-        and cluster.device({"num_gpus": 0}) == "cpu"
+        ray_cluster.describe_room(Ray, none) == "a run takes 1 CPUs and 1 GPUs, and no node has them (2 CPUs, 0 GPUs)"
+    )
+    assert (
+        ray_cluster.device_names({"num_gpus": 0.5}) == "0"
+        and ray_cluster.device_names({"num_gpus": 2}) == "0,1"
+        and ray_cluster.device_names({"num_gpus": 0}) == "cpu"
     )

@@ -7,18 +7,18 @@ import sys
 from pathlib import Path
 
 import cv2
-import explain
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, TINY, lively
-from explanation import cam, click, field, focusing, network, routing, sheet
-from explanation.detections import allowed_classes, strongest
-from explanation.frame import Frame, look
 from PIL import Image, ImageColor
 from torch import nn
 
+import explain
+from _explain import click_query, drawing, focusing, layer_cam, network, receptive_field, routing
+from _explain.detections import allowed_classes, strongest_detections
+from _explain.image_view import Frame, load_view
 from ultralytics import YOLO
 from ultralytics.data.augment import LetterBox
 from ultralytics.models.rtdetr.predict import RTDETRPredictor
@@ -67,8 +67,8 @@ def test_cam_is_upstreams(name, models, monkeypatch, tmp_path):
     """Of the decoder's inputs, for several detections; upstream's is of a fused copy, rounded to bytes."""
     image = blobs(96, 96)
     theirs = evidence_of_upstream(models[name], image, tmp_path, monkeypatch, conf=0.001)
-    ours = cam.layer_cam(models[name], image, conf=0.001, imgsz=96)
-    assert len(ours.detections.scores) == cam.TOP < ours.detections.above
+    ours = layer_cam.layer_cam(models[name], image, conf=0.001, imgsz=96)
+    assert len(ours.detections.scores) == layer_cam.TOP < ours.detections.above
     assert theirs.std() > 10
     assert np.abs(ours.together * 255 - theirs).max() <= 2
     assert np.array_equal(ours.together, np.max([layer.heat for layer in ours.layers], axis=0))
@@ -78,11 +78,13 @@ def test_cam_is_upstreams(name, models, monkeypatch, tmp_path):
 def test_cam_is_upstreams_for_a_single_query_and_for_a_class(chosen, models, monkeypatch, tmp_path):
     image, model = blobs(96, 96), models["rtdetr-tiny"]
     theirs = evidence_of_upstream(model, image, tmp_path, monkeypatch, **chosen)
-    ours = cam.layer_cam(model, image, imgsz=96, **chosen)
+    ours = layer_cam.layer_cam(model, image, imgsz=96, **chosen)
     assert np.abs(ours.together * 255 - theirs).max() <= 2
     if "classes" in chosen:
         assert set(ours.detections.classes) == {2}
-        assert not np.allclose(ours.together, cam.layer_cam(model, image, conf=0.001, imgsz=96).together, atol=0.01)
+        assert not np.allclose(
+            ours.together, layer_cam.layer_cam(model, image, conf=0.001, imgsz=96).together, atol=0.01
+        )
     else:
         assert (len(ours.detections.scores), ours.detections.above) == (1, 0)
 
@@ -91,7 +93,7 @@ def test_cam_is_upstreams_for_a_single_query_and_for_a_class(chosen, models, mon
 def test_cam_of_other_layers_is_the_gradient_from_the_image(name, row, models):
     """The graph that begins at the first layer that is asked for gives what one that begins at the image gives."""
     image, model = blobs(64, 64), lively(name)
-    ours = cam.layer_cam(model, image, layers=[row], conf=1.0, imgsz=64)
+    ours = layer_cam.layer_cam(model, image, layers=[row], conf=1.0, imgsz=64)
     net, maps = model.model.eval(), []
     net.model[row].register_forward_hook(lambda m, x, y: maps.extend(y if isinstance(y, list) else [y]))
     x = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None] / 255
@@ -110,10 +112,10 @@ def test_cam_of_other_layers_is_the_gradient_from_the_image(name, row, models):
 @pytest.mark.parametrize("name", TINY)
 def test_the_default_layers_are_the_tensors_that_the_decoder_gets(name, models):
     net = models[name].model
-    wanted, inputs = network.chosen_sources(net), []
+    wanted, inputs = network.choose_sources(net), []
     handle = net.model[-1].register_forward_pre_hook(lambda m, args: inputs.extend(args[0]))
-    with network.prepared(net), network.recorded(net, wanted) as maps:
-        network.run(net, torch.rand(1, 3, 64, 96))
+    with network.prepare_gradients(net), network.record_maps(net, wanted) as maps:
+        network.run_detection(net, torch.rand(1, 3, 64, 96))
     handle.remove()
     assert len(inputs) == 3 and all(ours is theirs for ours, theirs in zip(maps, inputs))
     assert [tuple(m.shape[2:]) for m in maps] == [(8, 12), (4, 6), (2, 3)]
@@ -122,20 +124,20 @@ def test_the_default_layers_are_the_tensors_that_the_decoder_gets(name, models):
 def test_rows_of_a_multi_output_backbone(models):
     """Rows count as in the summary; the index that later rows name is another one, and each map has it."""
     net = models["rtdetr-tiny-EMO"].model
-    found = network.chosen_sources(net)
+    found = network.choose_sources(net)
     assert [(s.row, s.layer, s.module) for s in found] == [(12, 16, "RepC3"), (15, 19, "RepC3"), (18, 22, "RepC3")]
     assert found[0].label == "row 12 RepC3 (layer 16)"
-    backbone = network.chosen_sources(net, [0])
+    backbone = network.choose_sources(net, [0])
     assert [(s.layer, s.output) for s in backbone] == [(1, 0), (2, 1), (3, 2), (4, 3)]
-    wanted = [*backbone, *network.chosen_sources(net, [5, 10])]  # the projections of P4 and P3
+    wanted = [*backbone, *network.choose_sources(net, [5, 10])]  # the projections of P4 and P3
     projected = []
     handles = [net.model[i].register_forward_pre_hook(lambda m, x: projected.append(x[0])) for i in (5, 10)]
-    with network.prepared(net), network.recorded(net, wanted) as maps:
-        network.run(net, torch.rand(1, 3, 64, 64))
+    with network.prepare_gradients(net), network.record_maps(net, wanted) as maps:
+        network.run_detection(net, torch.rand(1, 3, 64, 64))
     [handle.remove() for handle in handles]
     assert [m.shape[2] for m in maps[:4]] == [16, 8, 4, 2]
     assert projected[0] is maps[2] and projected[1] is maps[1]
-    assert network.chosen_sources(models["rtdetr-tiny"].model, [3])[0].label == "row 3 HGBlock"
+    assert network.choose_sources(models["rtdetr-tiny"].model, [3])[0].label == "row 3 HGBlock"
 
 
 @pytest.mark.parametrize("sr_ratio, size", [(1, (7, 5)), (2, (9, 6)), (3, (10, 11))])
@@ -147,11 +149,13 @@ def test_rows_of_focused_attention_are_what_the_module_attends_with(sr_ratio, si
     for p in m.dwc.parameters():
         p.data.zero_()
     net, x = nn.Sequential(m), torch.randn(1, 32, *size)
-    with torch.no_grad(), focusing.watched(net) as calls:
+    with torch.no_grad(), focusing.record_attention(net) as calls:
         out = net(x)
     call, h, w = calls["0"], *(side // sr_ratio for side in size)
     positions = range(size[0] * size[1])
-    shares = torch.stack([focusing.rows(call, m, i, m.focusing_factor) for i in positions], dim=1)  # (heads, N, M)
+    shares = torch.stack(
+        [focusing.attention_rows(call, m, i, m.focusing_factor) for i in positions], dim=1
+    )  # (heads, N, M)
     assert shares.shape == (4, len(positions), h * w)
     sums = shares.sum(dim=-1)  # less than 1 where the ReLU leaves little of a query
     assert 0 <= sums.min() and sums.max() < 1 + 1e-4 and sums.median() > 0.999
@@ -159,28 +163,28 @@ def test_rows_of_focused_attention_are_what_the_module_attends_with(sr_ratio, si
     torch.testing.assert_close(attended, call.attended, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(m.proj(attended), out.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5)
     view = look_at(blobs(*(32 * side for side in size)))
-    found = focusing.at(call, m, "m", view, (32 * 1 + 5, 32 * 6 + 30))
+    found = focusing.focus_at_query(call, m, "m", view, (32 * 1 + 5, 32 * 6 + 30))
     assert (found.position, found.keys) == ((6, 1), (h, w))
     expected = shares[:, 6 * size[1] + 1].mean(dim=0).view(h, w).numpy()
     np.testing.assert_allclose(found.after[: sr_ratio * h : sr_ratio, : sr_ratio * w : sr_ratio], expected, atol=1e-6)
-    plain = torch.stack([focusing.rows(call, m, i, 1.0) for i in positions], dim=1)
+    plain = torch.stack([focusing.attention_rows(call, m, i, 1.0) for i in positions], dim=1)
     # Before focusing it is attention with a ReLU for a kernel
     q, k = ((F.relu(t[0]) + 1e-6) / F.softplus(m.scale[0]) for t in (call.q, call.k))
     q, k = (t.unflatten(1, (4, 8)).transpose(0, 1) for t in (q, k))
     scores = q @ k.transpose(1, 2)
     torch.testing.assert_close(plain, scores / (scores.sum(-1, keepdim=True) + 1e-6), atol=1e-5, rtol=1e-4)
-    assert focusing.effective(shares.flatten(0, 1)) < focusing.effective(plain.flatten(0, 1))
+    assert focusing.effective_positions(shares.flatten(0, 1)) < focusing.effective_positions(plain.flatten(0, 1))
 
 
 def test_effective_number_of_positions():
     shares = torch.tensor([[0.25] * 4, [1.0, 0, 0, 0], [0.5, 0.5, 0, 0]])
-    assert focusing.effective(shares) == pytest.approx((4 + 1 + 2) / 3)
+    assert focusing.effective_positions(shares) == pytest.approx((4 + 1 + 2) / 3)
     shares[0] = 0  # a head that attends to nothing
-    assert focusing.effective(shares) == pytest.approx((1 + 2) / 2)
+    assert focusing.effective_positions(shares) == pytest.approx((1 + 2) / 2)
 
 
 def test_a_reduced_grid_lies_over_the_map_that_it_was_made_of():
-    found = focusing.on_map(np.array([[1.0, 2.0]]), 2, (3, 5))
+    found = focusing.expand_to_map(np.array([[1.0, 2.0]]), 2, (3, 5))
     expected = [[1, 1, 2, 2, np.nan], [1, 1, 2, 2, np.nan], [np.nan] * 5]
     np.testing.assert_array_equal(found, expected)
 
@@ -200,11 +204,11 @@ def test_routed_regions_are_those_that_the_module_attends_to(size):
     m = BiLevelRoutingAttention_nchw(32, num_heads=2, n_win=4, topk=3, side_dwconv=0).eval()
     m.qkv_linear.weight.data.mul_(4)
     net, x = nn.Sequential(m), torch.randn(1, 32, *size)
-    with torch.no_grad(), routing.watched(net) as calls:
+    with torch.no_grad(), routing.record_routing(net) as calls:
         out = net(x)
     call, view = calls["0"], look_at(blobs(*(32 * side for side in size)))
     for query in ((0, 0), (size[1] * 32 - 1, size[0] * 32 - 1), (130, 200)):
-        found = routing.at(call, m, "m", view, query)
+        found = routing.routing_at_query(call, m, "m", view, query)
         assert found.position == tuple(int(t // 32) for t in reversed(query)) and len(set(found.chosen)) == 3
         (left, top), (right, bottom) = found.box(found.home)
         row, column = found.position
@@ -232,7 +236,7 @@ def test_routed_regions_are_those_that_the_module_attends_to(size):
 
 def look_at(image: np.ndarray):
     """Give an image's view in an input of its own size."""
-    return look(image, network.Opened(nn.Linear(1, 1), "none", image.shape[:2], True))
+    return load_view(image, network.OpenedModel(nn.Linear(1, 1), "none", image.shape[:2], True))
 
 
 def test_each_module_of_a_model_has_its_routing(tmp_path):
@@ -252,7 +256,7 @@ def test_each_module_of_a_model_has_its_routing(tmp_path):
     assert [(one.grid, one.region, len(one.chosen)) for one in found[1:]] == [((2, 2), (2, 2), 4)] * 2
     assert [one.home for one in found] == [56, 2, 2]
     opened = network.open_model(model, 128)
-    figure = routing.draw(found, look(blobs(64, 64), opened), opened)
+    figure = routing.draw_routing(found, load_view(blobs(64, 64), opened), opened)
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert len(titles) == 9 and "4 of 64 regions (8 x 8), of 1 x 1 positions" in titles[0]
 
@@ -265,7 +269,7 @@ def test_receptive_field_of_plain_convolutions_is_the_theoretical_one():
         p.data.uniform_(0.1, 1)
     x = torch.rand(1, 2, 64, 48, requires_grad=True)
     m = net(x)
-    gradient = field.gradient_of_middle(m, x)
+    gradient = receptive_field.gradient_of_middle(m, x)
     side, first, step = 1, 0, 1
     for k, s, d in layers:
         first -= step * d * (k // 2)
@@ -281,28 +285,31 @@ def test_squares_hold_their_shares():
     """Counted by hand: of 11 x 11 equal pixels, 9 x 9 hold more than half, and 7 x 7 less."""
     gradient = np.zeros((31, 41))
     gradient[10:21, 15:26] = 1
-    assert field.squares(gradient, (20.5, 15.5), (0.5, 0.95, 1)) == (9, 11, 11)
-    assert field.squares(gradient, (20.0, 15.5), (1,)) == (12,)
-    assert (field.median(gradient.sum(axis=0)), field.median(gradient.sum(axis=1))) == (20.5, 15.5)
+    assert receptive_field.square_sides(gradient, (20.5, 15.5), (0.5, 0.95, 1)) == (9, 11, 11)
+    assert receptive_field.square_sides(gradient, (20.0, 15.5), (1,)) == (12,)
+    assert (
+        receptive_field.median_position(gradient.sum(axis=0)),
+        receptive_field.median_position(gradient.sum(axis=1)),
+    ) == (20.5, 15.5)
     gradient = np.zeros((8, 8))
-    assert field.median(gradient[0]) == 4
+    assert receptive_field.median_position(gradient[0]) == 4
     gradient[4, 4] = 1
-    assert field.median(gradient[4]) == 4.5
-    assert field.median(np.array([1.0, 1, 0, 0, 1, 1])) in (2, 4)
-    assert field.squares(gradient, (4, 4)) == (2, 2)
-    assert np.isnan(field.squares(np.zeros((4, 4)), (2, 2))).all()
+    assert receptive_field.median_position(gradient[4]) == 4.5
+    assert receptive_field.median_position(np.array([1.0, 1, 0, 0, 1, 1])) in (2, 4)
+    assert receptive_field.square_sides(gradient, (4, 4)) == (2, 2)
+    assert np.isnan(receptive_field.square_sides(np.zeros((4, 4)), (2, 2))).all()
 
 
 def test_receptive_fields_grow_and_are_means(models):
     """Of the inputs, of which one image gives four."""
     model, image = models["rtdetr-tiny"], blobs(64, 96)
-    found = field.receptive_fields(model, [image], layers=[0, 1, 3], imgsz=(64, 96))
+    found = receptive_field.receptive_fields(model, [image], layers=[0, 1, 3], imgsz=(64, 96))
     assert [one.inputs for one in found] == [4] * 3 and found[0].gradient.shape == (64, 96)
     assert found[0].sides[1] < found[1].sides[1] < found[2].sides[1] <= 96
     assert [one.position for one in found] == [(50.0, 34.0), (50.0, 34.0), (52.0, 36.0)]
     assert all(np.abs(np.subtract(one.position, one.centre)).max() <= one.stride for one in found)
-    alone = [field.receptive_fields(model, [i] * 4, [3], (64, 96))[0] for i in (image, image[:, ::-1].copy())]
-    both = field.receptive_fields(model, [image, image[:, ::-1].copy()] * 2, [3], (64, 96))[0]
+    alone = [receptive_field.receptive_fields(model, [i] * 4, [3], (64, 96))[0] for i in (image, image[:, ::-1].copy())]
+    both = receptive_field.receptive_fields(model, [image, image[:, ::-1].copy()] * 2, [3], (64, 96))[0]
     np.testing.assert_allclose(both.gradient, (alone[0].gradient + alone[1].gradient) / 2, rtol=1e-4)
 
 
@@ -310,13 +317,13 @@ def test_receptive_fields_grow_and_are_means(models):
 def test_gradients_are_differences(name):
     """Of one image: torch's batch norm on a CPU has a wrong one where a gradient lies in memory as tokens do."""
     net, x = lively(name).model.double(), torch.rand(1, 3, 64, 64).double()
-    wanted = network.chosen_sources(net)
-    with network.prepared(net):
+    wanted = network.choose_sources(net)
+    with network.prepare_gradients(net):
 
         def middles(x: torch.Tensor) -> torch.Tensor:
             """The sums whose gradients are receptive fields."""
-            with network.recorded(net, wanted) as maps:
-                network.run(net, x)
+            with network.record_maps(net, wanted) as maps:
+                network.run_detection(net, x)
             inputs[:] = maps
             return torch.stack([m[0, :, m.shape[2] // 2, m.shape[3] // 2].sum() for m in maps])
 
@@ -369,7 +376,7 @@ def test_what_a_network_sees_is_shown_over_the_same_pixels(stretch, models, monk
     """The input itself, laid over the image, is the image: nothing is shifted, and padding is cut away."""
     monkeypatch.setattr(RTDETRPredictor, "scale_fill", stretch)
     image = blobs(60, 120)
-    view = look(image, network.open_model(models["rtdetr-tiny"], (96, 160)))
+    view = load_view(image, network.open_model(models["rtdetr-tiny"], (96, 160)))
     assert view.x.shape == (1, 3, 96, 160)
     assert bool((view.x == 114 / 255).all(dim=1).any()) is not stretch
     shown = view.frame.on_image(view.x[0].mean(dim=0).numpy())
@@ -381,9 +388,11 @@ def test_detections_are_those_of_predict(models):
     model, image = models["rtdetr-tiny-FLA"], blobs(60, 120)
     result = model.predict(image, imgsz=96, conf=0.001, verbose=False)[0].boxes
     opened = network.open_model(model, 96)
-    view = look(image, opened)
-    with network.prepared(opened.net), torch.no_grad():
-        found = strongest(*network.run(opened.net, view.x), view.frame, 0.001, allowed_classes(opened, None), 5)
+    view = load_view(image, opened)
+    with network.prepare_gradients(opened.net), torch.no_grad():
+        found = strongest_detections(
+            *network.run_detection(opened.net, view.x), view.frame, 0.001, allowed_classes(opened, None), 5
+        )
     x1, y1, x2, y2 = result.xyxy[0].clamp(min=0).tolist()
     np.testing.assert_allclose(found.boxes[0], (x1, y1, min(x2, 120), min(y2, 60)), atol=0.05)
     assert found.scores[0] == pytest.approx(float(result.conf[0]), abs=1e-4)
@@ -410,13 +419,13 @@ def test_models_are_left_as_they_were(name, models):
         return hooks, modes, needed, extra, head.shapes, "valid_mask" in vars(head), Regions.route
 
     before = seen()
-    for explanation in (cam.layer_cam, routing.routing, focusing.focusing):
+    for explanation in (layer_cam.layer_cam, routing.routing, focusing.focusing):
         explanation(model, image, imgsz=64)
-    field.receptive_fields(model, [image], imgsz=64)
+    receptive_field.receptive_fields(model, [image], imgsz=64)
     bias = net.model[-1].dec_score_head[-1].bias.data
     right = bias.clone()
     bias[:] = float("nan")
-    for explanation in (cam.layer_cam, routing.routing, focusing.focusing):
+    for explanation in (layer_cam.layer_cam, routing.routing, focusing.focusing):
         with pytest.raises(ValueError, match="not finite"):
             explanation(model, image, imgsz=64)
     bias.copy_(right)
@@ -427,14 +436,14 @@ def test_models_are_left_as_they_were(name, models):
 def test_fused_models_and_callers_without_gradients(models):
     """The same map, to rounding, of a fused network; under inference mode; after a prediction."""
     model, image = lively("rtdetr-tiny-Biformer"), blobs(64, 64)
-    plain = cam.layer_cam(model, image, layers=[0, 19], conf=0.001, imgsz=64)
+    plain = layer_cam.layer_cam(model, image, layers=[0, 19], conf=0.001, imgsz=64)
     with torch.inference_mode():
         model.model.eval()(torch.rand(1, 3, 64, 64))  # its anchors are of inference mode
-        again = cam.layer_cam(model, image, layers=[0, 19], conf=0.001, imgsz=64)
-        assert field.receptive_fields(model, [image], [1], 64)[0].gradient.sum() > 0
+        again = layer_cam.layer_cam(model, image, layers=[0, 19], conf=0.001, imgsz=64)
+        assert receptive_field.receptive_fields(model, [image], [1], 64)[0].gradient.sum() > 0
     np.testing.assert_array_equal(again.together, plain.together)
     model.model.fuse(verbose=False)
-    fused = cam.layer_cam(model.model, image, layers=[0, 19], conf=0.001, imgsz=64)
+    fused = layer_cam.layer_cam(model.model, image, layers=[0, 19], conf=0.001, imgsz=64)
     np.testing.assert_allclose(fused.together, plain.together, atol=0.02)
     assert routing.routing(model.model, image, imgsz=64)[0].grid == (4, 4)
 
@@ -498,10 +507,10 @@ def test_small_files(monkeypatch, tmp_path, picture):
     assert 2 * small.stat().st_size < whole.stat().st_size
     rng = np.random.default_rng(0)
     drawn = Image.fromarray(rng.integers(0, 256, (200, 200, 3), np.uint8))
-    for x, colour in enumerate(sheet.COLOURS):  # one pixel of each kind of mark
+    for x, colour in enumerate(drawing.COLOURS):  # one pixel of each kind of mark
         drawn.putpixel((x, 0), ImageColor.getrgb(colour))
-    few = sheet.fewer_colours(drawn).convert("RGB")
-    assert [few.getpixel((x, 0)) for x in range(len(sheet.COLOURS))] == [*map(ImageColor.getrgb, sheet.COLOURS)]
+    few = drawing.reduce_colours(drawn).convert("RGB")
+    assert [few.getpixel((x, 0)) for x in range(len(drawing.COLOURS))] == [*map(ImageColor.getrgb, drawing.COLOURS)]
     assert len(few.getcolors()) <= 256
 
 
@@ -514,7 +523,7 @@ def test_names_are_no_formulas(monkeypatch, tmp_path, picture):
 
 
 def test_stems():
-    assert explain.stems([Path("a/x.jpg"), Path("b/X.png"), Path("x-2.jpg"), Path("y.png"), Path("x.bmp")]) == [
+    assert explain.name_pictures([Path("a/x.jpg"), Path("b/X.png"), Path("x-2.jpg"), Path("y.png"), Path("x.bmp")]) == [
         "x",
         "X-3",
         "x-2",
@@ -564,14 +573,14 @@ ERRORS = {
     "missing YAML": (lambda d, i: ["none.yaml", i], "none.yaml"),
     "broken YAML": (lambda d, i: [broken(d, "nc: [3\nbackbone: {"), i], "broken.yaml"),
     "wrong row": (lambda d, i: [broken(d, ROW), i], "no module is named 'Nope'"),
-    "exported": (lambda d, i: [onnx(d), i], "mine.onnx: explanations look into layers and need gradients, which an"),
-    "no suffix": (lambda d, i: ["rtdetr-tiny", i], "rtdetr-tiny: explanations look into layers"),
+    "exported": (lambda d, i: [onnx(d), i], "mine.onnx: explanations need a model's layers"),
+    "no suffix": (lambda d, i: ["rtdetr-tiny", i], "rtdetr-tiny: explanations need a model's layers"),
     "no checkpoint": (lambda d, i: [text(d, "bad.pt"), i], "bad.pt is damaged or truncated"),
-    "other head": (lambda d, i: ["yolo11n.yaml", i], "yolo11n is no RT-DETR: its head is Detect"),
+    "other head": (lambda d, i: ["yolo11n.yaml", i], "yolo11n is not an RT-DETR: its head is Detect"),
     "not finite": (lambda d, i: [nan(d), i], "the model's scores are not finite"),
     "missing image": (lambda d, i: [M, i, d / "none.jpg"], "none.jpg does not exist"),
     "folder": (lambda d, i: [M, d], "is a folder; expected an image"),
-    "no image": (lambda d, i: [M, i, text(d, "a.jpg")], "a.jpg is no image that OpenCV can read, or is damaged"),
+    "no image": (lambda d, i: [M, i, text(d, "a.jpg")], "a.jpg is not an image"),
     "cut image": (lambda d, i: [M, cut(d)], "cut.jpg is "),
     "query outside": (lambda d, i: [M, i, "--query=90,10"], "query 90,10 is outside of spots: expected x from 0 to 89"),
     "query above": (lambda d, i: [M, i, "--query=5,-1"], "query 5,-1 is outside of spots"),
@@ -642,7 +651,7 @@ def test_click(monkeypatch, capsys, tmp_path, picture):
     words = ["rtdetr-tiny-FLA.yaml", picture, "--imgsz=64", "--what=focusing", "--click", f"--out={tmp_path / 'out'}"]
     assert run(monkeypatch, *words) == 1
     assert "error: --click needs a display" in capsys.readouterr().err
-    assert asked == list(click.BACKENDS) and not (tmp_path / "out").exists()
+    assert asked == list(click_query.BACKENDS) and not (tmp_path / "out").exists()
 
     monkeypatch.setattr(plt, "switch_backend", lambda name: switch("agg"))
     monkeypatch.setattr(plt, "ginput", lambda *_, **__: [])
@@ -660,9 +669,9 @@ def test_click(monkeypatch, capsys, tmp_path, picture):
 
 def test_numbers_of_detections_do_not_hide_each_other():
     """Of sixteen detections in one place, each has its own."""
-    side, taken = sheet.TAG * 100, []
+    side, taken = drawing.TAG * 100, []
     for box in [(30.0, 20.0, 60, 50), (97.0, 90.0, 100, 100)]:
-        points = [sheet.free(box, (100, 100), taken) for _ in range(16)]
+        points = [drawing.find_free_point(box, (100, 100), taken) for _ in range(16)]
         assert points[0] == pytest.approx([min(t, 100 - side) for t in box[:2]])
     assert len(set(taken)) == 32
     assert all(max(abs(a[0] - b[0]), abs(a[1] - b[1])) > side - 1e-9 for a in taken for b in taken if a != b)

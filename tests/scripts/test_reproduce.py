@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 import pytest
-import reproduce
 import torch
 from conftest import ROOT
-from maintain.pin import UpstreamError
-from summaries import AsPublished, summarize
 
+import reproduce
+from _reproduce.layer_summaries import AsPublished, summarize
+from _upstream.pin import UpstreamError
 from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw
 
 SCRIPT = ROOT / "scripts" / "reproduce.py"
@@ -43,7 +43,7 @@ def test_any_other_character_or_line_is_seen(name):
 def test_a_difference_is_shown_with_both_sides(capsys):
     published = reproduce.published_lines("rtdetr-l-EMO")
     ours = [line.replace("64.6 GFLOPs", "64.7 GFLOPs") for line in published[:5] + published[6:]]
-    found = reproduce.show("rtdetr-l-EMO", published, ours)
+    found = reproduce.print_sides("rtdetr-l-EMO", published, ours)
     out = capsys.readouterr().out
     assert len(found) == 2 and "lines that differ: 2" in out
     assert f"  published  {published[5]!r}\n  ours       no such line\n" in out
@@ -133,10 +133,10 @@ def test_only_the_qkv_convolutions_pass_by_the_hooks():
 # The environment ------------------------------------------------------------------------------------------------------
 def test_the_tutorials_profiler_where_the_release_allows_it(capsys):
     needs = ["numpy>=1.23.0", "ultralytics-thop>=2.0.0"]
-    assert reproduce.with_profiler(needs) == [*needs, "ultralytics-thop==2.0.13"]
+    assert reproduce.add_profiler(needs) == [*needs, "ultralytics-thop==2.0.13"]
     assert capsys.readouterr().out == ""
     needs = ["numpy>=1.23.0", "ultralytics-thop>=2.0.18"]
-    assert reproduce.with_profiler(needs) == needs
+    assert reproduce.add_profiler(needs) == needs
     assert "ultralytics-thop>=2.0.18" in capsys.readouterr().out
 
 
@@ -154,7 +154,7 @@ def test_objects_come_as_they_are_printed_and_a_failure_is_one_line(end, message
         "while not pathlib.Path('seen').exists(): time.sleep(0.01)\n"
         "print('{\"b\": 2}', flush=True); "
     )
-    found = reproduce.stream([], "-c", begin + end, cwd=tmp_path)
+    found = reproduce.stream_json([], "-c", begin + end, cwd=tmp_path)
     assert next(found) == {"a": 1}
     (tmp_path / "seen").touch()
     assert next(found) == {"b": 2}
@@ -167,7 +167,7 @@ def test_objects_come_as_they_are_printed_and_a_failure_is_one_line(end, message
 def test_an_environment_that_cannot_be_made_is_one_line(tmp_path):
     offline = {**os.environ, "UV_OFFLINE": "1", "UV_CACHE_DIR": str(tmp_path)}
     with pytest.raises(UpstreamError, match="uv could not make the environment: .*; connect to the network") as error:
-        list(reproduce.stream(["ultralytics-thop==2.0.13"], "-c", "", env=offline))
+        list(reproduce.stream_json(["ultralytics-thop==2.0.13"], "-c", "", env=offline))
     assert "\n" not in str(error.value)
 
 
@@ -186,9 +186,9 @@ def command(*args: str, **environment: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     "release, environment, message",
     [
-        ("", {}, "'' is no release of ultralytics"),
-        ("8.3", {}, "'8.3' is no release of ultralytics"),
-        ("../8.3.50", {}, "'../8.3.50' is no release of ultralytics"),
+        ("", {}, "'' is not a release of ultralytics"),
+        ("8.3", {}, "'8.3' is not a release of ultralytics"),
+        ("../8.3.50", {}, "'../8.3.50' is not a release of ultralytics"),
         ("8.3.50", {"PATH": "", "UV": ""}, "uv was not found"),
         pytest.param("8.3.50", {"UV": "/no/such/uv"}, "/no/such/uv", marks=uv),
         pytest.param("8.3.999", {}, "8.3.999", marks=uv),

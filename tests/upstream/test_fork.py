@@ -8,10 +8,10 @@ from importlib import metadata
 
 import pytest
 from conftest import ROOT
-from maintain.pin import Pin, patches, queue_sha256
 from packaging.requirements import Requirement
 
 import ultralytics
+from _upstream.pin import Pin, list_patches, queue_sha256
 from ultralytics.fork import installation
 from ultralytics.utils import LOGGER, checks
 
@@ -140,7 +140,7 @@ def test_no_file_of_ours_repeats_upstreams_code():
 
 
 def test_patches_say_why_and_name_a_test():
-    for patch in patches(ROOT):
+    for patch in list_patches(ROOT):
         text = patch.read_text(encoding="utf-8")
         message = text.partition("\ndiff --git ")[0]
         assert "\nWhy: " in message and "\nRetired by: " in message, patch.name

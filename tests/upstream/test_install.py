@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from conftest import PYTHONS, find_python
-from maintain.pin import Pin
+
+from _upstream.pin import Pin
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_MODEL = """
@@ -192,9 +193,9 @@ def test_a_failure_is_one_clear_line_in_what_pip_prints(clone, environment, whee
     else:  # for the hook's pip alone: this one has the build's requirements to get
         hook = clone / "hatch_build.py"
         text = hook.read_text(encoding="utf-8").replace(
-            "from maintain.apply import apply\n",
+            "from _upstream.queue.apply import apply\n",
             "import os\n\n        os.environ.update(PIP_NO_INDEX='1', PIP_FIND_LINKS='')\n"
-            "        from maintain.apply import apply\n",
+            "        from _upstream.queue.apply import apply\n",
         )
         hook.write_text(text, encoding="utf-8")
         says = "could not download ultralytics=="

@@ -16,15 +16,17 @@ from pathlib import Path
 
 import pytest
 from conftest import can_kill, killed_in_time, on_small_disks
-from maintain import rebase
-from maintain.apply import apply
-from maintain.export import export
-from maintain.pin import Pin, UpstreamError
-from maintain.rebase import describe, resume
-from maintain.releases import RECORD, Known
-from maintain.status import status
-from maintain.tree import manifest, tree_sha256
-from maintain.verify import Verdict
+
+from _upstream.fetch.releases import RECORD, ReleaseRecord
+from _upstream.pin import Pin, UpstreamError
+from _upstream.queue import rebase, rebase_report
+from _upstream.queue.apply import apply
+from _upstream.queue.export import export
+from _upstream.queue.rebase import resume_rebase
+from _upstream.queue.rebase_report import describe_rebase
+from _upstream.queue.status import status
+from _upstream.queue.tree import manifest, tree_sha256
+from _upstream.verify.build_models import Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD, NEW = "9.0.0", "9.1.0"
@@ -144,7 +146,7 @@ def template(tmp_path_factory) -> Path:
     (root / "cfg_custom" / "models").mkdir(parents=True)
     (root / "cfg_custom" / "models" / "tiny.yaml").write_text("nc: 1\n")
     shutil.copytree(ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "scripts" / "parameters.json").write_text('{"tiny": 7}')
+    (root / "scripts/_upstream/verify/parameters.json").write_text('{"tiny": 7}')
     (root / "pyproject.toml").write_text(PYPROJECT)
     (root / "README.md").write_text(f"On **{OLD}**, version `{OLD}+addmodules.3`; once it was 9.0.00.\n")
     (root / "CHANGELOG.md").write_text(f"# Changelog\n\n## {OLD}+addmodules.3\n\n- Began.\n")
@@ -166,7 +168,7 @@ def checkout(template, tmp_path, monkeypatch) -> Path:
     """A checkout of the test's own; models are not built, and no registry is asked."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("ULTRALYTICS_WHEEL", raising=False)
-    monkeypatch.setattr(rebase, "verify", lambda *_: Verdict(1, 1, 2, 2, []))
+    monkeypatch.setattr(rebase, "verify_tree", lambda *_: Verdict(1, 1, 2, 2, []))
     return shutil.copytree(template, tmp_path / "my projects, größer 目录" / "checkout", symlinks=True)
 
 
@@ -185,15 +187,15 @@ def snapshot(root: Path, scratch: bool = False) -> dict[str, bytes]:
     return files | ({f".upstream/{path.name}": b"" for path in (root / ".upstream").iterdir()} if scratch else {})
 
 
-def start(root: Path, version: str | None = NEW, **options) -> rebase.Report:
+def start(root: Path, version: str | None = NEW, **options) -> rebase_report.RebaseReport:
     return rebase.rebase(root, version, lambda _: None, **options)
 
 
-def go_on(root: Path, action: str = "continue") -> rebase.Report:
-    return resume(root, action, lambda _: None)
+def go_on(root: Path, action: str = "continue") -> rebase_report.RebaseReport:
+    return resume_rebase(root, action, lambda _: None)
 
 
-def states(report: rebase.Report) -> list[str]:
+def states(report: rebase_report.RebaseReport) -> list[str]:
     return [carried.state for carried in report.patches]
 
 
@@ -253,7 +255,7 @@ def test_a_changed_neighbour_conflicts_in_place(checkout):
     report = start(checkout)
     assert report.outcome == "stopped" and report.stop.reason == "conflict" and report.stop.patch == FIND_PATCH
     assert report.stop.lines == [f"{CHECKS}, line 6 (find)"]
-    text = describe(report)
+    text = describe_rebase(report)
     assert f"patches/{FIND_PATCH} conflicts with ultralytics {NEW}:" in text
     assert all(f"rebase --{way}" in text for way in ("continue", "skip", "abort"))
     assert snapshot(checkout) == before, "a rebase that waits has changed the checkout"
@@ -317,8 +319,8 @@ def test_a_patch_that_upstream_took(checkout):
     release(checkout, {TASKS: changed(FILES[TASKS], BUILD)})
     report = start(checkout)
     assert (report.stop.reason, report.stop.patch) == ("taken", BUILD_PATCH)
-    assert f"patches/{BUILD_PATCH} is in ultralytics {NEW} already; it is dropped when you say so" in describe(report)
-    with pytest.raises(UpstreamError, match="say `.*rebase --skip` to drop it"):
+    assert f"patches/{BUILD_PATCH} is in ultralytics {NEW} already" in describe_rebase(report)
+    with pytest.raises(UpstreamError, match="`.*rebase --skip` drops it"):
         go_on(checkout)
     report = go_on(checkout, "skip")
     assert states(report) == ["clean", "upstream's", "offset"] or states(report) == ["clean", "upstream's", "clean"]
@@ -326,7 +328,7 @@ def test_a_patch_that_upstream_took(checkout):
         WALK_PATCH,
         "0002-Find-ours.patch",
     ]
-    assert f"- upstream's: {BUILD_PATCH}" in rebase.commit_message(report)
+    assert f"- upstream's: {BUILD_PATCH}" in rebase_report.commit_message(report)
     stands(checkout)
 
 
@@ -350,7 +352,7 @@ def test_a_deleted_file(checkout):
     with pytest.raises(UpstreamError, match=f"git -C {SESSION} rm {CHECKS}"):
         go_on(checkout)
     git(checkout, "rm", CHECKS)
-    with pytest.raises(UpstreamError, match="say `.*rebase --skip`"):
+    with pytest.raises(UpstreamError, match="`.*rebase --skip` drops it"):
         go_on(checkout)
     report = go_on(checkout, "skip")
     assert report.outcome == "rebased" and not (checkout / CHECKS).exists()
@@ -395,7 +397,7 @@ def test_a_hunk_in_another_function_stops_the_command(checkout, text, function):
     report = start(checkout)
     assert (report.stop.reason, report.stop.patch) == ("moved", WALK_PATCH)
     assert report.stop.lines == [f"{TASKS}: a hunk was in Network.walk, is in {function}"]
-    text = describe(report)
+    text = describe_rebase(report)
     assert "applies to ultralytics 9.1.0, but not where it was" in text
     shown = re.search(r"(?m)^1: +\w+ ! 1: +\w+ Walk over ours$", text)
     assert shown and re.search(rf"(?m)^    \+ +def {function.partition('.')[2]}\(self, x\):$", text)
@@ -547,7 +549,7 @@ def test_a_patch_that_git_skipped_is_dropped_only_when_told_so(checkout):
     start(checkout)
     git(checkout, "rebase", "--skip")
     for _ in range(2):
-        with pytest.raises(UpstreamError, match="say `.*--skip` to drop it"):
+        with pytest.raises(UpstreamError, match="`.*--skip` drops it"):
             go_on(checkout)
     report = go_on(checkout, "skip")
     assert states(report) == ["clean", "clean", "dropped"]
@@ -593,14 +595,14 @@ def test_a_conflicting_file_that_was_removed(checkout, action):
 )
 def test_a_session_in_another_state(checkout, monkeypatch, commands, says):
     release(checkout, {})
-    monkeypatch.setattr(rebase, "verify", lambda *_: Verdict(0, 1, 2, 2, ["tiny: was not built"]))
+    monkeypatch.setattr(rebase, "verify_tree", lambda *_: Verdict(0, 1, 2, 2, ["tiny: was not built"]))
     start(checkout)
     if commands == [["stash"]]:
         edit(checkout / SESSION / TASKS, ("ours(layer, x)", "ours(layer, x, 2)"))
     before = snapshot(checkout)
     for command in commands:
         git(checkout, *command)
-    monkeypatch.setattr(rebase, "verify", lambda *_: Verdict(1, 1, 2, 2, []))
+    monkeypatch.setattr(rebase, "verify_tree", lambda *_: Verdict(1, 1, 2, 2, []))
     with pytest.raises(UpstreamError, match=says):
         go_on(checkout)
     assert snapshot(checkout) == before
@@ -608,15 +610,15 @@ def test_a_session_in_another_state(checkout, monkeypatch, commands, says):
 
 def test_an_edit_that_takes_a_patch_back_after_the_verdict(checkout, monkeypatch):
     release(checkout, {})
-    monkeypatch.setattr(rebase, "verify", lambda *_: Verdict(0, 1, 2, 2, ["tiny: was not built"]))
+    monkeypatch.setattr(rebase, "verify_tree", lambda *_: Verdict(0, 1, 2, 2, ["tiny: was not built"]))
     start(checkout)
     edit(checkout / SESSION / TASKS, BUILD[::-1], ("        total = 0\n", "        total = 0\n        more()\n"))
-    monkeypatch.setattr(rebase, "verify", lambda *_: Verdict(1, 1, 2, 2, []))
+    monkeypatch.setattr(rebase, "verify_tree", lambda *_: Verdict(1, 1, 2, 2, []))
     report = go_on(checkout)
     assert (report.stop.reason, report.stop.patch) == ("lost", BUILD_PATCH)
     report = go_on(checkout, "skip")
     assert states(report)[:3] == ["clean", "dropped", "clean"] and report.patches[3].state == "new"
-    assert f"- new: {report.patches[3].patch}" in rebase.commit_message(report)
+    assert f"- new: {report.patches[3].patch}" in rebase_report.commit_message(report)
     stands(checkout)
 
 
@@ -685,20 +687,20 @@ def test_the_queue_on_both_releases_is_compared(checkout):
     report = go_on(checkout)
     assert re.search(r"1: +\w+ = +1: +\w+ Walk over ours", report.range_diff)
     assert re.search(r"3: +\w+ ! +3: +\w+ Find ours", report.range_diff)
-    assert report.range_diff.strip() in describe(report)
+    assert report.range_diff.strip() in describe_rebase(report)
 
 
 def test_wrong_models_stop_the_command_and_can_be_mended(checkout, monkeypatch):
     release(checkout, {})
     before = snapshot(checkout)
     verdict = Verdict(0, 1, 1, 2, ["tiny: has 6 parameters, not 7"])
-    monkeypatch.setattr(rebase, "verify", lambda *_: verdict)
+    monkeypatch.setattr(rebase, "verify_tree", lambda *_: verdict)
     report = start(checkout)
-    assert report.outcome == "wrong" and "tiny: has 6 parameters, not 7" in describe(report)
-    assert "0 of 1 shipped models right, 1 of 2 vanilla models equal" in describe(report)
+    assert report.outcome == "wrong" and "tiny: has 6 parameters, not 7" in describe_rebase(report)
+    assert "0 of 1 shipped models right, 1 of 2 vanilla models equal" in describe_rebase(report)
     assert snapshot(checkout) == before
     edit(checkout / SESSION / TASKS, ("ours(layer, x)", "ours(layer, x, 2)"))
-    monkeypatch.setattr(rebase, "verify", lambda *_: Verdict(1, 1, 2, 2, []))
+    monkeypatch.setattr(rebase, "verify_tree", lambda *_: Verdict(1, 1, 2, 2, []))
     report = go_on(checkout)
     assert report.outcome == "rebased" and "ours(layer, x, 2)" in patch(checkout, WALK_PATCH)
     stands(checkout)
@@ -723,12 +725,12 @@ def test_pin_version_dependencies_and_documents(checkout):
     wheel = checkout / "wheels" / pin.wheel
     assert pin.wheel_sha256 == hashlib.sha256(wheel.read_bytes()).hexdigest() == report.wheel_sha256
     assert pin.tree_sha256 == report.tree_sha256
-    known = Known.parse((checkout / RECORD).read_text(encoding="utf-8"))
+    known = ReleaseRecord.parse((checkout / RECORD).read_text(encoding="utf-8"))
     assert known.sha256[pin.wheel] == pin.wheel_sha256 and len(known.sha256) > 800
     after = snapshot(checkout)
     tracked = sorted(name for name in after if after[name] != before.get(name) and not name.startswith("ultralytics/"))
     assert report.changed == tracked
-    message = rebase.commit_message(report)
+    message = rebase_report.commit_message(report)
     assert message.startswith(f"Follow upstream {NEW}\n")
     assert (
         "- ultralytics.nn.block.Block.forward(self, x) -> ultralytics.nn.block.Block.forward(self, x, y=1)" in message
@@ -753,7 +755,7 @@ def test_a_dry_run_changes_nothing(checkout, files, outcome):
     before = snapshot(checkout, scratch=True)
     report = start(checkout, dry_run=True)
     assert report.outcome == outcome and report.dry_run
-    assert ("nothing was changed" if outcome == "stopped" else "would change") in describe(report)
+    assert ("nothing was changed" if outcome == "stopped" else "would change") in describe_rebase(report)
     assert snapshot(checkout, scratch=True) == before
 
 
@@ -824,7 +826,7 @@ def test_abort_restores_every_byte(checkout, files):
     assert start(checkout).outcome == "stopped"
     (checkout / SESSION / TASKS).write_text("edited")
     report = go_on(checkout, "abort")
-    assert describe(report) == f"ultralytics {OLD} -> {NEW}: given up; everything is as it was"
+    assert describe_rebase(report) == f"ultralytics {OLD} -> {NEW}: aborted; everything is as it was"
     assert snapshot(checkout, scratch=True) == before
     with pytest.raises(UpstreamError, match="no rebase is waiting"):
         go_on(checkout, "abort")
@@ -854,7 +856,7 @@ def test_edits_made_while_it_waits_are_kept(checkout):
     (checkout / SESSION / CHECKS).write_text(changed(NEIGHBOUR[CHECKS], FIND))
     report = go_on(checkout)
     assert report.outcome == "rebased" and "was edited" in report.note
-    assert "len(list(names))" in (checkout / CHECKS).read_text() and report.note in describe(report)
+    assert "len(list(names))" in (checkout / CHECKS).read_text() and report.note in describe_rebase(report)
 
 
 def test_a_queue_that_changed_while_it_waits(checkout):
@@ -919,7 +921,7 @@ def test_the_newest_is_the_default(checkout, monkeypatch):
     [
         *((v, f"ultralytics {v} carried malware") for v in ("8.3.41", "8.3.42", "8.3.45", "8.3.46")),
         ("8.3.041", "ultralytics 8.3.41 carried malware"),
-        *((v, f"'{v}' is no release of ultralytics: one looks like 8.3.50") for v in ("newest", "9.1", "9.1.0.0")),
+        *((v, f"'{v}' is not a release of ultralytics: one looks like 8.3.50") for v in ("newest", "9.1", "9.1.0.0")),
         ("9.7.0", "could not download ultralytics==9.7.0: .*connect to the network, or set ULTRALYTICS_WHEEL"),
         ("9.3.0", r"ultralytics==9.3.0 was yanked by its authors \(it eats data\)"),
     ],
@@ -946,7 +948,7 @@ def test_releases_that_are_refused(checkout, tmp_path, monkeypatch, version, say
 def test_a_broken_wheel(checkout):
     (checkout / "wheels" / f"ultralytics-{NEW}-py3-none-any.whl").write_bytes(b"PK no archive")
     before = snapshot(checkout, scratch=True)
-    with pytest.raises(UpstreamError, match="is no sound archive"):
+    with pytest.raises(UpstreamError, match="damaged archive"):
         start(checkout)
     assert snapshot(checkout, scratch=True) == before
 
@@ -956,9 +958,9 @@ RUN = """
 import os, signal, subprocess, sys
 sys.path.insert(0, {scripts!r})
 from pathlib import Path
-from maintain import rebase
-from maintain.verify import Verdict
-rebase.verify = lambda *_: Verdict(1, 1, 2, 2, [])
+from _upstream.queue import rebase
+from _upstream.verify.build_models import Verdict
+rebase.verify_tree = lambda *_: Verdict(1, 1, 2, 2, [])
 steps, limit, before = [], {limit}, {before}
 def counted(original):
     def call(*args, **kwargs):
@@ -977,7 +979,7 @@ def counted(original):
 run = subprocess.run
 subprocess.run, os.replace = counted(run), counted(os.replace)
 root = Path({root!r})
-report = rebase.resume(root, "continue", print) if {resume} else rebase.rebase(root, {new!r}, print)
+report = rebase.resume_rebase(root, "continue", print) if {resume} else rebase.rebase(root, {new!r}, print)
 print("STEPS", len(steps))
 """
 
@@ -1091,7 +1093,7 @@ def test_a_git_that_was_killed_after_its_commit(checkout):
 AGAIN = f"""
 {RUN.rpartition("report = ")[0]}
 session = root / {SESSION!r}
-report = rebase.resume(root, "continue", print) if session.is_dir() else rebase.rebase(root, {NEW!r}, print)
+report = rebase.resume_rebase(root, "continue", print) if session.is_dir() else rebase.rebase(root, {NEW!r}, print)
 """
 
 
@@ -1130,7 +1132,7 @@ def test_killed_at_random_moments(checkout, tmp_path, often, chance, conflict):
         apply(root)
         if Pin.read(root).release == OLD:
             report = go_on(root) if (root / SESSION).is_dir() else start(root)
-            assert report.outcome == "rebased", describe(report)
+            assert report.outcome == "rebased", describe_rebase(report)
         assert snapshot(root) == snapshot(undisturbed)
         stands(root)
         shutil.rmtree(root)

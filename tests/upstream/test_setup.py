@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 from conftest import PYTHONS, can_kill, find_python, killed_in_time, on_small_disks
-from maintain.apply import apply
-from maintain.pin import Pin, UpstreamError, queue_sha256
-from maintain.tree import edits, manifest, read_stamp, tree_sha256
-from maintain.wheel import download
+
+from _upstream.fetch.wheel import download_wheel
+from _upstream.pin import Pin, UpstreamError, queue_sha256
+from _upstream.queue.apply import apply
+from _upstream.queue.tree import list_edited_files, manifest, read_stamp, tree_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = [".gitignore", "LICENSE", "README.md", "cfg_custom", "hatch_build.py", "patches", "pyproject.toml", "scripts"]
@@ -108,7 +109,7 @@ def wheel(tmp_path_factory) -> Path:
     kept = ROOT / ".upstream" / "wheels" / pin.wheel
     if kept.is_file() and hashlib.sha256(kept.read_bytes()).hexdigest() == pin.wheel_sha256:
         return kept
-    return download(pin.release, tmp_path_factory.mktemp("wheel"))
+    return download_wheel(pin.release, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
@@ -361,7 +362,7 @@ def test_truncated_wheel(fresh, wheel, tmp_path, keep):
     short.write_bytes(content[: int(keep * len(content))])
     assert "pinned is" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(short))
     pin_to(fresh, short)
-    assert "is no sound archive" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(short))
+    assert "damaged archive" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(short))
 
 
 def test_damaged_wheel(fresh, wheel, tmp_path):
@@ -370,7 +371,7 @@ def test_damaged_wheel(fresh, wheel, tmp_path):
     content[len(content) // 2] ^= 0xFF
     damaged.write_bytes(content)
     pin_to(fresh, damaged)
-    assert "is no sound archive" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(damaged))
+    assert "damaged archive" in refused(fresh, "apply", ULTRALYTICS_WHEEL=str(damaged))
 
 
 @pytest.mark.parametrize(
@@ -504,7 +505,7 @@ def test_an_error_half_way_puts_everything_back(due, wheel, monkeypatch, says, c
     assert [file.name for file in (due / ".upstream").glob("stage-*")] == []
     apply(due)
     pin, files = Pin.read(due), manifest(due)
-    if UNPATCHED in edits(due, read_stamp(due)["files"]):
+    if UNPATCHED in list_edited_files(due, read_stamp(due)["files"]):
         assert (due / UNPATCHED).read_bytes() == b"# mine\n"
     else:
         assert tree_sha256(files) == pin.tree_sha256
@@ -584,12 +585,12 @@ def test_killed_half_way_through_a_renewal(checkout, laid_down, tmp_path, number
     done = run(checkout, "apply", PYTHONPATH=str(tmp_path))
     assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)
     if number < 4:
-        assert ("older than the queue" if (number, before) == (1, True) else "half-way") in ok(checkout, "status")
+        assert ("older than the queue" if (number, before) == (1, True) else "interrupted") in ok(checkout, "status")
         assert "run `python scripts/upstream.py apply` first" in run(checkout, "export").stderr
     ok(checkout, "apply")
     pin, files = Pin.read(checkout), manifest(checkout)
     assert edited.read_bytes() == content
-    assert edits(checkout, read_stamp(checkout)["files"]) == [UNPATCHED]
+    assert list_edited_files(checkout, read_stamp(checkout)["files"]) == [UNPATCHED]
     files[UNPATCHED] = read_stamp(checkout)["files"][UNPATCHED]
     assert tree_sha256(files) == pin.tree_sha256
     assert not list((checkout / ".upstream").glob("stage-*"))
@@ -885,7 +886,7 @@ def test_status_counts_the_changed_lines(laid_down):
 
 
 def test_status_of_nothing_laid_down(fresh):
-    assert f"not laid down; `{APPLY}` does" in ok(fresh, "status")
+    assert f"missing; `{APPLY}`" in ok(fresh, "status")
 
 
 # What the user sees ---------------------------------------------------------------------------------------------------

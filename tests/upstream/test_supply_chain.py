@@ -12,15 +12,16 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, load_file
-from maintain import releases, sdist, staging, wheel
-from maintain.pin import Pin, UpstreamError, queue_sha256, tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from _upstream.fetch import releases, sdist, wheel
+from _upstream.pin import Pin, UpstreamError, queue_sha256, tomllib
+from _upstream.queue import release_trees
 from ultralytics.fork import installation
 from ultralytics.utils import checks
 
-RECORDED = releases.recorded()
+RECORDED = releases.read_record()
 MALWARE = ["8.3.41", "8.3.42", "8.3.45", "8.3.46"]
 MADE_UP = {"8.3.041", "8.3.999"}  # in tests of what is refused
 OTHER = "8.3.50"
@@ -47,9 +48,9 @@ def test_the_record_is_whole():
 
 @pytest.mark.parametrize("release", [*MALWARE, "8.4.35", "8.4.44"])
 def test_malware_and_yanked_releases_are_refused_before_anything_is_fetched(release, tmp_path, monkeypatch):
-    monkeypatch.setattr(wheel, "download", None)
+    monkeypatch.setattr(wheel, "download_wheel", None)
     why = "carried malware" if release in MALWARE else r"was yanked by its authors \(\w+"
-    for get in (wheel.fetch_release, staging.stage):
+    for get in (wheel.fetch_release, release_trees.write_patched_release):
         with pytest.raises(UpstreamError, match=rf"^ultralytics {re.escape(release)} {why}.*take another release$"):
             get(ROOT, release, tmp_path)
 
@@ -63,9 +64,9 @@ def test_a_wheel_that_is_not_the_published_one_is_refused(where, tmp_path, monke
     (tmp_path / "patches" / "upstream.toml").write_text(Pin.read(ROOT).text(), encoding="utf-8")
     (folder / name).write_bytes(content)
     monkeypatch.delenv(wheel.WHEEL_VARIABLE, raising=False)
-    monkeypatch.setattr(wheel, "download", lambda release, stage: folder / wheel.wheel_name(release))
+    monkeypatch.setattr(wheel, "download_wheel", lambda release, stage: folder / wheel.wheel_name(release))
     with pytest.raises(UpstreamError, match="not the file that was published, remove it") as e:
-        staging.get_wheel(tmp_path, OTHER, tmp_path)
+        release_trees.get_wheel(tmp_path, OTHER, tmp_path)
     for text in (str(folder / name), hashlib.sha256(content).hexdigest(), RECORDED.sha256[name], releases.RECORD):
         assert text in str(e.value)
     assert "\n" not in str(e.value)
@@ -82,9 +83,9 @@ def test_a_source_distribution_that_is_not_the_published_one_is_refused(tmp_path
 def test_a_hash_that_was_not_known_beforehand_is_said(tmp_path, capsys):
     file = tmp_path / "ultralytics-9.9.9-py3-none-any.whl"
     file.write_bytes(b"new")
-    assert releases.checked_file(file) == file
+    assert releases.check_file_hash(file) == file
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and hashlib.sha256(b"new").hexdigest() in said and "not known beforehand" in said
+    assert said.count("\n") == 1 and hashlib.sha256(b"new").hexdigest() in said and "not recorded" in said
 
 
 def package(version: str, digest: str = "0", yanked: str | None = None) -> SimpleNamespace:
@@ -98,14 +99,14 @@ def package(version: str, digest: str = "0", yanked: str | None = None) -> Simpl
 
 def test_the_record_takes_what_is_new_and_keeps_what_it_has():
     script = load_file(ROOT / "scripts" / "releases.py")
-    old = releases.Known({"8.3.41": "carried malware"}, {"ultralytics-8.3.1-py3-none-any.whl": "1"})
+    old = releases.ReleaseRecord({"8.3.41": "carried malware"}, {"ultralytics-8.3.1-py3-none-any.whl": "1"})
     files = [package("8.2.99"), package("8.3.1", "1"), package("8.4.0rc1"), package("8.10.2", "2", 'a "bug"\nhere')]
-    found = script.merged(old, script.listed(files))
+    found = script.merge_records(old, script.parse_listing(files))
     assert found.refused == {"8.3.41": "carried malware", "8.10.2": "was yanked by its authors (a bug here)"}
     assert sorted(found.sha256.values()) == ["1", "2"]
-    assert releases.Known.parse(found.text()) == found
+    assert releases.ReleaseRecord.parse(found.text()) == found
     with pytest.raises(SystemExit, match="ultralytics-8.3.1-py3-none-any.whl is not what"):
-        script.merged(old, script.listed([package("8.3.1", "another")]))
+        script.merge_records(old, script.parse_listing([package("8.3.1", "another")]))
 
 
 # `yolo checks` --------------------------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def test_each_dependency_has_its_licence_listed():
     assert rows.keys() - {"package", "---"} == wanted and "not stated" not in rows.values()
     script = load_file(ROOT / "scripts" / "dependencies.py")
     assert script.COMMAND in text and script.AUDIT in text
-    tables = script.tables()
+    tables = script.format_tables()
     assert [name for name in wanted if f"\n| {name} | {metadata.version(name)} | " not in tables] == []
 
 
@@ -223,4 +224,4 @@ def test_an_audit_that_was_not_answered_says_so(printed, says, monkeypatch):
         (json.dumps({"dependencies": printed}), "") if printed else ("", "Traceback\nConnectionError: no route\n")
     )
     monkeypatch.setattr(script.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=out, stderr=err))
-    assert script.audit("pypi") == says
+    assert script.run_audit("pypi") == says

@@ -17,11 +17,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from maintain import checkpoints, outcomes, sdist, suite, watch
-from maintain.outcomes import ABSENT, ERROR, FAILED, PASSED, SKIPPED, Difference, Outcome
-from maintain.pin import Pin, UpstreamError, queue_sha256
-from maintain.tree import manifest, write_stamp
 
+from _upstream.fetch import sdist
+from _upstream.pin import Pin, UpstreamError, queue_sha256
+from _upstream.queue.tree import manifest, write_stamp
+from _upstream.tests import assets, outcomes, run_progress, suite
+from _upstream.tests.outcomes import ABSENT, ERROR, FAILED, PASSED, SKIPPED, Difference, Outcome
 from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.data import utils as data_utils
@@ -154,18 +155,18 @@ def test_a_test_counts_when_it_fails_twice(tmp_path, monkeypatch, capsys):
         asked.append({side.name: arguments[-1] for side, arguments in turns.items()})
         return results.pop(0)
 
-    monkeypatch.setattr(suite, "run", run)
+    monkeypatch.setattr(suite, "run_pytest", run)
     sides = [suite.Side(name, tmp_path / name) for name in ("untouched", "ours")]
     for side in sides:
         side.folder.mkdir()
-    report = suite.compare(Pin(RELEASE, "", ""), [], "python", sides, None, 1)
+    report = suite.compare_sides(Pin(RELEASE, "", ""), [], "python", sides, None, 1)
     assert [difference.test for difference in report.regressions] == ["t.py::broken", "t.py::absent"]
     assert [difference.test for difference in report.flaky] == ["t.py::flaky", "t.py::flaky_there"]
     assert asked[0] == {"untouched": "tests", "ours": "tests"}
     ids = {side: Path(argument[1:]).read_text().splitlines() for side, argument in asked[1].items()}
     assert ids == {"untouched": names[:4], "ours": names[:3]}  # pytest would refuse all for one that is not there
     assert "4 pass untouched and not on ours: running them again on both sides" in capsys.readouterr().err
-    text = suite.describe(report)
+    text = suite.describe_suite(report)
     assert "t.py::broken\n      failed here: ValueError: no" in text and "t.py::absent\n      not run here" in text
     assert text.endswith("2 tests that pass untouched fail here; the logs are in .upstream/test/")
 
@@ -173,22 +174,22 @@ def test_a_test_counts_when_it_fails_twice(tmp_path, monkeypatch, capsys):
 def test_without_a_difference_nothing_is_run_again(tmp_path, monkeypatch):
     same = {"t.py::a": Outcome(PASSED), "t.py::b": Outcome(FAILED, "x")}
     results = [[same, {**same, "t.py::b": Outcome(PASSED)}]]
-    monkeypatch.setattr(suite, "run", lambda python, turns: results.pop())
+    monkeypatch.setattr(suite, "run_pytest", lambda python, turns: results.pop())
     sides = [suite.Side(name, tmp_path) for name in ("untouched", "ours")]
-    report = suite.compare(Pin(RELEASE, "", ""), [], "python", sides, None, 1)
+    report = suite.compare_sides(Pin(RELEASE, "", ""), [], "python", sides, None, 1)
     assert report.regressions == report.flaky == [] and [d.test for d in report.only_here] == ["t.py::b"]
     assert report.totals["untouched"] == {"passed": 1, "failed": 1, "error": 0, "skipped": 0}
-    text = suite.describe(report)
+    text = suite.describe_suite(report)
     assert "pass here and not untouched (1)\n  t.py::b\n      failed untouched: x" in text
     assert text.endswith("no test that passes untouched fails here")
 
 
 def test_progress_is_read_from_the_log(tmp_path, capsys):
     log = tmp_path / "log"
-    assert watch.progress(log) == "starting"
+    assert run_progress.count_finished_tests(log) == "starting"
     log.write_text("1 worker [4 items]\n\ntests/a.py::b \n[gw0] [ 25%] PASSED tests/a.py::b \n[gw0] [ 50%] ERROR a \n")
-    assert watch.progress(log) == "2 of 4, 1 failed"
-    display = watch.Display()
+    assert run_progress.count_finished_tests(log) == "2 of 4, 1 failed"
+    display = run_progress.ProgressLine()
     display.show("no line yet")
     display.show("the last line", last=True)
     assert capsys.readouterr().err.startswith("the last line  0:0")
@@ -218,14 +219,14 @@ def test_an_sdist_of_another_release_is_refused(tmp_path, release, package, name
 @pytest.mark.parametrize("folder", ["../evil", "/evil", "..\\evil"])
 def test_an_sdist_with_an_unsafe_path_is_refused(tmp_path, release, folder):
     with pytest.raises(UpstreamError, match="unsafe path"):
-        sdist.members(make_sdist(tmp_path / "a.tar.gz", {}, folder=folder))
+        sdist.read_members(make_sdist(tmp_path / "a.tar.gz", {}, folder=folder))
 
 
 @pytest.mark.parametrize("content", [b"no archive", b""])
 def test_a_broken_sdist_is_named(tmp_path, content):
     (tmp_path / "a.tar.gz").write_bytes(content)
-    with pytest.raises(UpstreamError, match="a.tar.gz is no sound archive.*run this again"):
-        sdist.members(tmp_path / "a.tar.gz")
+    with pytest.raises(UpstreamError, match="a.tar.gz .*damaged archive.*run this again"):
+        sdist.read_members(tmp_path / "a.tar.gz")
 
 
 def test_a_downloaded_sdist_is_kept(tmp_path, release, monkeypatch):
@@ -238,7 +239,7 @@ def test_a_downloaded_sdist_is_kept(tmp_path, release, monkeypatch):
         downloads.append(pin.release)
         return make_sdist(folder / f"ultralytics-{pin.release}.tar.gz", {"tests/test_a.py": ""})
 
-    monkeypatch.setattr(sdist, "download", download)
+    monkeypatch.setattr(sdist, "download_sdist", download)
     for _ in range(2):
         found = sdist.fetch_sdist(tmp_path, Pin(RELEASE, "", ""), release, tmp_path / "download")
     kept = tmp_path / ".upstream" / "sdists"
@@ -253,7 +254,7 @@ def test_an_sdist_that_cannot_be_had_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     with pytest.raises(UpstreamError, match=rf"could not download ultralytics-{RELEASE}.tar.gz: .*into wheels/"):
-        sdist.download(Pin(RELEASE, "", ""), tmp_path)
+        sdist.download_sdist(Pin(RELEASE, "", ""), tmp_path)
 
 
 # Checkpoints ----------------------------------------------------------------------------------------------------------
@@ -261,9 +262,9 @@ def test_an_sdist_that_cannot_be_had_is_named(tmp_path, monkeypatch):
 def test_a_random_checkpoint_sees_something(tmp_path, name, size):
     """It loads as upstream's do, and its output depends on its input."""
     torch.manual_seed(0)
-    checkpoints.save(checkpoints.make_model(name), tmp_path / f"{name}.pt")
+    assets.save_checkpoint(assets.make_model(name), tmp_path / f"{name}.pt")
     model = YOLO(tmp_path / f"{name}.pt")
-    *_, data, task, channels = checkpoints.CHECKPOINTS[name]
+    *_, data, task, channels = assets.CHECKPOINTS[name]
     assert model.task == task and model.ckpt["train_args"]["data"] == f"{data}.yaml" and model.names[0] == "person"
     assert next(model.model.parameters()).dtype == torch.float32  # loaded, from half precision
     found = [model(ASSETS / picture, imgsz=size, verbose=False)[0].boxes for picture in ("bus.jpg", "zidane.jpg")]
@@ -272,14 +273,14 @@ def test_a_random_checkpoint_sees_something(tmp_path, name, size):
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_the_text_encoder_gives_unit_vectors(tmp_path):
-    checkpoints.make_text_encoder(tmp_path / "encoder.ts")
+    assets.make_text_encoder(tmp_path / "encoder.ts")
     vectors = torch.jit.load(tmp_path / "encoder.ts")(torch.randint(49408, (3, 77)))
     assert vectors.shape == (3, 512) and torch.allclose(vectors.norm(dim=1), torch.ones(3))
 
 
 def test_drawn_data_sets(tmp_path, monkeypatch):
     """Upstream finds each by its own YAML, and reads every picture, label and map of it without a complaint."""
-    checkpoints.make_datasets(tmp_path)
+    assets.make_datasets(tmp_path)
     monkeypatch.setattr(data_utils, "DATASETS_DIR", tmp_path)
     for name, task in (("coco8", "detect"), ("coco8-seg", "segment"), ("coco8-pose", "pose"), ("dota8", "obb")):
         dataset = read(name, task)
@@ -300,9 +301,9 @@ def read(name: str, task: str):
 
 
 def test_films_can_be_read(tmp_path):
-    checkpoints.make_film(tmp_path / "film.mp4", (64, 48))
+    assets.make_film(tmp_path / "film.mp4", (64, 48))
     film = cv2.VideoCapture(str(tmp_path / "film.mp4"))
-    frames = [film.read()[1] for _ in range(checkpoints.FRAMES)]
+    frames = [film.read()[1] for _ in range(assets.FRAMES)]
     assert all(frame.shape == (48, 64, 3) for frame in frames) and not film.read()[0]
 
 
@@ -377,7 +378,7 @@ def test_an_edited_tree_is_run_as_it_is(tmp_path, small):
     (root / "ultralytics" / "__init__.py").write_text("answer = 42\nflavour = 'ours'\n")
     report = suite.test(root, "ours_alone")
     assert report.edited == ["ultralytics/__init__.py"] and report.totals["ours"]["passed"] == 1
-    assert "ours is with what was edited in place: ultralytics/__init__.py" in suite.describe(report)
+    assert "ours is with what was edited in place: ultralytics/__init__.py" in suite.describe_suite(report)
 
 
 def test_an_expression_that_matches_nothing_is_named(tmp_path, small):
@@ -386,7 +387,7 @@ def test_an_expression_that_matches_nothing_is_named(tmp_path, small):
 
 
 def test_an_expression_that_is_none_is_named(tmp_path, small):
-    with pytest.raises(UpstreamError, match=r"'\(' is no expression that -k reads: Wrong expression"):
+    with pytest.raises(UpstreamError, match=r"'\(' is not an expression that -k reads: Wrong expression"):
         suite.test(make_checkout(tmp_path, TESTS, {}), "(")
 
 
@@ -421,7 +422,7 @@ def test_hangs():
 HARNESS = """
 import sys
 from pathlib import Path
-from maintain import suite
+from _upstream.tests import suite
 suite.TOOLS, suite.EXPORTERS, suite.OUR_REQUIREMENTS = {runners}, [], []
 suite.make_files = lambda python, side, files: [(files / n).mkdir(parents=True) for n in ("weights", "datasets")]
 try:

@@ -14,11 +14,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from maintain import check, verify
-from maintain.apply import apply
-from maintain.export import export
-from maintain.pin import Pin, UpstreamError
-from maintain.tree import manifest, tree_sha256
+
+from _upstream.pin import Pin, UpstreamError
+from _upstream.queue import check
+from _upstream.queue.apply import apply
+from _upstream.queue.export import export
+from _upstream.queue.tree import manifest, tree_sha256
+from _upstream.verify import build_models
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = "ultralytics/nn/tasks.py"
@@ -98,7 +100,7 @@ def checkout(tmp_path_factory) -> Path:
     for name in parameters:
         (root / "cfg_custom" / "models" / f"{name}.yaml").write_text("nc: 2\n")
     shutil.copytree(ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "scripts" / "parameters.json").write_text(json.dumps(parameters))
+    (root / "scripts/_upstream/verify/parameters.json").write_text(json.dumps(parameters))
     wheel = make_wheel(root / "wheels", "9.0.0")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(root / "unpacked", [name for name in archive.namelist() if "dist-info" not in name])
@@ -115,7 +117,7 @@ def checkout(tmp_path_factory) -> Path:
 @pytest.fixture
 def here(monkeypatch) -> None:
     """Build the models with this environment, which has torch."""
-    monkeypatch.setattr(verify, "python_command", lambda needs: [sys.executable])
+    monkeypatch.setattr(build_models, "python_command", lambda needs: [sys.executable])
 
 
 def found(root: Path, release: str) -> check.Finding:
@@ -127,7 +129,7 @@ def found(root: Path, release: str) -> check.Finding:
 def test_right(checkout, here):
     finding = found(checkout, "9.0.0")
     v = finding.verdict
-    assert finding.right and (v.models, v.of_models, v.vanilla, v.of_vanilla) == (6, 6, 2, 2)
+    assert finding.is_right and (v.models, v.of_models, v.vanilla, v.of_vanilla) == (6, 6, 2, 2)
     assert finding.applied == "1 clean" and finding.problems == []
 
 
@@ -149,7 +151,7 @@ def test_what_is_wrong_on_a_new_release_is_named(checkout, here):
     make_wheel(checkout / "wheels", "9.1.0", ("        return self.unused[:3]\n", change), more, wider, fused)
     finding = found(checkout, "9.1.0")
     v = finding.verdict
-    assert not finding.right and (v.models, v.of_models, v.vanilla, v.of_vanilla) == (1, 6, 2, 2)
+    assert not finding.is_right and (v.models, v.of_models, v.vanilla, v.of_vanilla) == (1, 6, 2, 2)
     assert finding.problems == [
         "ours-large: has 9 parameters, not 8",
         "ours-tiny-fuse: fused is wrong",
@@ -160,14 +162,14 @@ def test_what_is_wrong_on_a_new_release_is_named(checkout, here):
         "ours-tiny-nan: 1 parameters get no gradient: unused, …",
         "ours-tiny-raise: ZeroDivisionError: division by zero",
     ]
-    text = check.table([finding])
+    text = check.format_findings([finding])
     assert "9.1.0 falls short:\n  ours-large: has" in text and "0 of 1 releases right" in text
 
 
 def test_a_release_that_does_not_import(checkout, here):
     make_wheel(checkout / "wheels", "9.1.1", ("import torch\nfrom", "import torch, no_such_module\nfrom"))
     finding = found(checkout, "9.1.1")
-    assert not finding.right and finding.verdict.models == finding.verdict.vanilla == 0
+    assert not finding.is_right and finding.verdict.models == finding.verdict.vanilla == 0
     assert "ultralytics does not import: ModuleNotFoundError: No module named 'no_such_module'" in finding.problems
 
 
@@ -178,7 +180,7 @@ def test_a_vanilla_model_that_the_queue_changes(checkout, here, tmp_path):
     export(root)
     finding = found(root, "9.0.0")
     v = finding.verdict
-    assert (v.models, v.vanilla, v.of_vanilla) == (6, 1, 2) and not finding.right
+    assert (v.models, v.vanilla, v.of_vanilla) == (6, 1, 2) and not finding.is_right
     (problem,) = finding.problems
     assert problem == "yolov8n-seg.yaml is not the untouched release's: ours builds, untouched builds"
 
@@ -186,32 +188,32 @@ def test_a_vanilla_model_that_the_queue_changes(checkout, here, tmp_path):
 def test_an_untouched_release_that_does_not_work_proves_nothing(checkout, here):
     make_wheel(checkout / "wheels", "9.2.0", ("        layer = nn.Identity()\n", "        layer = 1 / ours\n"))
     finding = found(checkout, "9.2.0")
-    assert finding.verdict.vanilla == 0 and not finding.right
+    assert finding.verdict.vanilla == 0 and not finding.is_right
     assert any("untouched ZeroDivisionError" in problem for problem in finding.problems)
 
 
 def test_the_two_sides_are_built_from_the_two_trees(checkout, here, tmp_path):
     """A tree that is shadowed by an installed ultralytics is noticed."""
     (tmp_path / "empty").mkdir()
-    found, problems = verify.probe([], tmp_path / "empty", "vanilla", [], lambda _: None)
+    found, problems = build_models.run_probe([], tmp_path / "empty", "vanilla", [], lambda _: None)
     assert len(problems) == 1 and "the models were built from" in problems[0] and "empty" in problems[0]
 
 
 def test_model_files_and_their_counts_belong_together(checkout, tmp_path):
     root = shutil.copytree(checkout, tmp_path / "checkout", symlinks=True)
     (root / "cfg_custom" / "models" / "new.yaml").write_text("nc: 1\n")
-    with pytest.raises(UpstreamError, match="new is not in scripts/parameters.json"):
-        verify.shipped_models(root)
+    with pytest.raises(UpstreamError, match="new is not in scripts/_upstream/verify/parameters.json"):
+        build_models.read_expected_parameters(root)
     (root / "cfg_custom" / "models" / "new.yaml").unlink()
     (root / "cfg_custom" / "models" / "ours-large.yaml").unlink()
     with pytest.raises(UpstreamError, match="ours-large is not in cfg_custom/models"):
-        verify.shipped_models(root)
+        build_models.read_expected_parameters(root)
 
 
 def test_vanilla_models_are_those_that_the_release_has():
-    names = verify.vanilla_models(ROOT)
+    names = build_models.list_vanilla_models(ROOT)
     assert {"rtdetr-l.yaml", "yolo26n-seg.yaml", "yolov8s-worldv2.yaml", "yoloe-11s.yaml", "yolov9c.yaml"} <= set(names)
-    assert len(names) == len(verify.VANILLA), "a name that the pinned release does not have"
+    assert len(names) == len(build_models.VANILLA), "a name that the pinned release does not have"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no signals on this system")
@@ -243,8 +245,8 @@ RUN_HERE = """
 import sys
 sys.path.insert(0, {scripts!r})
 import upstream
-from maintain import verify
-verify.python_command = lambda needs: [sys.executable]
+from _upstream.verify import build_models
+build_models.python_command = lambda needs: [sys.executable]
 upstream.main(sys.argv[1:])
 """
 
@@ -256,13 +258,13 @@ def test_check_goes_on_where_a_release_falls_short(checkout, here, monkeypatch):
     make_wheel(checkout / "wheels", "9.4.0", (GOOD[0], "        width = 2 + 1\n"))
     seen = []
     findings = check.check(checkout, ["9.0.0", "9.3.0", "9.4.0", "9.9.0", "8.3.41"], 2, seen.append)
-    assert sorted(seen) == sorted(f"{f.release} {'right' if f.right else 'falls short'}" for f in findings)
-    assert [finding.right for finding in findings] == [True, False, False, False, False]
+    assert sorted(seen) == sorted(f"{f.release} {'right' if f.is_right else 'falls short'}" for f in findings)
+    assert [finding.is_right for finding in findings] == [True, False, False, False, False]
     assert [finding.applied for finding in findings] == ["1 clean", "conflict", "conflict", "no", "no"]
     assert findings[1].problems == [f"patches/0001-Widen-ours.patch: conflict: {TASKS}, line 9 (Network.__init__)"]
     assert "could not download" in findings[3].problems[0] and "malware" in findings[4].problems[0]
-    assert "1 of 5 releases right" in check.table(findings)
-    assert [f["right"] for f in json.loads(check.as_json(findings))] == [f.right for f in findings]
+    assert "1 of 5 releases right" in check.format_findings(findings)
+    assert [f["right"] for f in json.loads(check.findings_as_json(findings))] == [f.is_right for f in findings]
     left = {path.name for path in (checkout / ".upstream").iterdir()}
     assert left == {"lock", "repo", "wheels"}
 

@@ -1,0 +1,1 @@
+"""Parts of scripts/upstream.py: upstream's releases, the patch queue, and the tree that both make."""

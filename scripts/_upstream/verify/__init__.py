@@ -1,0 +1,1 @@
+"""Proofs that a patched tree is right: its models, the API that it uses, its overrides."""
