@@ -52,8 +52,8 @@ from _compare.training_run import STRIDE, choose_device, summarise_error  # noqa
 from _shared.machine import describe_machine  # noqa: E402
 from ultralytics.cfg import TASK2DATA, get_cfg, smart_value  # noqa: E402
 from ultralytics.data.utils import check_det_dataset  # noqa: E402
-from ultralytics.nn.AddModules.checkpoints import write  # noqa: E402
-from ultralytics.nn.AddModules.errors import Refused  # noqa: E402
+from ultralytics.fork.atomic_write import write_atomically  # noqa: E402
+from ultralytics.fork.errors import Refused  # noqa: E402
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER, YAML  # noqa: E402
 from ultralytics.utils.checks import check_imgsz, check_yaml  # noqa: E402
 from ultralytics.utils.torch_utils import select_device  # noqa: E402
@@ -160,7 +160,7 @@ def write_results(study: Study, args: argparse.Namespace) -> list[dict]:
     study.save(costs=found, results=rows)
     notes = tables.write_notes(study, rows)
     for suffix, make in ((".md", tables.format_markdown), (".csv", tables.format_csv), (".tex", tables.format_latex)):
-        write(study.folder / f"table{suffix}", make(rows, notes).encode())
+        write_atomically(study.folder / f"table{suffix}", make(rows, notes).encode())
     write_report(study, rows, shlex.join(["python", "scripts/compare.py", *sys.argv[1:]]))
     return rows
 

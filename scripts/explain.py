@@ -35,7 +35,7 @@ from _explain.detections import allowed_classes, choose_query  # noqa: E402
 from _explain.image_view import load_view  # noqa: E402
 from _explain.layer_cam import draw_layer_cam, layer_cam  # noqa: E402
 from _explain.network import OpenedModel, choose_sources, open_model  # noqa: E402
-from ultralytics.nn.AddModules.errors import Refused  # noqa: E402
+from ultralytics.fork.errors import Refused  # noqa: E402
 
 MODULES = {"routing": routing.MODULE, "focusing": focusing.MODULE}
 KINDS = "cam", "routing", "focusing", "field"

@@ -12,7 +12,7 @@ from _shared.module_calls import make_call
 from _shared.progress import Progress
 from _shared.timing import time_in_turn
 from ultralytics import RTDETR, YOLO
-from ultralytics.nn.AddModules import decoder
+from ultralytics.fork import decoder_size
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import LOGGER
 
@@ -23,7 +23,7 @@ def list_choices(layers: int, queries: int) -> list[dict[str, int]]:
     """List the sizes: each number of layers, all first, then all layers with 1/2, 1/4 and 1/8 of the queries."""
     depths = [(k, queries) for k in range(layers, 0, -1)]
     fewer = [(layers, queries // part) for part in (2, 4, 8) if queries >= part]
-    return [dict(zip(decoder.KEYS, choice)) for choice in depths + fewer]
+    return [dict(zip(decoder_size.ARGUMENTS, choice)) for choice in depths + fewer]
 
 
 def measure_depths(
@@ -47,13 +47,13 @@ def measure_depths(
     if not isinstance(model, RTDETR):
         raise RuntimeError(f"{file} is not an RT-DETR, and only RT-DETR has decoder layers to choose")
     size = size or model.overrides["imgsz"]
-    found = list_choices(*decoder.record(model.model).values())
+    found = list_choices(*decoder_size.decoder_metadata(model.model).values())
     rows, calls = [], {}
     with Progress("depth", 1 + len(found)) as progress, tempfile.TemporaryDirectory() as folder:
         fused = AutoBackend(file, device=device, verbose=False).backend.model
         x = torch.rand(1, 3, size, size, device=device)
         for i, chosen in enumerate(found):
-            short = decoder.shorten(fused, chosen)
+            short = decoder_size.shorten(fused, chosen)
             rows.append({**chosen, "parameters": sum(p.numel() for p in short.parameters())})
             short = torch.compile(short) if options["compile"] else short
             calls[i] = make_call(short, x, "inference", options["autocast"])
@@ -67,7 +67,7 @@ def measure_depths(
                 box = model.val(**where, **chosen).box
                 row |= {"ms": 1e3 * times[i].median, "spread": times[i].spread, "over_whole": times[i].over(times[0])}
                 row |= {"mAP50": float(box.map50), "mAP50-95": float(box.map)}
-                progress.step(decoder.named(chosen))
+                progress.step(decoder_size.format_arguments(chosen))
         finally:
             LOGGER.setLevel(level)
     name = Path(model.model.yaml.get("yaml_file", file)).stem

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from _compare.study_folder import IRRELEVANT_ARGUMENTS, label_models, training_arguments
-from ultralytics.nn.AddModules.checkpoints import load
-from ultralytics.nn.AddModules.errors import Refused
+from ultralytics.fork.errors import Refused
+from ultralytics.fork.training.resume import read_checkpoint
 
 SEPARATE_ARGUMENTS = {
     "seed",
@@ -71,5 +71,5 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict]:
         raise Refused(
             f"--from {folder}: weights/best.pt is missing there; a folder that `yolo train` has made holds it"
         )
-    rows = getattr(load(file)["model"], "yaml", None) or {}
+    rows = getattr(read_checkpoint(file)["model"], "yaml", None) or {}
     return training_arguments(file), {key: rows.get(key) for key in ("backbone", "head", "nc", "scale", "scales")}

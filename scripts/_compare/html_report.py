@@ -15,7 +15,7 @@ from _compare.study_folder import FOUND, Run, Study, collect_versions
 from _compare.training_run import read_epochs
 from _compare.validation import Validation
 from ultralytics.data.utils import check_det_dataset
-from ultralytics.nn.AddModules.checkpoints import write
+from ultralytics.fork.atomic_write import write_atomically
 from ultralytics.utils import LOGGER
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -61,7 +61,7 @@ def write_report(study: Study, rows: list[dict], command: str) -> None:
         runs=study.before["runs"],
         **parts,
     )
-    write(study.folder / "report.html", html.encode())
+    write_atomically(study.folder / "report.html", html.encode())
 
 
 def sections(parts: dict, known: list[dict]) -> list[tuple[str, str]]:

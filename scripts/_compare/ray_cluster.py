@@ -26,7 +26,7 @@ from _compare.cost import measure_costs
 from _compare.local_runs import format_duration, print_progress, report_failure
 from _compare.study_folder import Run, Study
 from _compare.training_run import perform_run, summarise_error
-from ultralytics.nn.AddModules.errors import Refused
+from ultralytics.fork.errors import Refused
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 TOKEN = ".token"  # by which a task knows whether it sees the driver's folder

@@ -11,7 +11,7 @@ from _compare.local_runs import print_progress
 from _compare.statistics import average_precision, compare_means, draw_resamples, mean_and_deviation
 from _compare.study_folder import FOUND, Study
 from _compare.validation import SIZES, Validation
-from ultralytics.nn.AddModules.checkpoints import write
+from ultralytics.fork.atomic_write import write_atomically
 
 SAMPLES = 1000  # of the images
 METRICS = ("mAP50-95", "mAP50", *(f"AP {size}" for size in SIZES))
@@ -80,7 +80,7 @@ def resample_scores(study: Study, label: str) -> np.ndarray:
         validation = Validation.load(run.folder / FOUND)
         found.append(average_precision(validation, draw_resamples(len(validation.images), SAMPLES)))
         np.save(buffer := io.BytesIO(), found[-1])
-        write(file, buffer.getbuffer())
+        write_atomically(file, buffer.getbuffer())
     return np.stack(found)
 
 

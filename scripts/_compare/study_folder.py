@@ -25,8 +25,9 @@ import torch
 from yaml import YAMLError
 
 import ultralytics
-from ultralytics.nn.AddModules.checkpoints import load, write
-from ultralytics.nn.AddModules.errors import Refused
+from ultralytics.fork.atomic_write import write_atomically
+from ultralytics.fork.errors import Refused
+from ultralytics.fork.training.resume import read_checkpoint
 from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils.checks import check_file
 from ultralytics.utils.downloads import attempt_download_asset
@@ -116,7 +117,7 @@ class Run:
     def conclude(self, outcome: dict) -> None:
         """Write the outcome."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write(self.folder / OUTCOME, json.dumps(outcome, indent=1).encode())
+        write_atomically(self.folder / OUTCOME, json.dumps(outcome, indent=1).encode())
 
     def arguments(self, settings: dict) -> dict[str, Any]:
         """Return the arguments of `yolo train`."""
@@ -132,7 +133,7 @@ class Run:
 
 def training_arguments(file: Path) -> dict[str, Any]:
     """Return the arguments of a checkpoint's training; after a resume, `model` is still the file that it began with."""
-    checkpoint = load(file)
+    checkpoint = read_checkpoint(file)
     written = (getattr(checkpoint["model"], "yaml", None) or {}).get("yaml_file")
     arguments = checkpoint["train_args"]
     return {**arguments, "model": written} if written and arguments.get("resume") else arguments
@@ -291,7 +292,7 @@ class Study:
             file = self.folder / "runs" / label / MADE
             file.parent.mkdir(parents=True, exist_ok=True)
             if made != read_json(file):
-                write(file, (json.dumps(made, indent=1) + "\n").encode())
+                write_atomically(file, (json.dumps(made, indent=1) + "\n").encode())
         self.before = {
             **self.before,
             "settings": self.settings,
@@ -299,7 +300,7 @@ class Study:
             "runs": runs,
             **results,
         }
-        write(self.folder / STUDY, (json.dumps(self.before, indent=1) + "\n").encode())
+        write_atomically(self.folder / STUDY, (json.dumps(self.before, indent=1) + "\n").encode())
 
 
 def known_labels(folder: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from _compare.statistics import LEVEL
 from _compare.study_folder import FOUND, Run, Study, describe_file, known_labels, training_arguments
 from _compare.validation import Validation
 from _shared.markdown_table import format_markdown_table
-from ultralytics.nn.AddModules.errors import Refused
+from ultralytics.fork.errors import Refused
 
 Row = dict[str, Any]
 MINUS, NOTHING = "−", "–"

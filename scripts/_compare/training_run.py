@@ -15,7 +15,7 @@ import torch
 from _compare.study_folder import FOUND, IRRELEVANT_ARGUMENTS, Run, collect_versions, training_arguments
 from _compare.validation import validate_checkpoint
 from ultralytics import YOLO
-from ultralytics.nn.AddModules.checkpoints import load
+from ultralytics.fork.training.resume import read_checkpoint
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
@@ -81,7 +81,7 @@ def train_run(run: Run, settings: dict, watch: Callable | None = None) -> bool:
     if run.taken:
         return False
     if run.last.is_file():
-        if load(run.last).get("optimizer") is None:  # final checkpoints have none
+        if read_checkpoint(run.last).get("optimizer") is None:  # final checkpoints have none
             return False
         here = {key: value for key, value in settings["arguments"].items() if key in IRRELEVANT_ARGUMENTS - {"verbose"}}
         model, arguments = YOLO(run.last), {"resume": True, **here}
@@ -107,7 +107,7 @@ def validate_run(run: Run, settings: dict) -> dict:
         "figures": figures,
         "epochs": len(curve),
         "of": arguments["epochs"],
-        "is over": load(run.best).get("optimizer") is None,
+        "is over": read_checkpoint(run.best).get("optimizer") is None,
         "seconds": curve[-1]["time"] if curve else None,
         "imgsz": check_imgsz(said["imgsz"], stride=STRIDE, max_dim=1),
         "split": kept.get("split", "val"),

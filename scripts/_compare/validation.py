@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ultralytics import YOLO
-from ultralytics.nn.AddModules.checkpoints import write
-from ultralytics.nn.AddModules.errors import Refused
+from ultralytics.fork.atomic_write import write_atomically
+from ultralytics.fork.errors import Refused
 from ultralytics.utils import ops
 
 SIZES = {"small": 0, "medium": 32**2, "large": 96**2}  # least area in pixels of the original image, as COCO's
@@ -42,7 +42,7 @@ class Validation:
         """Write all arrays to an .npz file."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **asdict(self))
-        write(file, buffer.getbuffer())
+        write_atomically(file, buffer.getbuffer())
 
     @classmethod
     def load(cls, file: Path) -> Validation:

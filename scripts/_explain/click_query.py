@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 
 from _explain.image_view import View
-from ultralytics.nn.AddModules.errors import Refused
+from ultralytics.fork.errors import Refused
 
 BACKENDS = "macosx", "qtagg", "gtk4agg", "gtk3agg", "tkagg", "wxagg"
 

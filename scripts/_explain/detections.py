@@ -10,7 +10,7 @@ import torch
 
 from _explain.image_view import Frame, View
 from _explain.network import OpenedModel, prepare_gradients, run_detection
-from ultralytics.nn.AddModules.errors import Refused
+from ultralytics.fork.errors import Refused
 from ultralytics.utils.ops import xywh2xyxy
 
 

@@ -30,7 +30,7 @@ from PIL import Image, ImageColor
 from _explain.detections import Detections
 from _explain.image_view import View
 from _explain.network import OpenedModel
-from ultralytics.nn.AddModules.checkpoints import write
+from ultralytics.fork.atomic_write import write_atomically
 
 COLUMNS = 3
 DPI = 110
@@ -265,7 +265,7 @@ def write_png(drawn: Image.Image, file: Path, small: bool) -> None:
     if small:
         drawn = reduce_colours(drawn)
     drawn.save(buffer := io.BytesIO(), format="png", optimize=small)
-    write(file, buffer.getbuffer())
+    write_atomically(file, buffer.getbuffer())
 
 
 def reduce_colours(drawn: Image.Image) -> Image.Image:

@@ -30,7 +30,7 @@ from _explain.network import OpenedModel, open_model, prepare_gradients, run_det
 from _explain.routing import module_label, module_paths
 from ultralytics.engine.model import Model
 from ultralytics.nn.AddModules.FLA import EPS, FocusedLinearAttention, focus
-from ultralytics.nn.AddModules.tokens import split_heads
+from ultralytics.nn.AddModules.layers.tokens import split_heads
 
 MODULE = FocusedLinearAttention
 

@@ -13,8 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from _explain.network import OpenedModel
 from ultralytics.data.augment import LetterBox
+from ultralytics.fork.errors import Refused
 from ultralytics.models.rtdetr.predict import RTDETRPredictor
-from ultralytics.nn.AddModules.errors import Refused
 from ultralytics.utils.patches import imread
 
 PILLOWS = ".bmp", ".jpeg", ".jpg", ".png", ".webp"  # formats that Pillow can check

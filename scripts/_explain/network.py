@@ -14,10 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ultralytics import YOLO
 from ultralytics.engine.model import Model
-from ultralytics.nn.AddModules.compatibility import bare
-from ultralytics.nn.AddModules.decoder import head_of
-from ultralytics.nn.AddModules.errors import Refused
-from ultralytics.nn.AddModules.opening import told
+from ultralytics.fork.errors import Refused
+from ultralytics.fork.export.integrity import explain_runtime_error
+from ultralytics.fork.rtdetr import find_head, unwrap_model
 from ultralytics.utils import SETTINGS
 from ultralytics.utils.checks import check_imgsz
 
@@ -100,10 +99,10 @@ def open_model(
     if isinstance(model, Model):
         name, trained = Path(str(model.model_name or name)).stem, bool(model.ckpt) and trained
         model = model.model
-    net = bare(model) if isinstance(model, nn.Module) else model
+    net = unwrap_model(model) if isinstance(model, nn.Module) else model
     if not isinstance(net, nn.Module):
         raise needs_network(model)
-    if head_of(net) is None:
+    if find_head(net) is None:
         head = type(getattr(net, "model", [net])[-1]).__name__
         raise Refused(f"{name} is not an RT-DETR: its head is {head}, and these pictures are of an RT-DETR")
     if (channels := getattr(net, "yaml", {}).get("channels", 3)) != 3:
@@ -129,7 +128,7 @@ def open_file(model: str | Path) -> Model:
     except Exception as e:  # a file that is not upstream's may raise anything
         if getattr(e, "plain", False):
             raise
-        raise told(file, e) from e
+        raise explain_runtime_error(file, e) from e
 
 
 def build_yaml(model: str) -> Model:
@@ -169,7 +168,7 @@ def prepare_gradients(net: nn.Module) -> Iterator[None]:
     The weights get no gradients: the graph holds only what follows the inspected rows. The head builds its anchors
     again, as those of an earlier prediction may be tensors without a graph.
     """
-    head = head_of(net)[1]
+    head = find_head(net)[1]
     training = {m: m.training for m in net.modules()}
     needed = {p: p.requires_grad for p in net.parameters()}
     kept = {name: vars(head)[name] for name in CACHES if name in vars(head)}

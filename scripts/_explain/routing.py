@@ -24,7 +24,7 @@ from _explain.image_view import View, load_view
 from _explain.network import OpenedModel, module_name, open_model, prepare_gradients, run_detection
 from ultralytics.engine.model import Model
 from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw, Regions
-from ultralytics.nn.AddModules.tokens import split_heads
+from ultralytics.nn.AddModules.layers.tokens import split_heads
 
 MODULE = BiLevelRoutingAttention_nchw
 

@@ -11,8 +11,8 @@ from torch import nn
 from _bench import naive_formulas
 from ultralytics.nn.AddModules import EMO, FLA, MQA, Biformer
 from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw, Regions, RoutedAttention
-from ultralytics.nn.AddModules.compatibility import one_size
 from ultralytics.nn.AddModules.FLA import FocusedAttention, FocusedLinearAttention
+from ultralytics.nn.AddModules.layers.execution_mode import one_size
 from ultralytics.nn.AddModules.MQA import MultiQueryAttentionLayerWithDownSampling
 from ultralytics.nn.tasks import RTDETRDetectionModel
 

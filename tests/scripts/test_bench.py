@@ -13,7 +13,7 @@ import bench
 from _bench import cases, deploy, depth, lower_bound, measure, models, report
 from _shared import timing
 from ultralytics import RTDETR, YOLO
-from ultralytics.nn.AddModules import decoder
+from ultralytics.fork import decoder_size
 from ultralytics.nn.AddModules.FLA import FocusedLinearAttention
 from ultralytics.nn.AddModules.MQA import MultiQueryAttentionLayerWithDownSampling
 
@@ -261,5 +261,5 @@ def test_kept_results_are_of_this_benchmark():
             )
         if "depth" in data:
             rows = data["depth"]["results"]["rows"]
-            first = (rows[0][key] for key in decoder.KEYS)
-            assert [{key: row[key] for key in decoder.KEYS} for row in rows] == depth.list_choices(*first)
+            first = (rows[0][key] for key in decoder_size.ARGUMENTS)
+            assert [{key: row[key] for key in decoder_size.ARGUMENTS} for row in rows] == depth.list_choices(*first)

@@ -38,7 +38,7 @@ from _compare.training_run import choose_device, perform_run, train_run
 from _compare.validation import Validation
 from _shared.flops import count_published_gflops
 from ultralytics import YOLO
-from ultralytics.nn.AddModules.errors import Refused
+from ultralytics.fork.errors import Refused
 from ultralytics.nn.tasks import RTDETRDetectionModel
 from ultralytics.utils.metrics import ap_per_class, box_iou
 

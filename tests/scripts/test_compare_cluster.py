@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 
 from _compare import ray_cluster, study_folder, training_run
-from ultralytics.nn.AddModules.errors import Refused
+from ultralytics.fork.errors import Refused
 from ultralytics.utils import YAML
 
 MODELS = ["rtdetr-tiny.yaml", "rtdetr-tiny-EMO.yaml"]

@@ -48,7 +48,8 @@ def has_usual_literals(name: str, args: list, d: dict) -> bool:
     channels = 0 if name in NAMES else LEADING_CHANNELS.get(name)
     if channels is None:
         return False
-    values = [d.get(x) if isinstance(x, str) and x in FILE_VARIABLES else x for x in args]
+    known = {**{name: d.get(name) for name in FILE_VARIABLES}, "None": None, "True": True, "False": False}
+    values = [known.get(x, x) if isinstance(x, str) else x for x in args]
     bounds = [float("inf")] * channels + [MAX_KERNEL] * 2
     bounds += [MAX_OTHER] * (len(values) - len(bounds))
     return all(is_usual(x, bound) for x, bound in zip(values, bounds))
