@@ -172,7 +172,7 @@ class MemoryLimit(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.operations = self.bytes = self.steps = self.row = self.row_numbers = 0
+        self.operations = self.bytes = self.registered = self.steps = self.row = self.row_numbers = 0
         self.begin = time.thread_time()
         self.held: dict[StorageWeakRef, int] = {}
         self.is_entered = False
@@ -228,7 +228,8 @@ class MemoryLimit(TorchDispatchMode):
         if not self.is_entered:
             if m.np != self.row_numbers:  # a copy registers nothing
                 self.hold(list(m.parameters()))
-                self.check()
+            self.step()
+            self.check()
             if self.predictable_rows[self.row]:
                 self.predictable_layers.add(m)
         self.row += 1
@@ -236,10 +237,10 @@ class MemoryLimit(TorchDispatchMode):
 
     def add_registered(self, x: torch.Tensor) -> None:
         """Count a tensor that a module of a predictable row registers, before it is filled."""
-        if isinstance(x, nn.Parameter):
+        if type(x) is nn.Parameter:
             self.row_numbers += x.numel()
-        self.step(2)
-        self.hold(x)
+        self.operations += 2  # it is created, and filled
+        self.registered += x.numel() * x.element_size()
         self.check()
 
     def run(self, m: nn.Module, x: Any) -> Any:
@@ -311,7 +312,7 @@ class MemoryLimit(TorchDispatchMode):
         """Raise `ModelTooLarge` if `size` bytes more are too many."""
         if self.bytes + size > (MAX_BYTES if self.rehearsed else REHEARSED_BYTES):  # has some been let go?
             self.held = {storage: n for storage, n in self.held.items() if not storage.expired()}
-            self.bytes = sum(self.held.values())
+            self.bytes = self.registered + sum(self.held.values())
         if self.bytes + size > REHEARSED_BYTES and not self.rehearsed:
             raise NotRehearsed
         if self.bytes + size > MAX_BYTES:
