@@ -1,4 +1,4 @@
-"""Train models on a data set, each with several seeds, and say which is better, by how much, and at what cost.
+r"""Train models on a data set, each with several seeds, and say which is better, by how much, and at what cost.
 
     python scripts/compare.py --models rtdetr-tiny.yaml rtdetr-tiny-FLA.yaml --data shapes.yaml --seeds 0 1 2 \\
         --epochs 30 cfg=scratch.yaml

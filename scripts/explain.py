@@ -103,7 +103,7 @@ def name_pictures(images: list[Path]) -> list[str]:
     taken = {image.stem.lower() for image in images}  # some file systems ignore the case
     for image in images:
         name, n = image.stem, 1
-        while name.lower() in {other.lower() for other in names} or n > 1 and name.lower() in taken:
+        while name.lower() in {other.lower() for other in names} or (n > 1 and name.lower() in taken):
             n += 1
             name = f"{image.stem}-{n}"
         names.append(name)

@@ -68,9 +68,10 @@ def count_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
     module = copy.deepcopy(module).eval()
     for tensors in (FakeTensorMode(allow_non_fake_inputs=True), contextlib.nullcontext()):
         try:
-            with tensors, torch.no_grad(), FlopCounterMode(display=False) as counter:
-                with sdpa_kernel(SDPBackend.MATH):  # the counter knows matrix products, not every fused attention
-                    module(torch.zeros(shape))
+            # The counter knows matrix products, not every fused attention
+            plain = sdpa_kernel(SDPBackend.MATH)
+            with tensors, torch.no_grad(), FlopCounterMode(display=False) as counter, plain:
+                module(torch.zeros(shape))
             break
         except DataDependentOutputException:  # YOLO's head reads the values of its strides
             continue

@@ -39,7 +39,7 @@ def test_published_summary(name):
 
 def test_a_difference_from_the_published_summary_is_seen():
     name = "rtdetr-l-EMO"
-    model, rows = reproduce.build_model(name)
+    _model, rows = reproduce.build_model(name)
     counts = {"parameters": 22_863_235, "gradients": 22_863_235}
     assert reproduce.list_differences(name, rows, counts) == []
     assert len(reproduce.list_differences(name, rows[:-1], counts)) == 1

@@ -460,7 +460,7 @@ def main(folder: Path) -> None:
 
     def hook(event: str, args: tuple) -> None:
         writes = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
-        if writes or event.startswith(HARM) and event not in HARMLESS:
+        if writes or (event.startswith(HARM) and event not in HARMLESS):
             events.append(f"{event} {args[0] if args else ''}")
 
     os.chdir(folder)

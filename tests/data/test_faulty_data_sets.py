@@ -138,7 +138,7 @@ def test_the_command(model, tmp_path, often):
             lines = [line for line in done.stderr.splitlines() if line and "WARN" not in line]
             assert "Traceback" not in done.stdout + done.stderr, (name, done.stderr)
             assert (done.returncode, bool(words)) in ((0, False), (1, True)), (name, done.stderr)
-            assert not words or len(lines) == 1 and words in lines[0], (name, done.stderr)
+            assert not words or (len(lines) == 1 and words in lines[0]), (name, done.stderr)
         if not words:
             row = (root / "run" / "results.csv").read_text().splitlines()[-1]
             assert all(math.isfinite(float(value)) for value in row.split(",")), (name, row)

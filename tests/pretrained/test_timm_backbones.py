@@ -27,7 +27,7 @@ def random_timm(name):
             tensor.normal_(0, 0.2)
         elif key.endswith("running_var"):
             tensor.uniform_(0, 1).pow_(4).add_(1e-4)
-        elif key.endswith("bn.weight") or ".bn" in key and key.endswith("weight"):
+        elif key.endswith("bn.weight") or (".bn" in key and key.endswith("weight")):
             tensor.uniform_(0.01, 0.1)
     return model
 
@@ -77,7 +77,7 @@ def test_features_are_timm_s(files, name, cfg, layers):
 
 @pytest.mark.parametrize("cfg", ["rtdetr-l-FLA", "rtdetr-l-HGBlock_FLA", "rtdetr-l-HGBlock_Biformer"])
 def test_variants_get_the_backbone_wrapped_blocks_too(files, cfg):
-    file, model = files("hgnetv2_b4")
+    file, _model = files("hgnetv2_b4")
     plain, variant = build("rtdetr-l"), build(cfg)
     for ours in (plain, variant):
         ours.load(timm_backbones.load_timm_backbone(file)[0], verbose=False)

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import itertools
 import json
 import math
 import os
@@ -527,9 +528,8 @@ def test_a_damaged_study_file(folder, data, tmp_path, monkeypatch, capsys):
 
 
 def test_one_at_a_time(folder, data, monkeypatch, capsys):
-    with compare.FileLock(folder / ".lock"):
-        with start(*arguments(data, folder)) as process:
-            said = process.communicate(timeout=200)[0]
+    with compare.FileLock(folder / ".lock"), start(*arguments(data, folder)) as process:
+        said = process.communicate(timeout=200)[0]
     assert process.returncode == 2 and "is being worked on by another compare.py" in said
 
 
@@ -767,7 +767,7 @@ def test_the_page_says_what_it_is_to_a_screen_reader(folder, browser):
     found = browser.execute_script(script)
     assert found["lang"] == "en" and found["labelled"] and found["anchors"] and found["scopes"] and found["scroll"]
     levels = found["headings"]
-    assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:]))
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in itertools.pairwise(levels))
     assert len(set(found["ids"])) == len(found["ids"])
 
 

@@ -158,7 +158,7 @@ def test_rows_of_focused_attention_are_what_the_module_attends_with(sr_ratio, si
     )  # (heads, N, M)
     assert shares.shape == (4, len(positions), h * w)
     sums = shares.sum(dim=-1)  # less than 1 where the ReLU leaves little of a query
-    assert 0 <= sums.min() and sums.max() < 1 + 1e-4 and sums.median() > 0.999
+    assert sums.min() >= 0 and sums.max() < 1 + 1e-4 and sums.median() > 0.999
     attended = (shares @ call.v[0]).transpose(0, 1).flatten(1)[None]  # (1, N, C)
     torch.testing.assert_close(attended, call.attended, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(m.proj(attended), out.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5)

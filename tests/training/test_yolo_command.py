@@ -159,7 +159,7 @@ def test_track_by_the_command(trained, tmp_path):
 @pytest.mark.parametrize("form", ["torchscript", "onnx"])
 def test_export_and_run(trained, form):
     """The exported file, found to be an RT-DETR by what it holds, gives the scores that the weights give."""
-    name, folder, weights = trained
+    name, _folder, weights = trained
     yolo("export", model=weights, format=form, imgsz=SIZE[name])
     scores = []
     for file in (weights, weights.with_suffix(f".{form}")):

@@ -778,7 +778,7 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_users_settings(checkou
         monkeypatch.setenv("TZ", "Asia/Tokyo")
         monkeypatch.setenv("GIT_AUTHOR_NAME", "Other")
         monkeypatch.setenv("GIT_DIFF_OPTS", "--unified=9")
-    assert {k: v for k, v in snapshot(checkout).items()} == {k: v for k, v in snapshot(other).items()}
+    assert dict(snapshot(checkout).items()) == dict(snapshot(other).items())
 
 
 def test_there_and_back_again(checkout, template):

@@ -879,7 +879,7 @@ def test_status_counts_the_changed_lines(laid_down):
     for patch in patches:
         numbers = subprocess.run(["git", "apply", "--numstat", str(patch)], capture_output=True, text=True).stdout
         counts[patch.name] = sum(int(n) for row in numbers.splitlines() for n in row.split("\t")[:2])
-    assert dict((name, int(n)) for n, name in re.findall(r"(?m)^ +(\d+) lines  (\S+)$", text)) == counts
+    assert {name: int(n) for n, name in re.findall(r"(?m)^ +(\d+) lines  (\S+)$", text)} == counts
     assert total == sum(counts.values())
     modules = [n for name, n in counts.items() if name < "0010"]  # hooks for modules; those behind are for training
     assert sum(modules) < 40 and max(counts.values()) <= 15

@@ -264,7 +264,7 @@ def test_a_random_checkpoint_sees_something(tmp_path, name, size):
     torch.manual_seed(0)
     assets.save_checkpoint(assets.make_model(name), tmp_path / f"{name}.pt")
     model = YOLO(tmp_path / f"{name}.pt")
-    *_, data, task, channels = assets.CHECKPOINTS[name]
+    *_, data, task, _channels = assets.CHECKPOINTS[name]
     assert model.task == task and model.ckpt["train_args"]["data"] == f"{data}.yaml" and model.names[0] == "person"
     assert next(model.model.parameters()).dtype == torch.float32  # loaded, from half precision
     found = [model(ASSETS / picture, imgsz=size, verbose=False)[0].boxes for picture in ("bus.jpg", "zidane.jpg")]

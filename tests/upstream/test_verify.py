@@ -195,7 +195,7 @@ def test_an_untouched_release_that_does_not_work_proves_nothing(checkout, here):
 def test_the_two_sides_are_built_from_the_two_trees(checkout, here, tmp_path):
     """A tree that is shadowed by an installed ultralytics is noticed."""
     (tmp_path / "empty").mkdir()
-    found, problems = build_models.run_probe([], tmp_path / "empty", "vanilla", [], lambda _: None)
+    _found, problems = build_models.run_probe([], tmp_path / "empty", "vanilla", [], lambda _: None)
     assert len(problems) == 1 and "the models were built from" in problems[0] and "empty" in problems[0]
 
 

@@ -135,7 +135,7 @@ def check_requested(chosen: dict[str, Any], head: RTDETRDecoder) -> dict[str, in
 
 def is_whole_number(value: Any) -> bool:
     """Whether a value is a whole number, be it written as 3.0."""
-    is_integral = isinstance(value, Integral) or isinstance(value, float) and value.is_integer()
+    is_integral = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
     return is_integral and not isinstance(value, bool)
 
 

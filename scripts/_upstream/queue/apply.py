@@ -23,8 +23,7 @@ from _upstream.verify.overrides import check_overrides
 
 
 def apply(root: Path, discard_edits: bool = False) -> str:
-    """Make `root`/ultralytics the pinned release with the queue applied, and leave this project's own folders in it
-    alone.
+    """Make `root`/ultralytics the pinned release with the queue applied, around this project's own folders.
 
     The new tree is staged beside the old one, and its files are renamed into place at the end. Files that the user
     edited stay if the queue does not change them. If it does, nothing is changed and the error names them.

@@ -148,7 +148,7 @@ def split_hunks(diff: str) -> Iterator[Hunk]:
 def find_owner(repo: Path, hunk: Hunk, queue: list[str], context: int = 3) -> str | None:
     """Return the last patch of the queue that has a line at most `context` lines away from a hunk, or None."""
     total = len(git("show", f"HEAD:{hunk.path}", cwd=repo, check=False).split("\n")) - 1
-    if total < 1 or (hunk.first, hunk.last) == (1, 0) and "\n@@ " not in hunk.patch:
+    if total < 1 or ((hunk.first, hunk.last) == (1, 0) and "\n@@ " not in hunk.patch):
         return None
     lines = f"-L{max(hunk.first - context, 1)},{min(hunk.last + context, total)}"
     touched = set(re.findall(r"(?m)^([0-9a-f]{40}) ", git("blame", "-p", lines, "HEAD", "--", hunk.path, cwd=repo)))

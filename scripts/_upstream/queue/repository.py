@@ -14,7 +14,15 @@ from _upstream.pin import PACKAGE, Pin, UpstreamError, is_for_release, list_patc
 from _upstream.queue.git import git
 from _upstream.queue.tree import tree_sha256
 
-FORMAT_PATCH = "--no-signature --zero-commit --no-numbered --no-stat --full-index --no-renames --unified=3".split()
+FORMAT_PATCH = [
+    "--no-signature",
+    "--zero-commit",
+    "--no-numbered",
+    "--no-stat",
+    "--full-index",
+    "--no-renames",
+    "--unified=3",
+]
 
 
 def make_repository(repo: Path, wheel: Path, release: str) -> None:

@@ -217,7 +217,7 @@ def make_weights(folder: Path) -> None:
 # Data sets ------------------------------------------------------------------------------------------------------------
 def draw_shapes(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, list[np.ndarray]]:
     """Draw a picture (height, width, 3) of three convex shapes; return it and their corners in pixels."""
-    width, height = size
+    _width, _height = size
     ground = rng.integers(0, 255, (4, 4, 3)).astype(np.uint8)
     picture = cv2.resize(ground, size, interpolation=cv2.INTER_CUBIC)
     outlines = []

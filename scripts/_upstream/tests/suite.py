@@ -138,7 +138,7 @@ def compare_sides(
     """Run the tests, then run again those whose outcome is worse on ours."""
     options = [f"--numprocesses={workers}"]
     arguments = [*options, *(["-k", select] if select else []), "tests"]
-    untouched, ours = run_pytest(python, {side: arguments for side in sides})
+    untouched, ours = run_pytest(python, dict.fromkeys(sides, arguments))
     if not untouched:
         raise UpstreamError(f"no test of {PACKAGE} {pin.release} matches {select!r}")
     suspects = passes_only_there(untouched, ours)

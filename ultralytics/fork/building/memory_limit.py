@@ -208,10 +208,14 @@ class MemoryLimit(TorchDispatchMode):
     @contextlib.contextmanager
     def rows_counted(self) -> Iterator[None]:
         """Count rows from the first, and operations again behind the last."""
+        before = self.registered, self.operations
         self.row = 0
         self.begin_row()
         try:
             yield
+        except Exception:  # what was built is thrown away
+            self.registered, self.operations = before
+            raise
         finally:
             self.count_operations()
 
@@ -226,8 +230,7 @@ class MemoryLimit(TorchDispatchMode):
     def end_row(self, m: nn.Module) -> None:
         """Count what the layer of a row has copied, and go on to the next row."""
         if not self.is_entered:
-            if m.np != self.row_numbers:  # a copy registers nothing
-                self.hold(list(m.parameters()))
+            self.registered += (m.np - self.row_numbers) * 4  # a copy of a layer registers nothing
             self.step()
             self.check()
             if self.predictable_rows[self.row]:
@@ -273,7 +276,7 @@ class MemoryLimit(TorchDispatchMode):
         positions = (height + 32) * (width + 32)
         size = 8 * positions * sum(p.numel() // len(p) + len(p) for p in weights)
         size += (height * width) ** 2 * max(channels, 256) // 4
-        return self.bytes + size <= MAX_BYTES and positions * m.np <= MAX_MULTIPLICATIONS // 10
+        return self.registered + self.bytes + size <= MAX_BYTES and positions * m.np <= MAX_MULTIPLICATIONS // 10
 
     def step(self, count: int = 1) -> None:
         """Count operations."""
@@ -310,9 +313,10 @@ class MemoryLimit(TorchDispatchMode):
 
     def check(self, size: int = 0) -> None:
         """Raise `ModelTooLarge` if `size` bytes more are too many."""
+        size += self.registered
         if self.bytes + size > (MAX_BYTES if self.rehearsed else REHEARSED_BYTES):  # has some been let go?
             self.held = {storage: n for storage, n in self.held.items() if not storage.expired()}
-            self.bytes = self.registered + sum(self.held.values())
+            self.bytes = sum(self.held.values())
         if self.bytes + size > REHEARSED_BYTES and not self.rehearsed:
             raise NotRehearsed
         if self.bytes + size > MAX_BYTES:

@@ -193,6 +193,7 @@ def check_literal(value: Any, where: str) -> None:
 
 
 def is_number(x: Any) -> bool:
+    """Whether a value is a number of at most `MAX_NUMBER`."""
     return isinstance(x, (int, float)) and -MAX_NUMBER <= x <= MAX_NUMBER  # which neither nan nor infinity is
 
 
@@ -263,6 +264,7 @@ def find_class(name: str, names: dict[str, Any]) -> Any:
 
 
 def is_layer(cls: Any) -> bool:
+    """Whether a value is a class of layers."""
     return isinstance(cls, type) and issubclass(cls, nn.Module)
 
 

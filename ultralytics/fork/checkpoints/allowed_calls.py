@@ -105,7 +105,7 @@ def torch_functions(*_: Any) -> None:
 
 
 # Data -----------------------------------------------------------------------------------------------------------------
-def make_ordered_dict(items: list = ()) -> OrderedDict:  # noqa: B006
+def make_ordered_dict(items: list = ()) -> OrderedDict:
     """Make a dictionary of pairs."""
     pairs = [require_type(pair, type(pair) if type(pair) in (tuple, list) else tuple) for pair in items]
     check_keys(refuse_tuples([key for key, _ in pairs]))

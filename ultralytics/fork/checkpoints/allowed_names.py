@@ -107,7 +107,7 @@ def find_class(path: str) -> Any:
         return obj
     if isinstance(obj, type):
         is_layer = may_be_layer and issubclass(obj, nn.Module) and has_layers(obj.__module__)
-        if is_layer or path in DATA_CLASSES or module in PLAIN_MODULES and obj.__module__ == module:
+        if is_layer or path in DATA_CLASSES or (module in PLAIN_MODULES and obj.__module__ == module):
             return Reference(path, obj)
     if obj is None and path.startswith(ADDED_MODULES):
         raise MissingModule(
@@ -121,5 +121,5 @@ def find_class(path: str) -> Any:
 def has_layers(module: str) -> bool:
     """Whether a checkpoint may name the layers of a Python module."""
     return module != FEATURE_EXTRACTION and any(
-        module == known or known.endswith(".") and module.startswith(known) for known in LAYER_MODULES
+        module == known or (known.endswith(".") and module.startswith(known)) for known in LAYER_MODULES
     )

@@ -65,7 +65,7 @@ def find_archive_damage(file: Path) -> str | None:
     if not begin:
         return "is empty"
     found = next((what for text, what in NOT_A_MODEL.items() if begin.lstrip().lower().startswith(text)), None)
-    if found or file.suffix not in ARCHIVE_SUFFIXES or file.suffix == ".pt" and begin.startswith(PICKLE_START):
+    if found or file.suffix not in ARCHIVE_SUFFIXES or (file.suffix == ".pt" and begin.startswith(PICKLE_START)):
         return found
     return find_record_damage(file)
 

@@ -23,7 +23,7 @@ def is_own(file: Any) -> bool:
         return False
     file = Path(os.path.realpath(file))
     is_ddp_note = file.parent == Path(os.path.realpath(USER_CONFIG_DIR)) / "DDP"
-    return is_ddp_note or file in _written and _written[file] == read_identity(file)
+    return is_ddp_note or (file in _written and _written[file] == read_identity(file))
 
 
 def read_identity(file: Path) -> tuple[int, ...] | None:

@@ -99,7 +99,7 @@ def check_attributes(obj: Any, state: dict) -> None:
         # Upstream calls a layer's class its `type`, which hides a method of torch's
         hides = callable(of_class) and (callable(value) or of_class is not getattr(nn.Module, key, None))
         # A fused layer holds one of its forward methods as `forward`
-        is_own = isinstance(value, types.MethodType) and value.__self__ is obj or is_own_forward(type(obj), value)
+        is_own = (isinstance(value, types.MethodType) and value.__self__ is obj) or is_own_forward(type(obj), value)
         if hides and not is_own:
             raise Violation(f"has a {describe(obj)} whose method {key} is replaced")
 

@@ -96,6 +96,7 @@ class Unpickler(pickle._Unpickler):
         return self.found[path]
 
     def load_reduce(self) -> None:
+        """Call a function of the allowed ones."""
         args = self.stack.pop()
         self.dispatch.count_steps(count_items(args))
         self.stack[-1] = result = call_function(self.stack[-1], args)
@@ -104,15 +105,18 @@ class Unpickler(pickle._Unpickler):
             check_element_count(self.elements, self.declared_bytes)
 
     def load_newobj(self) -> None:
+        """Make an empty object of an allowed class."""
         args, cls = self.stack.pop(), self.stack.pop()
         self.append(make_object(cls, args))
 
     def load_build(self) -> None:
+        """Fill an object with its checked state."""
         state = self.stack.pop()
         self.dispatch.count_steps(count_items(state))
         fill_object(self.stack[-1], state)
 
     def load_binpersid(self) -> None:
+        """Refer to a storage, whose size is checked."""
         pid = self.stack.pop()
         if type(self.sizes) is int and type(pid) is tuple and pid[:1] == ("module",) and len(pid) == 4:
             self.append(pid[1])  # the class; torch would compare its source, and write a patch into the folder
@@ -125,19 +129,23 @@ class Unpickler(pickle._Unpickler):
         self.append(self.persistent_load(pid))
 
     def load_put(self) -> None:
+        """Number an object."""
         number = self.readline()[:-1]
         if not 0 <= int(number[:12]) <= PICKLE_LIMIT or len(number) > 12:
             raise Violation("numbers its objects as no pickle does")
         self.memo[int(number)] = self.stack[-1]
 
     def load_setitem(self) -> None:
+        """Put a key and a value into a dictionary."""
         value, key = self.stack.pop(), self.stack.pop()
         self.set_items([key, value])
 
     def load_setitems(self) -> None:
+        """Put keys and values into a dictionary."""
         self.set_items(self.pop_mark())
 
     def load_dict(self) -> None:
+        """Make a dictionary of keys and values."""
         items = self.pop_mark()
         self.append({})
         self.set_items(items)
@@ -155,21 +163,26 @@ class Unpickler(pickle._Unpickler):
         return keys
 
     def load_append(self) -> None:
+        """Append to a list."""
         value = self.stack.pop()
         require_type(self.stack[-1], list).append(value)
 
     def load_appends(self) -> None:
+        """Extend a list."""
         items = self.pop_mark()
         require_type(self.stack[-1], list).extend(items)
 
     def load_additems(self) -> None:
+        """Add to a set."""
         items = self.pop_mark()
         require_type(self.stack[-1], set).update(check_keys(self.count_tuple_keys(items)))
 
     def load_frozenset(self) -> None:
+        """Make a frozen set."""
         self.append(frozenset(check_keys(self.count_tuple_keys(self.pop_mark()))))
 
     def refuse_opcode(self) -> None:
+        """Refuse an opcode that torch does not write."""
         raise Violation("has an opcode in its pickle that torch does not write")
 
 

@@ -58,7 +58,7 @@ def check_classes(data: dict, expect: Callable[[str, bool, str], None]) -> None:
         is_right = isinstance(names, (list, dict)) and len(names) > 0
         expect("names", is_right, "a list or a mapping of one class or more")
         keys = names if isinstance(names, dict) else range(len(names))
-        numbers = sorted(int(k) for k in keys if is_integer(k) or isinstance(k, str) and k.isdecimal())
+        numbers = sorted(int(k) for k in keys if is_integer(k) or (isinstance(k, str) and k.isdecimal()))
         is_right = numbers == list(range(len(names)))
         expect("names", is_right, f"the numbers from 0 to {len(names) - 1}, each once, as keys")
         expect("names", len(names) <= MAX_CLASSES, f"{MAX_CLASSES:,} classes at most")

@@ -66,7 +66,7 @@ def find_row_problem(row: str, values: np.ndarray, length: int, classes: float, 
     n = len(values)
     if n == 0:
         return None
-    if n != columns and (columns or n != 5 and (n < 7 or n % 2 == 0)):
+    if n != columns and (columns or (n != 5 and (n < 7 or n % 2 == 0))):
         return f"expected {columns or 'class x y width height, or a class and a polygon'}, not {n} numbers"
     if length and (n == 5) != (length == 5) and not columns:
         return f"has {n} numbers, rows above it {length}: boxes and polygons are mixed"
@@ -75,6 +75,6 @@ def find_row_problem(row: str, values: np.ndarray, length: int, classes: float, 
     if values[0] % 1 or not 0 <= values[0] < classes:
         return f"class {row.split()[0]} is out of range 0-{classes - 1:.0f}"
     lowest, highest = values[1:].min(initial=0), values[1:].max(initial=0)
-    if not columns and (highest > 1.01 or lowest < -0.01 or n == 5 and values[3:].min() < 0):
+    if not columns and (highest > 1.01 or lowest < -0.01 or (n == 5 and values[3:].min() < 0)):
         return f"expected fractions of the image's width and height, 0 to 1, not {quote(row, 60)}"
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,7 +31,7 @@ def draw_for_global_batch(get_cdn_group: Callable, *args: Any, **kwargs: Any) ->
     device = batch["bboxes"].device
     parts = gather_values((batch["gt_groups"], batch["cls"].cpu(), batch["bboxes"].cpu(), generator_states(device)))
     groups, cls, bboxes, states = zip(*parts)
-    counts = torch.tensor(sum(groups, []))  # boxes of each image
+    counts = torch.tensor(list(itertools.chain.from_iterable(groups)))  # boxes of each image
     call.arguments["batch"] = {
         "gt_groups": counts.tolist(),
         "cls": torch.cat(cls).to(device),

@@ -158,6 +158,7 @@ class GlobalBatchTrainer(LaunchedTrainer):
         return data
 
     def setup_model(self) -> dict | None:
+        """Synchronise the batch norms of the model."""
         ckpt = super().setup_model()
         sync_batch_norms(self.model)
         return ckpt
@@ -181,20 +182,24 @@ class GlobalBatchTrainer(LaunchedTrainer):
             super()._do_train()
 
     def run_callbacks(self, event: str) -> None:
+        """Let dropout differ between the processes from the first batch of an epoch on."""
         if event == "on_train_epoch_start":  # the checkpoint's state is there, if there is one
             seed_dropout_by_rank(self.args.seed, self.epoch)
         super().run_callbacks(event)
 
     def preprocess_batch(self, batch: dict) -> dict:
+        """Note whether this process has a share of the batch."""
         begin_step(batch)
         return super().preprocess_batch(batch)
 
     def get_validator(self) -> Any:
+        """Let the validator count each image once."""
         validator = super().get_validator()
         mix_into(validator, GlobalValidator)
         return validator
 
     def validate(self) -> tuple:
+        """Let the averaged model's loss be that of the global batch."""
         sync_loss(self.ema.ema)
         return super().validate()
 

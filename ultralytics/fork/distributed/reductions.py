@@ -21,6 +21,7 @@ class NormalizeGlobally(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float):
+        """Normalise (B, C, ...) by the statistics of all processes."""
         dims, channels = [d for d in range(x.dim()) if d != 1], x.shape[1]
         moments = x.new_zeros(2, channels) if not x.numel() else torch.stack(torch.var_mean(x, dims, correction=0))
         local = torch.cat([moments.flatten(), moments.new_tensor([x.numel() // channels])])
@@ -40,6 +41,7 @@ class NormalizeGlobally(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, *_: Any):
+        """Give the gradients; the sums that they need are over all processes."""
         x, weight, mean, scale = ctx.saved_tensors
         column = (1, -1, *[1] * (x.dim() - 2))
         normal = (x - mean.view(column)) * scale.view(column)
@@ -60,6 +62,7 @@ class GlobalBatchNorm(InstanceMixin):
     _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise (B, C, ...) by the statistics of all processes."""
         if not self.training:
             return super().forward(x)
         if not shared_step.is_idle:
@@ -98,6 +101,7 @@ class GlobalLoss(InstanceMixin):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Compute the losses of the global batch, with this process's gradient."""
         self.totals = {}
         loss = super().forward(*args, **kwargs)
         local = torch.stack([v.float().squeeze() for v in loss.values()])
@@ -138,10 +142,12 @@ class GlobalValidator(InstanceMixin):
     """A validator that counts each image once, and in the order of the data set, as one process does."""
 
     def preprocess(self, batch: dict) -> dict:
+        """Note whether this process has a share of the batch."""
         begin_step(batch)
         return super().preprocess(batch)
 
     def update_metrics(self, preds: Any, batch: dict) -> None:
+        """Leave out the stand-in of a process without a share."""
         if not shared_step.is_idle:
             super().update_metrics(preds, batch)
 

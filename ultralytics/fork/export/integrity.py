@@ -130,7 +130,7 @@ def find_folder_damage(folder: Path) -> str | None:
         metadata = utils.YAML.load(file) if file.is_file() else {}
     except Exception:  # of YAML, of its encoding
         metadata = None
-    if not isinstance(metadata, dict) or not metadata and file.is_file():
+    if not isinstance(metadata, dict) or (not metadata and file.is_file()):
         return f"is damaged: {METADATA_FILE} is not readable"
     change = find_folder_change(folder, metadata)
     return f"is damaged: {change}" if change else None

@@ -64,7 +64,7 @@ def is_timm_weights(weights: Any) -> bool:
     if not isinstance(weights, (str, Path)):
         return False
     file = Path(weights)
-    return str(weights).startswith(PREFIX) or (file.suffix in SUFFIXES or has_timm_backbone(file)) and file.is_file()
+    return str(weights).startswith(PREFIX) or ((file.suffix in SUFFIXES or has_timm_backbone(file)) and file.is_file())
 
 
 def has_timm_backbone(file: Path) -> bool:

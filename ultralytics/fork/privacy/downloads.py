@@ -36,7 +36,7 @@ def require_names(overrides: dict[str, Any]) -> None:
     model, data = (table.get(task, table["detect"]) for table in (TASK2MODEL, TASK2DATA))
     if not overrides.get("model", DEFAULT_CFG.model) and not is_on_disk(model, SETTINGS["weights_dir"]):
         raise Refused(f"model= is missing: a file, such as model=rtdetr-l.yaml, or model={model}, which is downloaded")
-    takes_default = mode == "train" and not overrides.get("resume") or mode == "benchmark"
+    takes_default = (mode == "train" and not overrides.get("resume")) or mode == "benchmark"
     if takes_default and not overrides.get("data", DEFAULT_CFG.data):
         require_local_data(data)
 

@@ -283,11 +283,9 @@ class BiLevelRoutingAttention_nchw(nn.Module):
         self.output_linear = nn.Conv2d(dim, dim, kernel_size=1)
 
     def __setstate__(self, state: dict) -> None:
-        if (
-            state.pop("attn_fn", None) is not None
-        ):  # tutorial checkpoints carry the function that this class calls itself
-            if state["head_dim"] == 1:
-                warn_of_tutorial_module(f"{state['num_heads']} heads of one channel")
+        # Tutorial checkpoints carry the function that this class calls itself
+        if state.pop("attn_fn", None) is not None and state["head_dim"] == 1:
+            warn_of_tutorial_module(f"{state['num_heads']} heads of one channel")
         super().__setstate__(state)
 
     def forward(self, x: torch.Tensor, ret_attn_mask: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:

@@ -137,7 +137,7 @@ class MultiQueryAttentionLayerWithDownSampling(nn.Module):
         strides = self.query_h_strides, self.query_w_strides
         query = x
         if self.has_query_strides:
-            if H < strides[0] or W < strides[1]:
+            if strides[0] > H or strides[1] > W:
                 raise ValueError(f"a {H} x {W} map is smaller than the query strides {strides}")
             query = self._query_downsampling_norm(F.avg_pool2d(x, strides))
         h, w = query.shape[2:]
