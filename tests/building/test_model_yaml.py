@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ultralytics import RTDETR, YOLO
+from ultralytics.fork.building import memory_limit
+from ultralytics.fork.building.memory_limit import MAX_BYTES, ModelTooLarge, limit_memory
+from ultralytics.fork.building.model_yaml import find_class, list_module_names
 from ultralytics.nn import tasks
-from ultralytics.nn.AddModules import budget as budget_module
-from ultralytics.nn.AddModules.budget import LIMIT, TooLarge, budget
-from ultralytics.nn.AddModules.model_files import module_names, resolve
 from ultralytics.nn.AddModules.registry import NAMES, RowError
 from ultralytics.nn.modules import Conv
 from ultralytics.nn.tasks import parse_model
@@ -194,7 +194,7 @@ def test_what_a_row_takes_is_known_before(row, says):
     before = peak()
     with pytest.raises(RowError, match=rf"^strange.yaml, row 1 .*({says})"):
         parse(row)
-    assert peak() - before < LIMIT / 4
+    assert peak() - before < MAX_BYTES / 4
 
 
 def peak() -> int:
@@ -228,10 +228,10 @@ def test_a_large_model_is_rehearsed_and_comes_out_the_same(monkeypatch):
     d = YAML.load(ROOT / "cfg_custom/models/rtdetr-tiny-EMO.yaml")
     models, rehearsals = [], []
     monkeypatch.setattr(
-        budget_module, "rehearse", lambda *args, of=budget_module.rehearse: rehearsals.append(of(*args))
+        memory_limit, "rehearse_rows", lambda *args, of=memory_limit.rehearse_rows: rehearsals.append(of(*args))
     )
-    for large in (budget_module.LARGE, 2**16):
-        monkeypatch.setattr(budget_module, "LARGE", large)
+    for large in (memory_limit.REHEARSED_BYTES, 2**16):
+        monkeypatch.setattr(memory_limit, "REHEARSED_BYTES", large)
         torch.manual_seed(0)
         models.append(parse_model(copy.deepcopy(d), ch=3, verbose=False)[0].state_dict())
     assert len(rehearsals) == 1
@@ -239,11 +239,11 @@ def test_a_large_model_is_rehearsed_and_comes_out_the_same(monkeypatch):
 
 
 def test_what_is_let_go_does_not_count():
-    with budget():
+    with limit_memory():
         for _ in range(5):
-            torch.empty(LIMIT // 2, dtype=torch.uint8)
-        with pytest.raises(TooLarge):
-            torch.empty(LIMIT + 1, dtype=torch.uint8)
+            torch.empty(MAX_BYTES // 2, dtype=torch.uint8)
+        with pytest.raises(ModelTooLarge):
+            torch.empty(MAX_BYTES + 1, dtype=torch.uint8)
 
 
 def test_the_first_image_counts(tmp_path):
@@ -277,11 +277,11 @@ def test_what_an_operation_takes_beside_its_result(rows, tmp_path):
     before = peak()
     with pytest.raises(RowError, match=r"mine.yaml, row 3 .* GiB are needed"):
         YOLO(tmp_path / "mine.yaml")
-    assert peak() - before < 1.1 * LIMIT
+    assert peak() - before < 1.1 * MAX_BYTES
 
 
 def test_the_size_of_a_range_of_fractions():
-    with budget():
+    with limit_memory():
         assert len(torch.arange(2.0**23)) == 2**23
 
 
@@ -360,7 +360,7 @@ def test_aliases_as_they_are_meant(tmp_path):
 
 
 # Rows at random -------------------------------------------------------------------------------------------------------
-LAYERS = sorted({*module_names(vars(tasks)), *NAMES})
+LAYERS = sorted({*list_module_names(vars(tasks)), *NAMES})
 TORCH = sorted(f"nn.{name}" for name, cls in vars(nn).items() if isinstance(cls, type) and issubclass(cls, nn.Module))
 VISION = sorted(f"torchvision.ops.{name}" for name in torchvision.ops.__all__)
 PUBLISHED = [
@@ -493,7 +493,7 @@ def test_rows_at_random(often):
     """20,000 rows and more by night. In a process of its own, whose largest size is its own."""
     count = often(150, 9000)
     code = (
-        "import sys; sys.path.insert(0, 'tests'); import test_model_files as t; before = t.peak();"
+        "import sys; sys.path[:0] = ['tests', 'tests/building']; import test_model_yaml as t; before = t.peak();"
         f"print(dict(t.fuzz({count})), (t.peak() - before) // 2**20)"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -502,9 +502,9 @@ def test_rows_at_random(often):
     outcomes = eval(counts)
     print(outcomes, f"{mebibytes} MiB")
     assert outcomes["rows"] >= often(300, 20000) and outcomes["built"] and outcomes["refused"]
-    assert int(mebibytes) < LIMIT / 2**20 * 1.2
+    assert int(mebibytes) < MAX_BYTES / 2**20 * 1.2
 
 
 def test_every_layer_is_drawn():
     for name in LAYERS + TORCH:
-        assert resolve(name, vars(tasks)) is not None, name
+        assert find_class(name, vars(tasks)) is not None, name

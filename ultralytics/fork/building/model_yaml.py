@@ -9,9 +9,11 @@ imported, takes an argument that is called like a variable of `parse_model` for 
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import inspect
 import sys
+from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any
 
@@ -46,42 +48,67 @@ def check_rows(d: dict, names: dict[str, Any], variables: set[str]) -> list[list
     """
     check_sections(d)
     check_settings(d)
-    for i, row in enumerate([*d["backbone"], *d["head"]]):
-        check_form(row, d, i)
-    rows = [copy_lists(row) for row in [*d["backbone"], *d["head"]]]  # as they stand in the file: they are rewritten
-    layers, empty, total = 0, set(), 0
+    rows = [*d["backbone"], *d["head"]]
     for i, row in enumerate(rows):
-        where = describe_row(d, i, row)
+        with name_row_in_errors(d, i, row):
+            check_form(row)
+    rows = [copy_lists(row) for row in rows]  # as they stand in the file: they are rewritten
+    depth, layers, total, has_backbone = read_scale(d)[0], 0, 0, False
+    for i, row in enumerate(rows):
         f, n, name, args = row
-        check_arguments(args, d, variables, where)
-        cls = require_layer_class(name, names, where)
-        depth = read_scale(d)[0] if n > 1 else 1
-        if not n * depth <= MAX_REPEATS:
-            raise RowError(f"{where}: {n:g} repeats, {n * depth:g} with the depth of the scale; at most {MAX_REPEATS}")
-        total += max(1, n * depth)
-        if total > MAX_LAYERS:
-            raise RowError(f"{where}: {total:g} layers with the rows before it; at most {MAX_LAYERS}")
-        if name == "TorchVision":
-            check_torchvision(args, where)
-        if cls in NAMES.values() and not (isinstance(n, Integral) and n >= 1):
-            raise RowError(f"{where}: repeats are {n!r}, expected a whole number of at least 1")
-        if is_backbone(cls) and i:
-            raise RowError(f"{where}: {name} is a multi-output backbone; expected in row 0, the first of `backbone:`")
-        for x in f if isinstance(f, (list, tuple)) else [f]:
-            if not isinstance(x, Integral):
-                raise RowError(f"{where}: 'from' is {x!r}, expected a layer index or a list of them")
-            if x == -1:
-                continue
-            if not -layers <= x < layers:
-                there = f"layers 0 to {layers - 1} are before this one" if layers else "the first layer is from -1"
-                raise RowError(f"{where}: 'from' names layer {x}, which does not exist here; {there}")
-            if x % layers in empty:
-                raise RowError(f"{where}: 'from' names layer {x}, which {rows[0][2]} leaves empty; its maps are 1 to 4")
-        if is_backbone(cls):
-            layers, empty = MAP_COUNT + 1, {0}
-        else:
-            layers += 1
+        with name_row_in_errors(d, i, row):
+            check_arguments(args, d, variables)
+            cls = require_layer_class(name, names)
+            total += max(1, check_repeats(n, depth, cls))
+            if total > MAX_LAYERS:
+                raise RowError(f"{total:g} layers with the rows before it; at most {MAX_LAYERS}")
+            if name == "TorchVision":
+                check_torchvision(args)
+            if is_backbone(cls) and i:
+                raise RowError(f"{name} is a multi-output backbone; expected in row 0, the first of `backbone:`")
+            check_sources(f, layers, rows[0][2] if has_backbone else None)
+        has_backbone |= is_backbone(cls)
+        layers += MAP_COUNT + 1 if is_backbone(cls) else 1
     return rows
+
+
+@contextlib.contextmanager
+def name_row_in_errors(d: dict, i: int, row: Any) -> Iterator[None]:
+    """Put in front of a `RowError` where its row stands, which takes time to write."""
+    try:
+        yield
+    except RowError as e:
+        raise RowError(f"{describe_row(d, i, row)}: {e}") from None
+
+
+def check_repeats(n: Any, depth: float, cls: type[nn.Module]) -> float:
+    """Give how many layers a row chains, with the depth of the scale; raise a `RowError` if they are too many."""
+    scaled = n * (depth if n > 1 else 1)
+    if not scaled <= MAX_REPEATS:
+        raise RowError(f"{n:g} repeats, {scaled:g} with the depth of the scale; at most {MAX_REPEATS}")
+    if cls in NAMES.values() and not (isinstance(n, Integral) and n >= 1):
+        raise RowError(f"repeats are {n!r}, expected a whole number of at least 1")
+    return scaled
+
+
+def check_sources(f: Any, layers: int, backbone: str | None) -> None:
+    """Raise a `RowError` for a 'from' that names a layer that does not exist.
+
+    Args:
+        f: The layer index, or a list of them.
+        layers: How many layer indices there are before this row.
+        backbone: The multi-output backbone of row 0, which leaves index 0 empty.
+    """
+    for x in f if isinstance(f, (list, tuple)) else [f]:
+        if not isinstance(x, Integral):
+            raise RowError(f"'from' is {x!r}, expected a layer index or a list of them")
+        if x == -1:
+            continue
+        if not -layers <= x < layers:
+            there = f"layers 0 to {layers - 1} are before this one" if layers else "the first layer is from -1"
+            raise RowError(f"'from' names layer {x}, which does not exist here; {there}")
+        if backbone and x % layers == 0:
+            raise RowError(f"'from' names layer {x}, which {backbone} leaves empty; its maps are 1 to 4")
 
 
 def check_sections(d: dict) -> None:
@@ -152,7 +179,7 @@ def check_activation(spec: Any, file: str) -> None:
         right &= len(literals) == len(call.args) + len(call.keywords)
         for literal in literals:
             value = ast.literal_eval(literal)
-            check_literal(value, "")
+            check_literal(value)
             right &= not isinstance(value, int) or abs(value) <= 10_000
     except (AttributeError, SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
         right = False
@@ -162,33 +189,33 @@ def check_activation(spec: Any, file: str) -> None:
         )
 
 
-def check_form(row: Any, d: dict, i: int) -> None:
+def check_form(row: Any) -> None:
     """Raise a `RowError` for a row that is none, or that has more in it than a row."""
     form = isinstance(row, (list, tuple)) and len(row) == 4
     if not (form and isinstance(row[2], str) and isinstance(row[3], (list, tuple))):
-        raise RowError(f"{describe_row(d, i, row)}: expected [from, repeats, module, arguments]")
+        raise RowError("expected [from, repeats, module, arguments]")
     if not isinstance(row[1], Real):
-        raise RowError(f"{describe_row(d, i, row)}: repeats are {shorten_value(row[1])}, expected a number")
+        raise RowError(f"repeats are {shorten_value(row[1])}, expected a number")
     for part in (row[0], row[1], row[3]):
-        check_literal(part, f"{describe_row(d, i, row)}: ")
+        check_literal(part)
 
 
-def check_literal(value: Any, where: str) -> None:
+def check_literal(value: Any) -> None:
     """Raise a `RowError` for an argument that is no literal of a reasonable size."""
     left, seen = [(value, 0)], 0
     while left:
         x, depth = left.pop()
         seen += 1
         if seen > MAX_ARGUMENTS or depth > 8:
-            raise RowError(f"{where}more than {MAX_ARGUMENTS} arguments, or lists in lists in lists")
+            raise RowError(f"more than {MAX_ARGUMENTS} arguments, or lists in lists in lists")
         if isinstance(x, (list, tuple)):
             left += [(item, depth + 1) for item in x[: MAX_ARGUMENTS + 1]]
         elif isinstance(x, str):
             if len(x) > MAX_TEXT:
-                raise RowError(f"{where}a text of {len(x)} characters, at most {MAX_TEXT}")
+                raise RowError(f"a text of {len(x)} characters, at most {MAX_TEXT}")
         elif not (x is None or is_number(x)):
             raise RowError(
-                f"{where}{shorten_value(x)} is no literal of a row: a number up to {MAX_NUMBER}, a text, a list of them"
+                f"{shorten_value(x)} is no literal of a row: a number up to {MAX_NUMBER}, a text, a list of them"
             )
 
 
@@ -197,29 +224,29 @@ def is_number(x: Any) -> bool:
     return isinstance(x, (int, float)) and -MAX_NUMBER <= x <= MAX_NUMBER  # which neither nan nor infinity is
 
 
-def check_arguments(args: list, d: dict, variables: set[str], where: str) -> None:
+def check_arguments(args: list, d: dict, variables: set[str]) -> None:
     """Raise a `RowError` for an argument that `parse_model` would take for something of its own."""
     for text in (x for x in args if isinstance(x, str)):
         if text in variables:
             if text not in FILE_VARIABLES:
-                raise RowError(f"{where}: the argument {text!r} is a variable of parse_model; a row can name `nc`")
+                raise RowError(f"the argument {text!r} is a variable of parse_model; a row can name `nc`")
             if text in ("nc", "kpt_shape") and d.get(text) is None:
                 what = ", the number of classes" if text == "nc" else ""
-                raise RowError(f"{where}: the file has no `{text}:`{what}")
+                raise RowError(f"the file has no `{text}:`{what}")
             continue
         meant = difflib.get_close_matches(text, LITERALS, n=1, cutoff=0.75) if text[:1] in "TFN" else []
         if meant and text not in LITERALS:
-            raise RowError(f"{where}: the argument {text!r} is a text; did you mean {meant[0]}?")
+            raise RowError(f"the argument {text!r} is a text; did you mean {meant[0]}?")
         try:
             value = ast.literal_eval(text)
         except ValueError:  # a text
             continue
         except (SyntaxError, TypeError, RecursionError, MemoryError):
-            raise RowError(f"{where}: the argument {shorten_value(text)} is neither a name nor a literal") from None
-        check_literal(value, f"{where}: ")
+            raise RowError(f"the argument {shorten_value(text)} is neither a name nor a literal") from None
+        check_literal(value)
 
 
-def check_torchvision(args: list, where: str) -> None:
+def check_torchvision(args: list) -> None:
     """Raise a `RowError` for a model that torchvision would give weights of its own accord: all but its classifiers."""
     import torchvision
 
@@ -229,11 +256,11 @@ def check_torchvision(args: list, where: str) -> None:
     if args[1:] and args[1] not in known:
         near = difflib.get_close_matches(str(args[1]), known, n=3)
         raise RowError(
-            f"{where}: torchvision has no classifier {shorten_value(args[1])}; there are {', '.join(near or known[:3])}"
+            f"torchvision has no classifier {shorten_value(args[1])}; there are {', '.join(near or known[:3])}"
         )
 
 
-def require_layer_class(name: str, names: dict[str, Any], where: str) -> type[nn.Module]:
+def require_layer_class(name: str, names: dict[str, Any]) -> type[nn.Module]:
     """Give the class that a row names.
 
     Raises:
@@ -243,13 +270,13 @@ def require_layer_class(name: str, names: dict[str, Any], where: str) -> type[nn
     if is_layer(cls) and not is_model_or_loss(cls, names):
         return cls
     if cls is not None:
-        raise RowError(f"{where}: {name[:MAX_TEXT]!r} is no layer")
+        raise RowError(f"{name[:MAX_TEXT]!r} is no layer")
     near = difflib.get_close_matches(name[:MAX_TEXT], list_module_names(names), n=3, cutoff=0.5)
     advice = f"did you mean {' or '.join(near)}?" if near else "see ultralytics/nn/AddModules for what there is"
     undecorated = [key for key, m in sys.modules.items() if key.startswith(ADDED) and is_layer(vars(m).get(name))]
     if undecorated:
         advice = f"the class of that name in {undecorated[0]} has no decorator @register(...)"
-    raise RowError(f"{where}: no module is named {name[:MAX_TEXT]!r}; {advice}")
+    raise RowError(f"no module is named {name[:MAX_TEXT]!r}; {advice}")
 
 
 def find_class(name: str, names: dict[str, Any]) -> Any:

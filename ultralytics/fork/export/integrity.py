@@ -62,7 +62,7 @@ def open_backend(init: Callable, backend: Any, model: Any = "yolo26n.pt", *args:
 
 
 def run_dynamic_openvino_once(backend: Any) -> None:
-    """Run a dynamic OpenVINO model once: after a first image of 32x32, 2026.4 gives others wrong detections."""
+    """Run a dynamic OpenVINO model once: after a first image of 32x32 it finds wrong detections in others."""
     if backend.format == "openvino" and backend.dynamic and backend.metadata.get("head") == RTDETR_HEAD:
         backend.backend.forward(torch.zeros(1, backend.channels, 64, 64))
 

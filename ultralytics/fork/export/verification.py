@@ -148,7 +148,10 @@ def export_and_verify(export: Callable, form: str, exporter: Any, *args: Any, **
 
 
 def gelu_for_mnn(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
-    """Compute GELU in a form that MNN does not replace by its own GELU, which has errors of 5e-4."""
+    """Compute GELU in a form that MNN does not replace by its own GELU, which has errors of 5e-4.
+
+    See findings/mnn-gelu-is-an-approximation.sh.
+    """
     return x * (0.5 * torch.erf(x * 0.5**0.5) + 0.5)
 
 

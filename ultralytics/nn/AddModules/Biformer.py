@@ -128,7 +128,7 @@ def attend(
     if is_plain(q) and heads == q.shape[2] and q.shape[1] * k.numel() <= SCORES:
         return attend_by_channel(q * scale, k, v, mask)
     q, k, v = (split_heads(t, heads) for t in (q, k, v))
-    if mask is not None and not is_eager():  # of a Boolean mask an ONNX graph gets IsNaN, which MNN has not
+    if mask is not None and not is_eager():  # see findings/torch-boolean-mask-in-mnn.sh
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2)
 

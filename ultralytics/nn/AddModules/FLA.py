@@ -56,7 +56,7 @@ def length(x: torch.Tensor) -> torch.Tensor:
     """Give the Euclidean norms of (..., C) vectors, (..., 1)."""
     if is_eager():
         return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x.square().sum(dim=-1, keepdim=True).sqrt()  # MNN 3.6 takes ONNX's ReduceL2 over all axes
+    return x.square().sum(dim=-1, keepdim=True).sqrt()  # see findings/mnn-reductions-over-all-axes.sh
 
 
 def summarise(k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -4,9 +4,10 @@ import pytest
 import torch
 from conftest import TINY
 from short_runs import data  # noqa: F401 - a fixture
+from torch import nn
 
 from ultralytics import RTDETR
-from ultralytics.fork.training.batch_norm_gradients import match_gradient_layout
+from ultralytics.fork.training.norm_gradients import match_gradient_layout
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
 
@@ -42,6 +43,24 @@ def test_gradients_of_one_image_are_right(name):
     assert len(one) == len(two) > 100
     for a, b in zip(one, two):
         assert (a - b).norm() <= 2e-3 * b.norm() + 1e-6
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.InstanceNorm2d(4, affine=True)], ids=["batch", "instance"])
+def test_a_norm_before_tokens_has_right_gradients(norm):
+    """Of one image as of the same image twice, whose mean loss is the same."""
+    x = torch.rand(1, 4, 6, 5, generator=torch.Generator().manual_seed(0))
+    weight = torch.rand(30, 4, generator=torch.Generator().manual_seed(1))
+
+    def gradient(copies: int) -> torch.Tensor:
+        image = x.repeat(copies, 1, 1, 1).requires_grad_()
+        tokens = norm.train()(image).flatten(2).transpose(1, 2)  # (B, N, C), whose gradient lies channels last
+        (tokens.square() * weight).sum(dim=(1, 2)).mean().backward()
+        return image.grad.sum(0)
+
+    right = gradient(2)
+    hooks = match_gradient_layout(nn.Sequential(norm))
+    assert len(hooks) == 1
+    torch.testing.assert_close(gradient(1), right, atol=1e-5, rtol=1e-4)
 
 
 def test_a_trainer_on_a_cpu_lays_gradients_out(data, tmp_path):
