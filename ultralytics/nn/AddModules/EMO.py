@@ -316,7 +316,7 @@ class iRMB(nn.Module):
         value = windows if self.attn_pre else self._project(self.v, windows)
         q, k = self._project(self.qk, windows).chunk(2, dim=-1)
         q, k, value = (rearrange(t, "n l 1 (heads d) -> n heads l d", heads=self.num_head) for t in (q, k, value))
-        if not is_eager():  # under torch.compile's aot_eager the fused kernel has read strides that the tensors do not have
+        if not is_eager():  # the fused kernel has read wrong strides under torch.compile's aot_eager
             q, k, value = q.contiguous(), k.contiguous(), value.contiguous()
         dropout = self.attn_drop.p if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, value, dropout_p=dropout, scale=self.scale)
