@@ -53,15 +53,15 @@ def plot_trade_off(rows: list[dict], key: str) -> str | None:
         if row not in known:
             continue
         x, y = points[known.index(row)]
-        line = model_style(i)
+        style = model_style(i)
         deviation = row["mAP50-95"]["deviation"]
         error = 100 * deviation if deviation else None
         axis.errorbar(
             x,
             y,
             error,
-            color=line["color"],
-            marker=line["marker"],
+            color=style["color"],
+            marker=style["marker"],
             ms=8,
             capsize=3,
             ls="",
@@ -83,16 +83,16 @@ def plot_curves(study: Study, labels: Sequence[str], key: str) -> str | None:
         values = [[epoch[key] for epoch in run] for run in runs if run and key in run[0]]
         if not values:
             continue
-        drawn, length, line = True, max(map(len, values)), model_style(i)
+        drawn, length, style = True, max(map(len, values)), model_style(i)
         grid = np.full((len(values), length), np.nan)
         for line, found in zip(grid, values):
             line[: len(found)] = found
         x = np.arange(1, length + 1)
-        dot = line["marker"] if length == 1 else None
+        dot = style["marker"] if length == 1 else None
         axis.plot(
-            x, np.nanmean(grid, 0), color=line["color"], ls=line["ls"], lw=1.8, marker=dot, label=escape_name(label)
+            x, np.nanmean(grid, 0), color=style["color"], ls=style["ls"], lw=1.8, marker=dot, label=escape_name(label)
         )
-        axis.fill_between(x, np.nanmin(grid, 0), np.nanmax(grid, 0), color=line["color"], alpha=0.15, lw=0)
+        axis.fill_between(x, np.nanmin(grid, 0), np.nanmax(grid, 0), color=style["color"], alpha=0.15, lw=0)
     axis.set(xlabel="epoch", ylabel=CURVES[key])
     axis.grid(True, alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
