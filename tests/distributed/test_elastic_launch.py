@@ -9,7 +9,6 @@ import math
 import os
 import pickle
 import re
-import shlex
 import shutil
 import socket
 import subprocess
@@ -20,7 +19,6 @@ import pytest
 import torch
 from conftest import ROOT, load_file
 from torch import nn
-from torch.distributed.run import parse_args as torchrun_arguments
 
 from ultralytics import YOLO
 from ultralytics.fork.distributed import elastic_launch, global_batch, launched_trainer, reductions, run_folder
@@ -152,6 +150,7 @@ def test_two_hosts_train_as_one_process(hosts, data, one, tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.end_to_end("two processes")
 def test_two_launchers_on_loopback_train_as_one_process(data, one, tmp_path):
     train = command(model="rtdetr-tiny.yaml", data=data, epochs=2, project=tmp_path, name="run", **OPTIONS)
     options = (
@@ -311,18 +310,6 @@ weights = hashlib.sha256(b"".join(v.numpy().tobytes() for v in model.trainer.mod
     for name in ("run", "second"):
         rows = curve(tmp_path / name)
         assert len(rows) == 2 and all(math.isfinite(v) for row in rows for v in row.values())
-
-
-def test_the_readmes_launches_are_launches():
-    """Their options are torch's, and what they launch is `yolo`."""
-    blocks = re.findall(r"(?ms)^```bash\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"))
-    lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines() if "torchrun" in line]
-    assert len(lines) == 3
-    for line in lines:
-        words = shlex.split(re.sub(r"\$\w+", "1", line))
-        arguments = torchrun_arguments(words[words.index("torchrun") + 1 :])
-        assert arguments.no_python and arguments.training_script == "yolo"
-        assert arguments.training_script_args[0] == "train"
 
 
 # The parts ------------------------------------------------------------------------------------------------------------

@@ -131,6 +131,7 @@ def test_every_command_is_tested(page):
         assert " yolo " in command or "scripts/" in command or command.startswith(OTHER_COMMANDS), command
 
 
+@pytest.mark.end_to_end("train", "predict")
 def test_readme_commands(trained):
     assert (trained / "runs" / "bus" / "bus.jpg").is_file()
     for name in ("best.pt", "best.torchscript", "best.onnx"):

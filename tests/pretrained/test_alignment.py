@@ -134,6 +134,7 @@ def shifted(cfg, at, by=1):
     return cfg
 
 
+@pytest.mark.end_to_end("transfer")
 def test_a_row_inserted_into_the_neck_shifts_nothing():
     cfg = shifted(rows("rtdetr-tiny"), 10)
     cfg["head"].insert(2, [-1, 1, "Conv", [96, 1, 1]])  # of the shape of the Y5 row behind it

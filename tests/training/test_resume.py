@@ -15,7 +15,7 @@ from ultralytics.fork.training.resume import count_epochs
 from ultralytics.fork.training.save_checkpoint import KEY
 
 
-@pytest.mark.parametrize("stop", [(0, 2), (1, 0), (2, 1), (3, 3)], ids=str)
+@pytest.mark.parametrize("stop", [(0, 2), (2, 1), (3, 3)], ids=str)
 def test_a_resumed_run_ends_like_one_that_was_never_stopped(whole, data, tmp_path, stop):
     with pytest.raises(Crash):
         train(tmp_path, data, stop=stop)
@@ -28,6 +28,7 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(whole, data, tmp_pat
     assert columns(tmp_path / "run") == columns(whole)
 
 
+@pytest.mark.end_to_end("resume")
 def test_a_moved_run_goes_on_where_it_is(whole, data, tmp_path):
     """And what is now in the folder that it had stays as it is."""
     with pytest.raises(Crash):
@@ -112,7 +113,7 @@ def test_a_run_killed_before_its_last_validation_makes_it_when_resumed(data, tmp
     assert KEY in torch.load(last, weights_only=False)
     said = RTDETR(last)
     said.train(resume=True)
-    assert said.metrics.box.map >= 0
+    assert said.metrics.nt_per_class.sum() > 4 and said.metrics.box.map == said.trainer.metrics["metrics/mAP50-95(B)"]
     for name in ("last.pt", "best.pt"):
         done = torch.load(last.with_name(name), weights_only=False)
         assert KEY not in done and done["optimizer"] is None

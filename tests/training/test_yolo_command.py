@@ -78,6 +78,7 @@ class Oracle:
         model.model.model[-1].register_forward_hook(answer)
 
 
+@pytest.mark.end_to_end("val")
 @pytest.mark.parametrize("shift, least, most", [(0.0, 0.99, 1.0), (0.5, 0.0, 0.01)])
 def test_val_of_right_and_of_wrong_boxes(shapes, tmp_path, shift, least, most):
     """A model that finds each label has an mAP of one, and one that finds it half an image away has none."""

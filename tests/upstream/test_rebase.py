@@ -221,6 +221,7 @@ def git(root: Path, *args: str) -> str:
 
 
 # What can become of a patch -------------------------------------------------------------------------------------------
+@pytest.mark.end_to_end("rebase")
 def test_clean(checkout):
     release(checkout, {})
     report = start(checkout)

@@ -28,7 +28,6 @@ from torch.nn.modules import module as nn_module
 from torch.utils._pytree import tree_flatten
 
 from ultralytics.fork.building.operation_sizes import is_in_place, size_of_result
-from ultralytics.fork.building.predictable_rows import bound_forward
 
 try:
     from torch.utils._python_dispatch import TorchDispatchMode
