@@ -38,6 +38,8 @@ def test_a_moved_run_goes_on_where_it_is(whole, data, tmp_path):
     model = RTDETR(tmp_path / "moved" / "weights" / "last.pt")
     model.train(resume=True)
     assert columns(tmp_path / "moved") == columns(whole) and not list((tmp_path / "run").iterdir())
+    for name in ("last.pt", "best.pt"):
+        assert same(whole / "weights" / name, tmp_path / "moved" / "weights" / name)
     assert model.trainer.args.save_dir == str(tmp_path / "moved")
 
 
