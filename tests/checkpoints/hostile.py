@@ -135,6 +135,8 @@ for path, args in {
     "ultralytics.nn.tasks.torch_safe_load": [text(MARK)],
     "ultralytics.nn.tasks.yaml_model_load": [text("http://127.0.0.1:9/x.yaml")],
     "ultralytics.nn.tasks.check_requirements": [text("antigravity")],
+    "ultralytics.nn.AddModules.registry.register": [name("torch.nn.modules.linear.Identity")],
+    "ultralytics.nn.AddModules.layers.tokens.multiply": [number(1), number(1), number(1)],
     "ultralytics.fork.atomic_write.write_atomically": [text(MARK), text("x")],
     "ultralytics.fork.checkpoints.allowed_calls.make_path": [text(MARK)],
     "ultralytics.utils.downloads.safe_download": [text("http://127.0.0.1:9/x")],

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from conftest import MODELS, ROOT, TINY
 
 from ultralytics import RTDETR, YOLO
-from ultralytics.cfg import get_cfg
+from ultralytics.cfg import entrypoint, get_cfg
 from ultralytics.fork.checkpoints.load import load_checkpoint
 from ultralytics.fork.distributed.instance_mixin import InstanceMixin, mix_into
 from ultralytics.fork.errors import Refused
@@ -104,7 +104,9 @@ def test_changed_at_random(tmp_path, often):
 def test_models_open(tmp_path, name, fused):
     """What a training or a `save` writes of a model comes back, weights and all."""
     model = (RTDETR if name.startswith("rtdetr") else YOLO)(name if name.endswith(".yaml") else f"{name}.yaml").model
-    model.criterion = model.init_criterion() if name == "yolov8n.yaml" else None
+    has_loss = name in ("yolov8n.yaml", "rtdetr-tiny")  # which a model keeps once it has computed it
+    model.nc = getattr(model.model[-1], "nc", 3)
+    model.criterion = model.init_criterion() if has_loss else None
     model = deepcopy(model).eval().fuse(verbose=False) if fused else model
     torch.save({"model": model, "best_fitness": np.float64(0.5), "train_args": {}}, tmp_path / "x.pt")
     checkpoint = load_checkpoint(tmp_path / "x.pt", map_location="cpu")
@@ -338,12 +340,21 @@ def test_upstreams_note_to_its_processes(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path / "DDP" / "x.pt", map_location="cpu")["trainer"] is Mine
 
 
+@pytest.mark.parametrize("mode", ["predict", "val", "train", "export"])
+def test_each_command_refuses_it(tmp_path, monkeypatch, mode):
+    file = tmp_path / "evil.pt"
+    hostile.CASES["calls os.system"](file)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused, match="evil.pt names os.system.*ULTRALYTICS_SAFE_LOAD=0"):
+        entrypoint(f"yolo {mode} model={file} data=shapes.yaml")
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.pt"]
+
+
 def test_the_command_says_it_in_one_line(tmp_path):
     file = tmp_path / "evil.pt"
     hostile.CASES["calls os.system"](file)
-    for command in ("predict", "val", "train", "export"):
-        command = ["yolo", command, f"model={file}", "data=shapes.yaml"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert f"{file} names os.system" in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.pt"]
+    command = [str(Path(sys.executable).with_name("yolo")), "predict", f"model={file}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"{file} names os.system")
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.pt"]

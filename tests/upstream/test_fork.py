@@ -1,5 +1,6 @@
 """The distribution is upstream's in name and needs, says that it is a fork, and holds none of upstream's code."""
 
+import os
 import re
 import subprocess
 import sys
@@ -113,6 +114,28 @@ def test_added_modules_import_no_more_than_upstream():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "")
+
+
+IMPORT_EACH = """
+import importlib, os, sys
+import cv2, matplotlib, numpy, PIL.Image, scipy, timm, torch, torchvision  # once for all
+for name in sys.argv[1:]:
+    process = os.fork()
+    if not process:
+        importlib.import_module(name)
+        os._exit(0)
+    if os.waitpid(process, 0)[1]:
+        print("cannot be the first import:", name)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_each_file_can_be_the_first_import():
+    """No file needs that another one was imported before."""
+    files = [file for folder in OWN_FOLDERS for file in sorted((ROOT / folder).rglob("*.py"))]
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
+    done = subprocess.run([sys.executable, "-c", IMPORT_EACH, *names], capture_output=True, text=True, cwd=ROOT)
+    assert len(names) > 80 and (done.returncode, done.stdout) == (0, ""), done.stderr[-2000:]
 
 
 def test_only_ours_is_tracked():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ultralytics.nn.modules.head import RTDETRDecoder
+if TYPE_CHECKING:
+    from ultralytics.nn.modules.head import RTDETRDecoder
 
 
 def find_head(model: Any) -> tuple[str, RTDETRDecoder] | None:
     """Find RT-DETR's head in a model: its path and itself."""
+    from ultralytics.nn.modules.head import RTDETRDecoder  # not at the head: it imports nn/tasks.py, which needs this
+
     layers = model.named_modules() if isinstance(model, nn.Module) else ()
     return next(((path, m) for path, m in layers if isinstance(m, RTDETRDecoder)), None)
 

@@ -27,7 +27,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as nn_module
 from torch.utils._pytree import tree_flatten
 
-from ultralytics.fork.building.operation_sizes import is_in_place, size_of_result
+from ultralytics.fork.building.operation_sizes import bound_forward, count_multiplications, is_in_place, size_of_result
 
 try:
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -251,8 +251,10 @@ class MemoryLimit(TorchDispatchMode):
 
         No gradients are needed, and without them a layer holds nothing but its outputs.
         """
-        if not (self.is_entered and m in self.predictable_layers and self.fits(m, x)):
+        size, steps = bound_forward(m, x) if self.is_entered and m in self.predictable_layers else (math.inf, 0)
+        if self.registered + self.bytes + size > MAX_BYTES or self.steps + steps > MAX_MULTIPLICATIONS:
             return m(x)
+        self.steps += steps
         self.count_registered_tensors()
         try:
             with torch.no_grad():
@@ -264,20 +266,6 @@ class MemoryLimit(TorchDispatchMode):
         self.check()
         return result
 
-    def fits(self, m: nn.Module, x: Any) -> bool:
-        """Whether what a predictable layer takes at most for its input is no matter."""
-        maps = x if isinstance(x, list) else [x]
-        if not all(isinstance(each, torch.Tensor) and each.dim() == 4 for each in maps):
-            return False
-        height, width = (max(each.shape[side] for each in maps) for side in (2, 3))
-        weights = [p for p in m.parameters() if p.dim() > 1]
-        channels = max((len(p) for p in weights), default=0)
-        # All outputs of convolutions with the columns of their kernels, twice; then the maps of attention's heads
-        positions = (height + 32) * (width + 32)
-        size = 8 * positions * sum(p.numel() // len(p) + len(p) for p in weights)
-        size += (height * width) ** 2 * max(channels, 256) // 4
-        return self.registered + self.bytes + size <= MAX_BYTES and positions * m.np <= MAX_MULTIPLICATIONS // 10
-
     def step(self, count: int = 1) -> None:
         """Count operations."""
         self.operations += count
@@ -285,21 +273,8 @@ class MemoryLimit(TorchDispatchMode):
             raise ModelTooLarge(f"more than {self.most} operations or {self.seconds} seconds are needed to build it")
 
     def multiply(self, func: Any, args: tuple, size: int) -> None:
-        """Count the steps of a convolution or a pooling, before it takes for ever.
-
-        Args:
-            func: The operation.
-            args: What it gets.
-            size: The bytes that it gives.
-        """
-        name, kernel = func._schema.name, args[1] if len(args) > 1 else None
-        if "conv" in name and isinstance(kernel, torch.Tensor):
-            each = math.prod(kernel.shape[1:])
-        elif "pool" in name and isinstance(kernel, (int, list, tuple)):
-            each = math.prod(kernel) if isinstance(kernel, (list, tuple)) else kernel**2
-        else:
-            return
-        self.steps += size // 4 * each
+        """Count the multiplications of an operation, before it takes for ever."""
+        self.steps += count_multiplications(func, args, size)
         if self.steps > MAX_MULTIPLICATIONS:
             raise ModelTooLarge(f"more than {MAX_MULTIPLICATIONS:.0e} multiplications are needed for one small image")
 

@@ -6,11 +6,7 @@ it is created: `MemoryLimit` then counts registered tensors. All other rows are 
 
 from __future__ import annotations
 
-import math
 from typing import Any
-
-import torch
-from torch import nn
 
 from ultralytics.fork.building.model_yaml import FILE_VARIABLES, is_number, read_scale
 from ultralytics.nn.AddModules.registry import NAMES
@@ -19,7 +15,9 @@ from ultralytics.nn.AddModules.registry import NAMES
 LEADING_CHANNELS = {
     **dict.fromkeys(("Conv", "DWConv", "GhostConv", "Focus", "AConv", "ADown", "SCDown", "Bottleneck"), 1),
     **dict.fromkeys(("BottleneckCSP", "GhostBottleneck", "C1", "C2", "C2f", "C2fCIB", "C3", "C3Ghost", "C3TR"), 1),
-    **dict.fromkeys(("C3k2", "C3x", "RepC3", "SPPF", "PSA", "C2PSA", "C2fPSA", "A2C2f", "Detect", "RTDETRDecoder"), 1),
+    **dict.fromkeys(
+        ("C3k2", "C3x", "RepC3", "SPPF", "PSA", "C2PSA", "C2fPSA", "A2C2f", "Detect", "v10Detect", "RTDETRDecoder"), 1
+    ),
     **dict.fromkeys(("HGStem", "HGBlock", "SPPELAN"), 2),
     **dict.fromkeys(("ELAN1", "RepNCSPELAN4"), 3),
 }
@@ -62,24 +60,3 @@ def has_usual_literals(name: str, args: list, d: dict) -> bool:
 def is_usual(x: Any, bound: float) -> bool:
     """Whether a literal is missing, or a number within a bound."""
     return x is None or (is_number(x) and abs(x) <= bound)
-
-
-def bound_forward(m: nn.Module, x: Any) -> tuple[float, float]:
-    """Bound what a layer of a predictable row takes in its forward, without gradients.
-
-    Args:
-        m: The layer.
-        x: Its input, a map or a list of maps `(B, C, H, W)`.
-
-    Returns:
-        Bytes, infinite for another input, and multiplications.
-    """
-    maps = x if isinstance(x, list) else [x]
-    if not all(isinstance(each, torch.Tensor) and each.dim() == 4 for each in maps):
-        return math.inf, math.inf
-    height, width = (max(each.shape[side] for each in maps) for side in (2, 3))
-    weights = [p for p in m.parameters() if p.dim() > 1]
-    numbers = sum(p.numel() // len(p) + len(p) for p in weights)  # of all convolutions, at one position: kernel, output
-    heads = max(256, *map(len, weights)) / 16  # of attention: dimensions of their own are 16 and more
-    attention = 4 * 4 * heads * (height * width) ** 2
-    return 8 * (height + 32) * (width + 32) * numbers + attention, height * width * m.np

@@ -21,6 +21,8 @@ LAYER_MODULES = (
     "torchvision.ops.",
     "torchvision.transforms.transforms",
     ADDED_MODULES,
+    "ultralytics.models.utils.loss",  # a model keeps its loss once it has computed it
+    "ultralytics.models.utils.ops",
     "ultralytics.nn.distill_model",
     "ultralytics.nn.modules",
     "ultralytics.nn.modules.",

@@ -2,15 +2,17 @@
 
 `parse_model` builds rows of registered modules within limits; forward loops run multi-output backbones; `fuse()` fuses
 our modules; weights are aligned by what a layer is; checkpoints are checked, and may be timm's.
+
+The package `ultralytics.nn` imports nn/tasks.py, which needs all of this file: what imports something of that package
+is imported when it is used. So each file of this fork can be the first one that a program imports.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-from ultralytics.fork.building.forward import fuse_layer, run_layer
 from ultralytics.fork.building.memory_limit import construct_within_limit
-from ultralytics.fork.building.rows import build_rows, index_layer, read_row
 from ultralytics.fork.checkpoints.contents import load_checked
 from ultralytics.fork.hooks import downloads
 from ultralytics.fork.hooks import override as overrides
@@ -18,11 +20,25 @@ from ultralytics.fork.hooks.override import override
 from ultralytics.fork.installation import warn_if_tree_is_stale
 from ultralytics.fork.pretrained.alignment import load_aligned
 from ultralytics.fork.pretrained.timm_backbones import load_weights_or_timm
-from ultralytics.nn.AddModules.registry import READERS
 
-__all__ = "READERS", "fuse_layer", "index_layer", "install", "read_row", "run_layer"
+__all__ = ("install",)
 
 TASKS = "ultralytics.nn.tasks"
+CALLED_LATER = {  # names that nn/tasks.py takes of this file, and where they are
+    "READERS": "ultralytics.nn.AddModules.registry",
+    "fuse_layer": "ultralytics.fork.building.forward",
+    "index_layer": "ultralytics.fork.building.rows",
+    "read_row": "ultralytics.fork.building.rows",
+    "run_layer": "ultralytics.fork.building.forward",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import one of `CALLED_LATER` when it is taken for the first time."""
+    if name not in CALLED_LATER:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    value = globals()[name] = getattr(importlib.import_module(CALLED_LATER[name]), name)
+    return value
 
 
 def install(names: dict[str, Any]) -> None:
@@ -42,6 +58,8 @@ def install(names: dict[str, Any]) -> None:
 @override(TASKS)
 def parse_model(original: Any, d: dict, ch: int, verbose: bool = True) -> tuple:
     """Build rows of registered modules, within limits; what is wrong names file and row."""
+    from ultralytics.fork.building.rows import build_rows
+
     return build_rows(original, d, ch, verbose)
 
 
