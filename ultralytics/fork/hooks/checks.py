@@ -6,6 +6,7 @@ fetched, and missing packages are named, not installed.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,7 +34,13 @@ def check_font(original: Any, font: str = "Arial.ttf") -> Any:
 
     with patch.object(checks.downloads, "is_url", return_value=False):  # upstream asks it last, before it fetches
         found = original(font)
-    return found or find_font_on_disk(Path(font).name)
+    return found or choose_font(Path(font).name)
+
+
+@functools.cache
+def choose_font(name: str) -> str:
+    """Find a font in place of one that is missing, and say so once."""
+    return find_font_on_disk(name)
 
 
 class AmpModelNeeded(Exception):

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from ultralytics.fork import decoder_size
 from ultralytics.fork.building.model_class import route_by_head
+from ultralytics.fork.decoder_size import refuse_in_mode
 from ultralytics.fork.hooks.override import install, override
 from ultralytics.fork.privacy.downloads import require_local_data
 from ultralytics.fork.training.resume import refuse_finished_run
 
-__all__ = "install", "refuse_finished_run", "route_by_head"
+__all__ = "install", "refuse_finished_run", "refuse_in_mode", "require_local_data", "route_by_head"
 
 MODEL = "ultralytics.engine.model.Model"
 
@@ -29,15 +29,3 @@ def embed(original: Any, self: Any, source: Any = None, stream: bool = False, **
         kwargs["embed"] = [layers[-2].i]
     return original(self, source, stream, **kwargs)
 
-
-@override(MODEL)
-def benchmark(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Refuse `decoder_layers` and `num_queries`, which it would not pass on."""
-    decoder_size.refuse_in_mode("benchmark", kwargs)
-    return original(self, *args, **kwargs)
-
-
-@override(MODEL, since="8.4.160")
-def _val_data(original: Any, self: Any) -> Any:
-    """Refuse to validate on a data set that nobody named and that would be fetched."""
-    return require_local_data(original(self))

@@ -85,7 +85,8 @@ def install(owner: Any) -> Any:
         MissingTarget: If upstream has no function of an override's name.
     """
     if inspect.isfunction(owner):
-        found = [known for known in applicable(owner.__module__) if known.name == owner.__name__]
+        target, _, name = f"{owner.__module__}.{owner.__qualname__}".rpartition(".")
+        found = [known for known in applicable(target) if known.name == name]
         return wrap(found[0], owner) if found else owner
     if isinstance(owner, dict):
         target = owner["__name__"]
