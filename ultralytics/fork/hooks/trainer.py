@@ -97,7 +97,7 @@ def resume_training(original: Any, self: Any, ckpt: dict | None) -> None:
     resume.keep_training_state(original, self, ckpt)
 
 
-@override(TRAINER)
+@override(TRAINER, since="8.3.213")
 def _handle_nan_recovery(original: Any, self: Any, epoch: int) -> bool:
     """Run an epoch again only if it had no finite loss at all."""
     return nonfinite_steps.recover_epoch(original, self, epoch)
