@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from numbers import Integral
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -57,8 +57,8 @@ def choose_decoder_size(model: nn.Module, args: Any) -> None:
         ValueError: If the model is no RT-DETR, has fewer layers or queries, or was exported with others.
     """
     chosen = get_requested(args)
-    backend = getattr(model, "backend", model)
-    views = vars(backend).get("decoder_views")
+    backend: Any = getattr(model, "backend", model)
+    views: dict[tuple, Any] | None = vars(backend).get("decoder_views")
     if not chosen and not views:
         return
     views = views or {(): getattr(backend, "model", None)}
@@ -87,10 +87,10 @@ def shorten(model: nn.Module, args: Any) -> nn.Module:
     chosen = check_requested(chosen, head)
     layers = chosen.get("decoder_layers", head.decoder.eval_idx + 1)
 
-    decoder = copy_with_layers(head.decoder, {"layers": head.decoder.layers[:layers]})
+    decoder: Any = copy_with_layers(head.decoder, {"layers": head.decoder.layers[:layers]})
     decoder.num_layers, decoder.eval_idx = layers, layers - 1
     heads = {name: getattr(head, name)[:layers] for name in ("dec_score_head", "dec_bbox_head")}
-    short = copy_with_layers(head, {"decoder": decoder, **heads})
+    short: Any = copy_with_layers(head, {"decoder": decoder, **heads})
     short.__class__ = ShortDecoder
     short.num_decoder_layers = layers
     short.num_queries = chosen.get("num_queries", head.num_queries)
@@ -149,7 +149,7 @@ def out_of_range_error(key: str, value: Any, most: int, what: str) -> ValueError
     return Refused(f"{key}={value!r}: expected a whole number from 1 to {most}, the {what}")
 
 
-def refuse_other_head(chosen: dict[str, Any]) -> None:
+def refuse_other_head(chosen: dict[str, Any]) -> NoReturn:
     """Raise the error for a model that is no RT-DETR."""
     raise Refused(
         f"{format_arguments(chosen)}: only RT-DETR has decoder layers and queries, and this model's head is another"
@@ -183,4 +183,8 @@ def copy_with_layers(module: nn.Module, layers: dict[str, nn.Module]) -> nn.Modu
 def replace_layer(module: nn.Module, path: str, layer: nn.Module) -> nn.Module:
     """Copy a module with another layer at a path; all else is shared."""
     name, _, rest = path.partition(".")
-    return copy_with_layers(module, {name: replace_layer(module._modules[name], rest, layer) if rest else layer})
+    if rest:
+        inner = module._modules[name]
+        assert inner is not None  # the path leads through layers
+        layer = replace_layer(inner, rest, layer)
+    return copy_with_layers(module, {name: layer})

@@ -18,7 +18,14 @@ def find_head(model: Any) -> tuple[str, RTDETRDecoder] | None:
     return next(((path, m) for path, m in layers if isinstance(m, RTDETRDecoder)), None)
 
 
-def unwrap_model(model: nn.Module) -> nn.Module:
+def get_head(model: Any) -> RTDETRDecoder:
+    """Return RT-DETR's head of a model that has one."""
+    found = find_head(model)
+    assert found is not None  # the caller has seen the head
+    return found[1]
+
+
+def unwrap_model(model: Any) -> Any:
     """Take a model out of what compiles or distributes it."""
     while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
         model = inner

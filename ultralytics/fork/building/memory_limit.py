@@ -252,15 +252,15 @@ class MemoryLimit(TorchDispatchMode):
         No gradients are needed, and without them a layer holds nothing but its outputs.
         """
         size, steps = bound_forward(m, x) if self.is_entered and m in self.predictable_layers else (math.inf, 0)
-        if self.registered + self.bytes + size > MAX_BYTES or self.steps + steps > MAX_MULTIPLICATIONS:
-            return m(x)
-        self.steps += steps
-        self.count_registered_tensors()
-        try:
-            with torch.no_grad():
+        with torch.no_grad():
+            if self.registered + self.bytes + size > MAX_BYTES or self.steps + steps > MAX_MULTIPLICATIONS:
+                return m(x)
+            self.count_registered_tensors()
+            try:
                 result = m(x)
-        finally:
-            self.count_operations()
+            finally:
+                self.count_operations()
+        self.steps += steps
         self.step()
         self.hold(result)
         self.check()

@@ -21,7 +21,8 @@ def size_of_result(func: Any, args: tuple, kwargs: dict) -> int:
     if any(x.is_meta for x in tensors) or str(kwargs.get("device")) == "meta":
         return 0
     if func._schema.name == "aten::convolution":
-        return sum(convolution_numbers(*args[:2], *args[3:8])) * args[0].element_size()
+        outputs, columns = convolution_numbers(*args[:2], *args[3:8])
+        return (2 * outputs + args[1].numel() + columns) * args[0].element_size()  # oneDNN reorders output and weight
     lists = any(isinstance(x, (list, tuple)) and any(isinstance(y, torch.Tensor) for y in x) for x in args)
     most = math.prod(max(1, abs(x)) for x in leaves if isinstance(x, (int, float)) and math.isfinite(x))
     if most * math.prod(x.numel() or 1 for x in tensors) <= SMALL_NUMBERS:

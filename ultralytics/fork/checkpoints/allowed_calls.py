@@ -26,7 +26,7 @@ def call_function(function: Any, args: Any) -> Any:
     if isinstance(function.target, type):
         if args or issubclass(function.target, nn.Module):
             raise Violation(f"calls {function.path}")
-        return function.target.__new__(function.target)
+        return make_empty_object(function.target)
     try:
         return function.target(*args)
     except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as e:
@@ -34,10 +34,15 @@ def call_function(function: Any, args: Any) -> Any:
         raise Violation(f"calls {function.path} with arguments that it does not take ({why})") from None
 
 
+def make_empty_object(cls: Any) -> Any:
+    """Make an object of a class without its constructor."""
+    return cls.__new__(cls)
+
+
 def make_object(cls: Any, args: Any) -> Any:
     """Make an empty object of a class that a checkpoint may name; the constructor is not called."""
     if isinstance(cls, Reference) and isinstance(cls.target, type) and args == ():
-        return cls.target.__new__(cls.target)
+        return make_empty_object(cls.target)
     raise Violation(f"makes an object of {describe(cls)} with arguments")
 
 
@@ -105,19 +110,19 @@ def torch_functions(*_: Any) -> None:
 
 
 # Data -----------------------------------------------------------------------------------------------------------------
-def make_ordered_dict(items: list = ()) -> OrderedDict:
+def make_ordered_dict(items: list | tuple[()] = ()) -> OrderedDict:
     """Make a dictionary of pairs."""
     pairs = [require_type(pair, type(pair) if type(pair) in (tuple, list) else tuple) for pair in items]
     check_keys(refuse_tuples([key for key, _ in pairs]))
     return OrderedDict(pairs)
 
 
-def make_set(items: list = ()) -> set:
+def make_set(items: list | tuple[()] = ()) -> set:
     """Make a set of a list."""
     return set(check_keys(refuse_tuples(require_type(items, list) if items != () else [])))
 
 
-def make_frozenset(items: list = ()) -> frozenset:
+def make_frozenset(items: list | tuple[()] = ()) -> frozenset:
     """Make a frozenset of a list."""
     return frozenset(make_set(items))
 

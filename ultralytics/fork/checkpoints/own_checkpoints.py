@@ -11,7 +11,7 @@ from ultralytics.utils import USER_CONFIG_DIR
 _written: dict[Path, tuple[int, ...] | None] = {}
 
 
-def add(file: str | Path) -> None:
+def add(file: str | os.PathLike[str]) -> None:
     """Record that this process's training has written a file; it counts until somebody else writes the file."""
     file = Path(os.path.realpath(file))
     _written[file] = read_identity(file)

@@ -48,7 +48,7 @@ def fill_object(obj: Any, state: Any) -> None:
 def fill_layer(layer: nn.Module, state: dict) -> None:
     """Give a layer its parameters, buffers, layers and data, and nothing that runs."""
     for kind, content in CONTENTS.items():
-        held = state.get(kind)
+        held: Any = state.get(kind)
         if type(held) not in (dict, OrderedDict) or not all(
             type(key) is str and not key.startswith("__") and (value is None or isinstance(value, content))
             for key, value in held.items()
@@ -70,7 +70,8 @@ def fill_layer(layer: nn.Module, state: dict) -> None:
 
 def check_recurrent_weights(layer: nn.RNNBase, state: dict) -> None:
     """Refuse a recurrent layer whose list of weights is wrong: torch would make the list, however long, in loops."""
-    names, parameters = state.get("_flat_weights_names"), state["_parameters"]
+    names: Any = state.get("_flat_weights_names")
+    parameters = state["_parameters"]
     try:
         all_weights, flat = state["_all_weights"], state["_flat_weights"]
         is_right = [*parameters] == names == [name for weights in all_weights for name in weights]
@@ -191,11 +192,12 @@ def count_places(layer: nn.Module, known: dict[int, int | None]) -> int:
     if id(layer) not in known:
         known[id(layer)] = None
         known[id(layer)] = 1 + sum(count_places(x, known) for x in layer._modules.values() if x is not None)
-    if known[id(layer)] is None:
+    places = known[id(layer)]
+    if places is None:
         raise Violation("has a layer in itself")
-    if known[id(layer)] > PLACES_LIMIT:
+    if places > PLACES_LIMIT:
         raise Violation(f"has layers in more than {PLACES_LIMIT} places")
-    return known[id(layer)]
+    return places
 
 
 def count_elements(layer: nn.Module) -> int:

@@ -76,7 +76,7 @@ class Unpickler(pickle._Unpickler):
     """Python's unpickler in Python, the one whose opcodes can be replaced, with opcodes that check what they do."""
 
     sizes: dict[str, int] | int  # of the storages, or of the file
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: dict[int, Any] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -188,7 +188,7 @@ def broadcast_result(function: Callable[[], Any]) -> Any:
     """Call a function in the first process, and give its result, or its error, in all."""
     if WORLD_SIZE == 1:
         return function()
-    answer = [None, None]
+    answer: list[Any] = [None, None]
     if RANK == 0:
         try:
             answer[0] = function()

@@ -76,7 +76,7 @@ class GlobalBatchNorm(InstanceMixin):
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise by the statistics of all processes, and update the running ones."""
         if x.device.type != "cpu":
-            return nn.SyncBatchNorm.forward(self, x)
+            return nn.SyncBatchNorm.forward(self, x)  # pyright: ignore[reportArgumentType]  # the host is a batch norm
         y, mean, var, count = NormalizeGlobally.apply(x.float(), self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self.num_batches_tracked.add_(1)
@@ -129,7 +129,7 @@ class GlobalLoss(InstanceMixin):
         return {k: v * share for k, v in loss.items()}
 
 
-def sync_loss(model: nn.Module) -> None:
+def sync_loss(model: Any) -> None:
     """Let the loss of an `RTDETRDetectionModel` be that of the global batch."""
     model = getattr(model, "student_model", model)
     if getattr(model, "criterion", None) is None:

@@ -127,7 +127,7 @@ def find_folder_damage(folder: Path) -> str | None:
     """Say what is wrong with an export that is a folder; None where nothing is seen."""
     file = folder / METADATA_FILE
     try:
-        metadata = utils.YAML.load(file) if file.is_file() else {}
+        metadata = utils.YAML.load(str(file)) if file.is_file() else {}
     except Exception:  # of YAML, of its encoding
         metadata = None
     if not isinstance(metadata, dict) or (not metadata and file.is_file()):

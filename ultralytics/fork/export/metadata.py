@@ -84,7 +84,7 @@ def write_folder_metadata(folder: Path, metadata: dict) -> None:
     others = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != METADATA_FILE)
     digests = {p.relative_to(folder).as_posix(): sha256(p.read_bytes()) for p in others}
     placeholder = secrets.token_hex(32)
-    utils.YAML.save(folder / METADATA_FILE, {SEAL_KEY: {METADATA_FILE: placeholder, **digests}, **metadata})
+    utils.YAML.save(str(folder / METADATA_FILE), {SEAL_KEY: {METADATA_FILE: placeholder, **digests}, **metadata})
     write_atomically(folder / METADATA_FILE, fill_seal((folder / METADATA_FILE).read_bytes(), placeholder))
 
 

@@ -99,7 +99,9 @@ def load_photograph(name: str, size: tuple[int, int], channels: int) -> torch.Te
 
     from ultralytics.utils import ASSETS
 
-    image = cv2.resize(cv2.imread(str(Path(ASSETS) / name)), size[::-1])[..., ::-1]
+    image = cv2.imread(str(Path(ASSETS) / name))
+    assert image is not None  # one of upstream's assets
+    image = cv2.resize(image, size[::-1])[..., ::-1]
     image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].float() / 255
     return image[:, torch.arange(channels) % 3]
 

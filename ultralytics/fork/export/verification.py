@@ -29,7 +29,7 @@ from ultralytics.fork.export.parity import (
 )
 from ultralytics.fork.privacy.downloads import require_local_data
 from ultralytics.fork.privacy.telemetry import disable_openvino_telemetry
-from ultralytics.fork.rtdetr import find_head
+from ultralytics.fork.rtdetr import find_head, get_head
 from ultralytics.nn.AddModules.layers.execution_mode import one_size
 from ultralytics.utils import DEFAULT_CFG, LOGGER, MACOS
 from ultralytics.utils.checks import check_file
@@ -96,7 +96,7 @@ def choose_calibration_data(exporter: Any, model: torch.nn.Module) -> None:
     if args.quantize not in (8, "w8a16") or args.data or "data" not in accepted:
         return
     if find_head(model) is None:
-        require_local_data(DEFAULT_CFG.data or TASK2DATA.get(getattr(model, "task", None), TASK2DATA["detect"]))
+        require_local_data(DEFAULT_CFG.data or TASK2DATA.get(getattr(model, "task", "detect"), TASK2DATA["detect"]))
         return
     trained = getattr(model, "args", {})
     data = trained.get("data") if isinstance(trained, dict) else getattr(trained, "data", None)
@@ -122,7 +122,8 @@ def export_and_verify(export: Callable, form: str, exporter: Any, *args: Any, **
         exporter: Upstream's exporter.
     """
     if form == "mnn":  # or MNN's tools would send what they do to their makers, and install what they need for it
-        sys.modules.setdefault("MNN.tools.utils.log", None)
+        modules: dict[str, Any] = sys.modules  # None makes an import fail
+        modules.setdefault("MNN.tools.utils.log", None)
     elif form == "openvino":
         disable_openvino_telemetry()
     chosen = ALIASES.get(exporter.args.format, exporter.args.format)
@@ -189,7 +190,7 @@ def verify_export(exporter: Any, made: Path, file: Path) -> None:
     Raises:
         Refused: If it does not run, or finds something else.
     """
-    model, most, results = copy_original_model(exporter), find_head(exporter.model)[1].max_det, []
+    model, most, results = copy_original_model(exporter), get_head(exporter.model).max_det, []
     try:
         backend = open_export(made, exporter)
     except ImportError as e:
@@ -204,7 +205,7 @@ def verify_export(exporter: Any, made: Path, file: Path) -> None:
             y = torch.as_tensor(y[0] if isinstance(y, (list, tuple)) else y)
         except Exception as e:
             raise runtime_error(file, e) from e
-        size = tuple(x.shape[2:])
+        size = x.shape[2], x.shape[3]
         if y.shape != expected[:, :most].shape:
             raise Refused(
                 f"{file} gives an output of {tuple(y.shape)} for {name}, expected {tuple(expected[:, :most].shape)}; "
@@ -260,7 +261,7 @@ def list_inputs(exporter: Any) -> dict[str, tuple[torch.Tensor, Bounds]]:
         return {PHOTOGRAPHS[0]: (found[PHOTOGRAPHS[0]], finite), name: (x, bounds)}
     if exporter.args.dynamic:
         smaller = tuple(max(side // 64 * 32, 32) for side in size[::-1])
-        queries = getattr(find_head(exporter.model)[1], "chosen_queries", 0)
+        queries = getattr(get_head(exporter.model), "chosen_queries", 0)
         while sum((smaller[0] // s) * (smaller[1] // s) for s in (8, 16, 32)) < queries:
             smaller = tuple(side + 32 for side in smaller)
         larger = tuple(side + 32 for side in size)  # no number that divided the sides does so now
@@ -283,7 +284,7 @@ def copy_original_model(exporter: Any) -> torch.nn.Module:
 
 def run_reference(model: torch.nn.Module, x: torch.Tensor, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the PyTorch model: its detections, (B, N, 6), and which are of a query that rounding has chosen, (B, N)."""
-    head, seen, scores = find_head(model)[1], [], []
+    head, seen, scores = get_head(model), [], []
     hook = head.enc_score_head.register_forward_hook(lambda m, _, y: seen.append(y.max(-1).values))
     postprocess = head.postprocess
     head.postprocess = lambda boxes, found: scores.append(found) or postprocess(boxes, found)

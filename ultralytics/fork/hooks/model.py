@@ -28,4 +28,3 @@ def embed(original: Any, self: Any, source: Any = None, stream: bool = False, **
     if not kwargs.get("embed") and isinstance(layers, nn.Sequential) and hasattr(layers[-2], "i"):
         kwargs["embed"] = [layers[-2].i]
     return original(self, source, stream, **kwargs)
-

@@ -1,6 +1,7 @@
 """What this fork does to upstream's utils/patches.py: checkpoints are opened restricted, and written atomically.
 
-Upstream imports this file while `ultralytics.utils` is not complete: what needs it is imported when it is called.
+hooks/utils.py installs these overrides while `ultralytics.utils` is not complete: what needs it is imported when it is
+called.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ import os
 from typing import Any
 
 from ultralytics.fork.atomic_write import write_atomically
-from ultralytics.fork.hooks.override import install, override
-
-__all__ = ("install",)
+from ultralytics.fork.hooks.override import override
 
 PATCHES = "ultralytics.utils.patches"
 

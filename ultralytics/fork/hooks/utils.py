@@ -11,10 +11,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from ultralytics.fork.hooks import patches
 from ultralytics.fork.hooks.override import install_module, override
 from ultralytics.fork.privacy import telemetry
 
-__all__ = "ask_when_used", "install_settings"
+__all__ = "ask_when_used", "install"
 
 SETTINGS = "ultralytics.utils.SettingsManager"
 YAML = "ultralytics.utils.YAML"
@@ -28,6 +29,16 @@ def ask_when_used(is_online: Callable[[], bool]) -> type:
             return is_online()
 
     return Online
+
+
+def install(names: dict[str, Any]) -> None:
+    """Put the overrides of this file and of hooks/patches.py in place.
+
+    Args:
+        names: Globals of utils/__init__.py, which puts its `torch_save` in place of torch's afterwards.
+    """
+    install_settings(names)
+    install_module(patches.PATCHES)
 
 
 def install_settings(names: dict[str, Any]) -> None:

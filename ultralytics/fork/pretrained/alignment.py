@@ -52,7 +52,7 @@ class LayerPlace:
         if self.part == other.part == "head":
             return True
         known = None not in (self.inputs, self.output, other.inputs, other.output)
-        here, there = ((sorted(p.inputs), p.output) if known else None for p in (self, other))
+        here, there = ((sorted(p.inputs or ()), p.output) if known else None for p in (self, other))
         return self.part == other.part and here == there
 
 
@@ -138,7 +138,7 @@ def align_tensors(source: nn.Module, target: nn.Module) -> AlignedTensors:
     return AlignedTensors(source, theirs, ours, pairs, same=False)
 
 
-def carry_eps_and_activation(target: nn.Module, found: AlignedTensors, loaded: set[str]) -> None:
+def carry_eps_and_activation(target: Any, found: AlignedTensors, loaded: set[str]) -> None:
     """Carry what the loaded weights depend on, so that a checkpoint of the target has it, too.
 
     A batch norm's running variance depends on the eps that it was measured with, and the weights of a timm backbone on
@@ -171,7 +171,7 @@ def has_rows(model: Any) -> bool:
     return all(hasattr(m, "i") and hasattr(m, "f") for m in layers)
 
 
-def list_places(model: nn.Module) -> list[LayerPlace]:
+def list_places(model: Any) -> list[LayerPlace]:
     """Describe the layers of a model that hold tensors."""
     layers = list(model.model)
     stride = find_strides(model)
@@ -188,7 +188,7 @@ def list_places(model: nn.Module) -> list[LayerPlace]:
     return found
 
 
-def list_sources(m: nn.Module, layers: list[nn.Module]) -> list[int]:
+def list_sources(m: Any, layers: list[Any]) -> list[int]:
     """Give the positions of the layers that a layer reads; all maps of a multi-output backbone are of its one layer."""
     indices = [m.i + f if f < 0 else f for f in ([m.f] if isinstance(m.f, int) else m.f)]
     return [next(n for n, layer in enumerate(layers) if layer.i >= i) for i in indices]
@@ -198,7 +198,7 @@ class HeadReached(Exception):
     """The forward pass has come to the head, which has no stride."""
 
 
-def find_strides(model: nn.Module) -> dict[int, float]:
+def find_strides(model: Any) -> dict[int, float]:
     """Find the stride of each layer's map in pixels, by position, where the layer has one.
 
     The forward runs on the meta device: nothing is computed, and no weight, statistic or random state is touched.
@@ -336,13 +336,14 @@ def list_own_shapes(m: nn.Module) -> dict[str, torch.Size]:
 
 def match_by_stride(keys: dict[str, str], s: LayerPlace, t: LayerPlace, strict: bool) -> dict[str, str]:
     """Match what a head has for each of its maps by the stride of the map, not by its place in the list."""
-    if None in (s.inputs, t.inputs) or s.inputs == t.inputs:
+    if s.inputs is None or t.inputs is None or s.inputs == t.inputs:
         return keys
     for name, ours in t.layer.named_children():
         theirs = s.layer._modules.get(name)
-        lists = isinstance(ours, nn.ModuleList) and isinstance(theirs, nn.ModuleList)
+        if not (isinstance(ours, nn.ModuleList) and isinstance(theirs, nn.ModuleList)):
+            continue
         # RT-DETR's lists called `dec_…` have an entry a decoder layer
-        if name.startswith("dec_") or not lists or (len(theirs), len(ours)) != (len(s.inputs), len(t.inputs)):
+        if name.startswith("dec_") or (len(theirs), len(ours)) != (len(s.inputs), len(t.inputs)):
             continue
         keys = {key: other for key, other in keys.items() if not key.startswith(f"{name}.")}
         for j, stride in enumerate(t.inputs):

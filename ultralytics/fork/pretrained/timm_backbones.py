@@ -133,7 +133,7 @@ def fetch_tensors(name: str) -> dict[str, torch.Tensor]:
         raise Refused(f"timm has no model {name!r}; did you mean {' or '.join(near)}? (or a file that does not exist)")
     try:
         with torch.device("meta"):
-            bare = timm.create_model(name)
+            bare: Any = timm.create_model(name)
     except RuntimeError as e:  # a tag that the model has not
         raise Refused(f"timm/{name}: {e}") from None
     build_rows(bare.state_dict(), PREFIX + name)  # or an error
@@ -182,7 +182,7 @@ def build_rows(tensors: dict[str, torch.Tensor], name: str) -> nn.Module:
     if family is None:
         raise misfit_error(name, "it is neither a PP-HGNetV2 nor a ResNet")
     rows, names, activation = family({key: tuple(t.shape) for key, t in tensors.items()})
-    model = BaseModel()
+    model: Any = BaseModel()
     model.yaml = {"backbone": rows, "head": [], "nc": 0, "activation": activation}
     with torch.device("meta"):
         model.model, model.save = parse_model(copy.deepcopy(model.yaml), 3, verbose=False)

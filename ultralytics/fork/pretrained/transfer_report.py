@@ -30,7 +30,7 @@ def write_transfer_report(trainer: Any) -> None:
             csv.writer(f).writerows([COLUMNS, *rows])
 
 
-def source_name(source: nn.Module) -> str:
+def source_name(source: Any) -> str:
     """Name the file that a source is from."""
     return getattr(source, "pt_path", None) or source.yaml.get("yaml_file") or "a model in memory"
 

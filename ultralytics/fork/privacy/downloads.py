@@ -32,7 +32,7 @@ def require_names(overrides: dict[str, Any]) -> None:
     from ultralytics.fork.errors import Refused
     from ultralytics.utils import SETTINGS
 
-    task, mode = overrides.get("task"), overrides.get("mode")
+    task, mode = overrides.get("task", "detect"), overrides.get("mode")
     model, data = (table.get(task, table["detect"]) for table in (TASK2MODEL, TASK2DATA))
     if not overrides.get("model", DEFAULT_CFG.model) and not is_on_disk(model, SETTINGS["weights_dir"]):
         raise Refused(f"model= is missing: a file, such as model=rtdetr-l.yaml, or model={model}, which is downloaded")
@@ -54,7 +54,7 @@ def require_local_data(data: Any) -> Any:
     if Path(str(data)).is_file() and not is_shipped(Path(data)):  # the user's own
         return data
     file = ROOT / "cfg" / "datasets" / Path(str(data)).name
-    folder = YAML.load(file).get("path") if file.is_file() else None if Path(str(data)).suffix else data
+    folder = YAML.load(str(file)).get("path") if file.is_file() else None if Path(str(data)).suffix else data
     if folder and not is_on_disk(str(folder), SETTINGS["datasets_dir"]):
         raise Refused(f"data= is missing: a file, such as data=shapes.yaml, or data={data}, which is downloaded")
     return data

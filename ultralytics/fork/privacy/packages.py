@@ -26,6 +26,8 @@ def name_missing_packages(packages: list[str], options: str = "") -> bool:
 
 def find_extras(package: str) -> set[str]:
     """Find the extras of this project that bring a package."""
-    name = re.match(r"[\w.-]*", package)[0].lower()
+    start = re.match(r"[\w.-]*", package)
+    assert start is not None  # the pattern matches the empty text, too
+    name = start[0].lower()
     found = (re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)", line) for line in metadata.requires("ultralytics") or ())
     return {match[2] for match in found if match and match[1].lower() == name}

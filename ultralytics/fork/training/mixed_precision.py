@@ -20,8 +20,9 @@ def is_half_precision_accurate(device: torch.device) -> bool:
     """
     import cv2
 
-    image = torch.from_numpy(cv2.resize(cv2.imread(str(ASSETS / "bus.jpg")), (256, 256)))
-    x = image.permute(2, 0, 1)[None].float().to(device) / 255
+    image = cv2.imread(str(ASSETS / "bus.jpg"))
+    assert image is not None  # one of upstream's assets
+    x = torch.from_numpy(cv2.resize(image, (256, 256))).permute(2, 0, 1)[None].float().to(device) / 255
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = nn.Sequential(Conv(3, 32, 3, 2), Conv(32, 64, 3, 2), Conv(64, 64, 5, g=64), Conv(64, 32, 3))

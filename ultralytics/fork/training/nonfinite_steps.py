@@ -164,7 +164,7 @@ def floating_tensors(out: Any) -> list[torch.Tensor]:
     return [t for item in items for t in floating_tensors(item)]
 
 
-def describe_module(model: nn.Module, name: str) -> str:
+def describe_module(model: Any, name: str) -> str:
     """Describe a module by its layer's index and class, and the module within it."""
     _, number, *inner = name.split(".") if name.startswith("model.") else ("", "", name)
     if not number:

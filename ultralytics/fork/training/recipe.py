@@ -73,7 +73,7 @@ def warn_of_start_from_scratch(trainer: Any) -> None:
         LOGGER.warning(f"Training from scratch on {images} images: expect {what}. Its recipe is cfg=scratch.yaml.")
 
 
-def suggest_pretrained(model: nn.Module) -> str | None:
+def suggest_pretrained(model: Any) -> str | None:
     """Give the argument with which a model starts from weights that fit it, if there are such weights."""
     stem = model.model[0]
     if isinstance(stem, HGStem) and stem.stem4.conv.out_channels in HGNET_WEIGHTS:

@@ -65,6 +65,7 @@ def training_state(trainer: Any) -> dict:
         return {}  # knowledge distillation: upstream's own resume, which rebuilds the teacher
     restore_spoiled_statistics(trainer)
     loader, run = trainer.train_loader, trainer.fork
+    numpy_state: Any = np.random.get_state()
     gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
     state = {
         "epochs": trainer.epoch + 1 if run.has_begun else 0,
@@ -78,7 +79,7 @@ def training_state(trainer: Any) -> dict:
         "gradients": gradients if run.accumulated_batches else {},
         "stopper": vars(trainer.stopper),
         "python": random.getstate(),
-        "numpy": (lambda s: (s[0], s[1].tolist(), *s[2:]))(np.random.get_state()),
+        "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(trainer.device) if trainer.device.type == "cuda" else None,
         "loader": loader.generator.get_state() if loader.generator is not None else None,

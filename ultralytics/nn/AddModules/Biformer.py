@@ -185,7 +185,7 @@ class RoutedAttention(torch.autograd.Function):
         C = qkv.shape[2] // 3
         out, v = qkv.new_empty(*qkv.shape[:2], C), qkv[..., 2 * C :]
         for part in RoutedAttention.parts(chosen, qkv, heads):
-            out[part] = attend(*routed(qkv, chosen, part), None if mask is None else mask[part], heads, scale)
+            out[part] = attend(*routed(qkv, chosen, part), mask=None if mask is None else mask[part], heads=heads, scale=scale)
         return out, v.clone() if ctx.needs_input_grad[0] else v
 
     @staticmethod
@@ -200,7 +200,7 @@ class RoutedAttention(torch.autograd.Function):
         for part in RoutedAttention.parts(chosen, qkv, ctx.heads):
             inputs = [t.detach().requires_grad_() for t in routed(qkv, chosen, part)]
             with torch.enable_grad():
-                out = attend(*inputs, None if mask is None else mask[part], ctx.heads, ctx.scale)
+                out = attend(*inputs, mask=None if mask is None else mask[part], heads=ctx.heads, scale=ctx.scale)
             dq[part], *d_routed = torch.autograd.grad(out, inputs, grad[part])
             for to, d in zip(sums, d_routed):
                 to.index_add_(0, chosen[part].flatten(), d.reshape(-1, *to.shape[1:]).to(wide))
@@ -297,7 +297,7 @@ class BiLevelRoutingAttention_nchw(nn.Module):
         """
         H, W = map_size(x)
         sides = (t // self.n_win for t in (H, W))
-        region = tuple(t.clamp(min=1) if isinstance(t, torch.Tensor) else max(1, t) for t in sides)
+        region: Any = tuple(t.clamp(min=1) if isinstance(t, torch.Tensor) else max(1, t) for t in sides)
         regions = Regions(H, W, region, x.device)
         pixels = x.permute(0, 2, 3, 1)
         if regions.ragged:  # first the projection: a map may be much smaller than its padded regions
@@ -324,6 +324,7 @@ class BiLevelRoutingAttention_nchw(nn.Module):
         out = out.reshape(-1, H, W, out.shape[2]).permute(0, 3, 1, 2)  # unflatten() fixes the shape of an ONNX graph
         if not ret_attn_mask:
             return out
+        assert attention is not None  # ret_attn_mask asked for it
         return out, attention.unflatten(0, (-1, regions.R)).transpose(1, 2)  # (N, heads, R, L, topk * L)
 
     def _attend(

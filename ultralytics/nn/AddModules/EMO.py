@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -163,7 +164,7 @@ class SELayerV2(nn.Module):
         squeezed = torch.cat([branch(pooled) for branch in self.branches()], dim=1)
         return self.fc(squeezed)[:, :, None, None]
 
-    def branches(self) -> list[nn.Module]:
+    def branches(self) -> list[nn.Sequential]:
         """List the squeezing branches: four, or the one that they are fused to."""
         return [getattr(self, name) for name in ("fc1", "fc2", "fc3", "fc4") if hasattr(self, name)]
 
@@ -254,7 +255,7 @@ class iRMB(nn.Module):
         if attn_s:
             self.attn_drop = nn.Dropout(attn_drop)
         self.conv_local = ConvNormAct(dim_mid, dim_mid, dw_ks, stride, dilation, groups=dim_mid)
-        self.se = SELayerV2(dim_mid) if se_ratio > 0 else nn.Identity()
+        self.se: Any = SELayerV2(dim_mid) if se_ratio > 0 else nn.Identity()
         self.proj_drop = nn.Dropout(drop)
         self.proj = ConvNormAct(dim_mid, dim_out, kernel_size=1, norm_layer="none")
         self.drop_path = make_drop_path(drop_path)
@@ -289,7 +290,7 @@ class iRMB(nn.Module):
         An expanded map too large for memory that was freed before is made by groups of channels, which no depth-wise
         convolution mixes.
         """
-        layers = self.v, self.conv_local
+        layers: tuple[Any, ...] = self.v, self.conv_local
         numel = x[:, :1].numel() * self.conv_local.conv.in_channels
         fused = all(isinstance(m, ConvNormAct) and isinstance(m.norm, nn.Identity) and m.is_plain() for m in layers)
         if numel <= FRESH or not (fused and in_place() and x.device.type == "cpu"):
@@ -325,7 +326,7 @@ class iRMB(nn.Module):
         return (self.v(out) if self.attn_pre else out)[:, :, :H, :W]  # padding is expanded, as published GFLOPs count
 
     @staticmethod
-    def _project(layer: ConvNormAct, windows: torch.Tensor) -> torch.Tensor:
+    def _project(layer: nn.Module, windows: torch.Tensor) -> torch.Tensor:
         """Apply a 1x1 convolution to (n, L, 1, C) windows."""
         return layer(windows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
@@ -334,6 +335,7 @@ class iRMB(nn.Module):
         if self.attn_s or not isinstance(self.norm, nn.BatchNorm2d) or not isinstance(self.v, ConvNormAct):
             return
         conv, norm = self.v.conv, self.norm
+        assert norm.running_mean is not None and norm.running_var is not None  # as make_norm builds it
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         shift = norm.bias - norm.running_mean * scale
         with torch.no_grad():
@@ -357,7 +359,8 @@ class MSPatchEmb(nn.Module):
 
     def fuse(self) -> None:
         """Fold the batch norm into the convolution, for inference."""
-        conv, norm, act = self.convs[0]
+        layers: Any = self.convs[0]
+        conv, norm, act = layers
         if isinstance(norm, nn.BatchNorm2d):
             self.convs[0] = nn.Sequential(fuse_conv_and_bn(conv, norm), nn.Identity(), act)
 
@@ -460,7 +463,8 @@ class EMO(nn.Module):
         if x.device.type == "cpu" and is_eager():
             x = x.contiguous(memory_format=torch.channels_last)  # as the faster kernels have it, here to the outputs
         outputs = []
-        for stage in (self.stage0, self.stage1, self.stage2, self.stage3, self.stage4):
+        stages: tuple[Any, ...] = self.stage0, self.stage1, self.stage2, self.stage3, self.stage4
+        for stage in stages:
             for block in stage:
                 x = block(x)
             outputs.append(x)

@@ -122,9 +122,9 @@ class FocusedAttention(torch.autograd.Function):
             d_context = q_mapped.transpose(-2, -1) @ d_attended
             torch.add(k_mapped @ d_context[..., :d], grad_values[i], out=split_heads(dv[i], heads))
             d_mapped = (v @ d_context[..., :d].transpose(-2, -1)).add_(d_context[..., d:].transpose(-2, -1))
-            d_inverse_scale += focus_backward(d_mapped, k_mapped, *k_focus, inverse_scale, factor, dk[i])
+            d_inverse_scale += focus_backward(d_mapped, k_mapped, *k_focus, inverse_scale=inverse_scale, factor=factor, dx=dk[i])
             d_mapped = d_attended @ context.transpose(-2, -1)
-            d_inverse_scale += focus_backward(d_mapped, q_mapped, *q_focus, inverse_scale, factor, dq[i])
+            d_inverse_scale += focus_backward(d_mapped, q_mapped, *q_focus, inverse_scale=inverse_scale, factor=factor, dx=dq[i])
         return dq, dk, dv, d_inverse_scale, None, None
 
 

@@ -16,6 +16,8 @@ weights were trained with.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -34,7 +36,7 @@ SCORES = 2**26  # elements that an ONNX graph holds at a time, 256 MiB
 ACT = nn.SiLU()  # one instance for all convolutions of this file: the published `layers` totals count it once
 
 
-def share_act(*convs: Conv) -> None:
+def share_act(*convs: Any) -> None:
     """Give convolutions of the default activation this file's instance; another that a model file chose stays."""
     for conv in convs:
         if type(conv.act) is nn.SiLU:
@@ -222,7 +224,7 @@ class ResNetBlock(UpstreamResNetBlock):
         super().__init__(c1, c2, s, e)
         share_act(self.cv1, self.cv2)
         self.cv4 = MultiQueryAttentionLayerWithDownSampling(c2, 2, 48, 48, 1, 1, kv_strides)
-        self.shortcut = self._modules.pop("shortcut")  # behind cv4, as in tutorial checkpoints
+        self.shortcut: Any = self._modules.pop("shortcut")  # behind cv4, as in tutorial checkpoints
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, c1, H, W) to (B, e * c2, H / s, W / s)."""

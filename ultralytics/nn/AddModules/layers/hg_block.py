@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from ultralytics.nn.modules.block import HGBlock
 
@@ -11,6 +12,8 @@ __all__ = ()
 
 class HGBlockAttention(HGBlock):
     """`HGBlock` whose subclass sets `cv`, an attention that keeps the shape, between excitation and shortcut."""
+
+    cv: nn.Module
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, c1, H, W) to (B, c2, H, W)."""
