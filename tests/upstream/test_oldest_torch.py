@@ -8,7 +8,7 @@ import pytest
 from conftest import PYTHONS, ROOT, TINY, find_python
 
 # Of the same time as the oldest torch, and with builds for the oldest Python
-TOGETHER = {"2.1": ["torch==2.1.0", "torchvision==0.16.0", "numpy<2", "opencv-python<4.12"]}
+TOGETHER = {"2.3": ["torch==2.3.0", "torchvision==0.18.0", "numpy<2", "opencv-python<4.12"]}
 CODE = """
 import sys
 import torch

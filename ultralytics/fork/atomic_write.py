@@ -29,6 +29,6 @@ def write_atomically(file: str | os.PathLike[str], data: bytes | memoryview) -> 
         if not isinstance(e, OSError):
             raise
         before = " The file that was saved there before is complete." if file.exists() else ""
-        assert e.errno is not None  # only calls of the system raise an OSError above
         size = f"{len(data) / 2**20:.1f} MiB"
-        raise OSError(e.errno, f"{file} ({size}) could not be saved: {os.strerror(e.errno)}.{before}") from None
+        reason = e if e.errno is None else os.strerror(e.errno)
+        raise OSError(e.errno, f"{file} ({size}) could not be saved: {reason}.{before}") from None

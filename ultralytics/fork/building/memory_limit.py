@@ -27,7 +27,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as nn_module
 from torch.utils._pytree import tree_flatten
 
-from ultralytics.fork.building.operation_sizes import bound_forward, count_multiplications, is_in_place, size_of_result
+from ultralytics.fork.building.operation_sizes import (
+    bound_forward,
+    count_multiplications,
+    count_parameters,
+    is_in_place,
+    size_of_result,
+)
 
 try:
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -230,7 +236,7 @@ class MemoryLimit(TorchDispatchMode):
     def end_row(self, m: nn.Module) -> None:
         """Count what the layer of a row has copied, and go on to the next row."""
         if not self.is_entered:
-            self.registered += (m.np - self.row_numbers) * 4  # a copy of a layer registers nothing
+            self.registered += (count_parameters(m) - self.row_numbers) * 4  # a copy of a layer registers nothing
             self.step()
             self.check()
             if self.predictable_rows[self.row]:
@@ -240,11 +246,13 @@ class MemoryLimit(TorchDispatchMode):
 
     def add_registered(self, x: torch.Tensor) -> None:
         """Count a tensor that a module of a predictable row registers, before it is filled."""
+        numbers = x.numel()
         if type(x) is nn.Parameter:
-            self.row_numbers += x.numel()
+            self.row_numbers += numbers
         self.operations += 2  # it is created, and filled
-        self.registered += x.numel() * x.element_size()
-        self.check()
+        self.registered += numbers * x.element_size()
+        if self.registered > REHEARSED_BYTES:
+            self.check()
 
     def run(self, m: nn.Module, x: Any) -> Any:
         """Run a layer on the first image; count operations unless it is predictable that all fits.

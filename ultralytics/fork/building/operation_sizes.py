@@ -113,4 +113,10 @@ def bound_forward(m: nn.Module, x: Any) -> tuple[float, float]:
     numbers = sum(p.numel() // len(p) + len(p) for p in weights)  # of all convolutions, at one position: kernel, output
     heads = max(256, *map(len, weights)) / 64  # of attention: at least 4, and 64 rows of a weight for each
     attention = 16 * heads * (height * width) ** 2
-    return 8 * (height + 32) * (width + 32) * numbers + attention, height * width * m.np
+    return 8 * (height + 32) * (width + 32) * numbers + attention, height * width * count_parameters(m)
+
+
+def count_parameters(m: nn.Module) -> int:
+    """Count a layer's parameters; upstream has done so, except early releases, which note them on the class."""
+    known = vars(m).get("np")
+    return sum(p.numel() for p in m.parameters()) if known is None else known

@@ -15,12 +15,11 @@ from ultralytics.nn.AddModules.registry import NAMES
 LEADING_CHANNELS = {
     **dict.fromkeys(("Conv", "DWConv", "GhostConv", "Focus", "AConv", "ADown", "SCDown", "Bottleneck"), 1),
     **dict.fromkeys(("BottleneckCSP", "GhostBottleneck", "C1", "C2", "C2f", "C2fCIB", "C3", "C3Ghost", "C3TR"), 1),
-    **dict.fromkeys(
-        ("C3k2", "C3x", "RepC3", "SPPF", "PSA", "C2PSA", "C2fPSA", "A2C2f", "Detect", "v10Detect", "RTDETRDecoder"), 1
-    ),
+    **dict.fromkeys(("C3k2", "C3x", "RepC3", "SPPF", "PSA", "C2PSA", "C2fPSA", "A2C2f", "Detect", "v10Detect"), 1),
     **dict.fromkeys(("HGStem", "HGBlock", "SPPELAN"), 2),
     **dict.fromkeys(("ELAN1", "RepNCSPELAN4"), 3),
 }
+COUNTED_IN_FORWARD = {"Concat": 0, "AIFI": 1, "RTDETRDecoder": 1}  # the same of classes that `bound_forward` is not for
 MAX_CHAINED = 16  # layers of a row, which may each widen the map by a few pixels
 MAX_KERNEL = 16  # a kernel size, or a stride: the two arguments after the channels
 MAX_OTHER = 1  # all later arguments: switches, groups, padding, expansions
@@ -34,12 +33,12 @@ def find_predictable_rows(rows: list[list], d: dict) -> dict[int, bool]:
         d: The model YAML.
 
     Returns:
-        By number of the row, whether its forward is predictable too: a layer of upstream's, not an added one.
+        By number of the row, whether its forward is predictable too.
     """
     depth = max(1.0, read_scale(d)[0])
     first = 1 if d.get("activation") else 0  # `parse_model` builds the activation before row 0
     return {
-        i: row[2] not in NAMES
+        i: row[2] in LEADING_CHANNELS
         for i, row in enumerate(rows)
         if i >= first and row[1] * depth <= MAX_CHAINED and has_usual_literals(row[2], row[3], d)
     }
@@ -47,7 +46,7 @@ def find_predictable_rows(rows: list[list], d: dict) -> dict[int, bool]:
 
 def has_usual_literals(name: str, args: list, d: dict) -> bool:
     """Whether a row's class is known, and its literals are numbers of a usual size."""
-    channels = 0 if name in NAMES else LEADING_CHANNELS.get(name)
+    channels = 0 if name in NAMES else {**LEADING_CHANNELS, **COUNTED_IN_FORWARD}.get(name)
     if channels is None:
         return False
     known = {**{name: d.get(name) for name in FILE_VARIABLES}, "None": None, "True": True, "False": False}

@@ -96,10 +96,12 @@ def install(owner: Any) -> Any:
             replace_aliases(known.name, original, owner[known.name])
         return owner
     for known in applicable(f"{owner.__module__}.{owner.__qualname__}"):
-        original: Any = require(known, inspect.getattr_static(owner, known.name, None))
-        kind = type(original) if isinstance(original, (staticmethod, classmethod)) else None
-        function = wrap(known, original.__func__ if kind else original)
-        setattr(owner, known.name, kind(function) if kind else function)
+        original = require(known, inspect.getattr_static(owner, known.name, None))
+        if isinstance(original, (staticmethod, classmethod)):
+            function = type(original)(wrap(known, original.__func__))
+        else:
+            function = wrap(known, original)
+        setattr(owner, known.name, function)
     return owner
 
 

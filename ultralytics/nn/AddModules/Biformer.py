@@ -15,6 +15,8 @@ channels by default as in the paper.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -174,7 +176,7 @@ class RoutedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, qkv: torch.Tensor, chosen: torch.Tensor, mask: torch.Tensor | None, heads: int, scale: float
+        ctx: Any, qkv: torch.Tensor, chosen: torch.Tensor, mask: torch.Tensor | None, heads: int, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Map (B * R, L, 3 * C) tokens, ordered by region and routed as `route` says, to (B * R, L, C).
 
@@ -185,12 +187,14 @@ class RoutedAttention(torch.autograd.Function):
         C = qkv.shape[2] // 3
         out, v = qkv.new_empty(*qkv.shape[:2], C), qkv[..., 2 * C :]
         for part in RoutedAttention.parts(chosen, qkv, heads):
-            out[part] = attend(*routed(qkv, chosen, part), mask=None if mask is None else mask[part], heads=heads, scale=scale)
+            out[part] = attend(
+                *routed(qkv, chosen, part), mask=None if mask is None else mask[part], heads=heads, scale=scale
+            )
         return out, v.clone() if ctx.needs_input_grad[0] else v
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor, grad_v: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor, grad_v: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (qkv, chosen), mask = ctx.saved_tensors, ctx.mask
         wide = torch.promote_types(qkv.dtype, torch.float32)  # for sums of up to R terms
         total = torch.empty_like(qkv, dtype=wide)

@@ -164,13 +164,13 @@ class SELayerV2(nn.Module):
         squeezed = torch.cat([branch(pooled) for branch in self.branches()], dim=1)
         return self.fc(squeezed)[:, :, None, None]
 
-    def branches(self) -> list[nn.Sequential]:
+    def branches(self) -> list[nn.Module]:
         """List the squeezing branches: four, or the one that they are fused to."""
         return [getattr(self, name) for name in ("fc1", "fc2", "fc3", "fc4") if hasattr(self, name)]
 
     def fuse(self) -> None:
         """Make the four branches one matrix, for inference."""
-        branches = self.branches()
+        branches: list[Any] = self.branches()
         if len(branches) == 1:
             return
         weight = torch.cat([branch[0].weight for branch in branches]).detach()

@@ -14,6 +14,8 @@ focusing map and the normaliser run in fp32 whatever the autocast state, so larg
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -74,7 +76,7 @@ class FocusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
@@ -97,12 +99,12 @@ class FocusedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor, grad_values: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor, grad_values: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         with no_autocast(grad):
             return FocusedAttention.gradients(ctx, grad, grad_values)
 
     @staticmethod
-    def gradients(ctx, grad: torch.Tensor, grad_values: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def gradients(ctx: Any, grad: torch.Tensor, grad_values: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Give the gradients of the arguments of `forward`."""
         q, k, inverse_scale, values = ctx.saved_tensors
         factor, heads, d = ctx.factor, ctx.heads, values.shape[-1]
@@ -122,9 +124,13 @@ class FocusedAttention(torch.autograd.Function):
             d_context = q_mapped.transpose(-2, -1) @ d_attended
             torch.add(k_mapped @ d_context[..., :d], grad_values[i], out=split_heads(dv[i], heads))
             d_mapped = (v @ d_context[..., :d].transpose(-2, -1)).add_(d_context[..., d:].transpose(-2, -1))
-            d_inverse_scale += focus_backward(d_mapped, k_mapped, *k_focus, inverse_scale=inverse_scale, factor=factor, dx=dk[i])
+            d_inverse_scale += focus_backward(
+                d_mapped, k_mapped, *k_focus, inverse_scale=inverse_scale, factor=factor, dx=dk[i]
+            )
             d_mapped = d_attended @ context.transpose(-2, -1)
-            d_inverse_scale += focus_backward(d_mapped, q_mapped, *q_focus, inverse_scale=inverse_scale, factor=factor, dx=dq[i])
+            d_inverse_scale += focus_backward(
+                d_mapped, q_mapped, *q_focus, inverse_scale=inverse_scale, factor=factor, dx=dq[i]
+            )
         return dq, dk, dv, d_inverse_scale, None, None
 
 

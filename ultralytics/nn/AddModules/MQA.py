@@ -36,7 +36,7 @@ SCORES = 2**26  # elements that an ONNX graph holds at a time, 256 MiB
 ACT = nn.SiLU()  # one instance for all convolutions of this file: the published `layers` totals count it once
 
 
-def share_act(*convs: Any) -> None:
+def share_act(*convs: Conv) -> None:
     """Give convolutions of the default activation this file's instance; another that a model file chose stays."""
     for conv in convs:
         if type(conv.act) is nn.SiLU:
@@ -68,6 +68,8 @@ class MultiQueryAttentionLayerWithDownSampling(nn.Module):
     Raises:
         ValueError: If a size or stride is below 1, or a map is smaller than the query strides.
     """
+
+    head_dim: int  # of tutorial checkpoints only
 
     def __init__(
         self,
@@ -253,7 +255,8 @@ class ResNetLayer_MQA(ResNetLayer):
     ):
         if is_first:
             super().__init__(c1, c2, s, is_first, n, e)
-            share_act(self.layer[0])
+            stem: Any = self.layer[0]
+            share_act(stem)
         else:  # upstream's constructor would first build the blocks that these replace
             nn.Module.__init__(self)
             self.is_first = False
