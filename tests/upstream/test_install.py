@@ -161,8 +161,9 @@ def check_content(built: Path) -> None:
     for folder in ("cfg_custom/models", "cfg_custom/datasets"):
         ours = {file.name for file in (ROOT / folder).iterdir() if file.is_file()}
         assert {Path(name).name for name in names if name.startswith(f"ultralytics/{folder}/")} >= ours
-    ours = {file.name for file in (ROOT / "ultralytics/nn/AddModules").glob("*.py")}
-    assert {Path(name).name for name in names if name.startswith("ultralytics/nn/AddModules/")} == ours
+    for folder in ("ultralytics/nn/AddModules", "ultralytics/fork"):
+        ours = {file.relative_to(ROOT).as_posix() for file in (ROOT / folder).rglob("*.py")}
+        assert {name for name in names if name.startswith(f"{folder}/")} == ours
     assert {"ultralytics/__init__.py", "ultralytics/nn/tasks.py", "ultralytics/cfg/default.yaml"} <= set(names)
     assert f"ultralytics-{version()}.dist-info/licenses/LICENSE" in names
     assert "\nLicense-Expression: AGPL-3.0" in metadata and f"\nVersion: {version()}\n" in metadata

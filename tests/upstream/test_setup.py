@@ -24,7 +24,7 @@ from _upstream.queue.tree import list_edited_files, manifest, read_stamp, tree_s
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = [".gitignore", "LICENSE", "README.md", "cfg_custom", "hatch_build.py", "patches", "pyproject.toml", "scripts"]
-OURS = "ultralytics/nn/AddModules"
+OURS = "ultralytics/nn/AddModules/", "ultralytics/fork/"  # of the package
 ODD = "my projects, größer 目录"  # a folder of each test's checkout: paths have spaces and letters beyond ASCII
 TASKS = "ultralytics/nn/tasks.py"
 UNPATCHED = "ultralytics/engine/results.py"  # in no patch
@@ -121,7 +121,8 @@ def pristine(tmp_path_factory) -> Path:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         (root / name).parent.mkdir(exist_ok=True)
         copy(ROOT / name, root / name, **({"ignore": ignore} if copy is shutil.copytree else {}))
-    shutil.copytree(ROOT / OURS, root / OURS, ignore=ignore)
+    for folder in OURS:
+        shutil.copytree(ROOT / folder, root / folder, ignore=ignore)
     return root
 
 
@@ -404,7 +405,7 @@ def break_patch(root: Path, subject: str, line: str) -> str:
         ("Read-rows", "             if m is HGBlock:", TASKS, 2),
         ("Read-rows", " def yaml_model_load(path):", TASKS, 3),
         ("Run-multi-output-backbones.patch", "             if m.i in embed:", TASKS, None),
-        ("Never-advise", "         (bool): True if an update is available, False otherwise.", "utils/checks.py", 1),
+        ("Never-advise", " def check_pip_update_available():", "utils/checks.py", 1),
         ("YOLOEModel", "                 if cls_pe.shape[0] != b or m.export:", TASKS, 1),
     ],
 )
@@ -753,11 +754,11 @@ def index_lines(before: dict, after: dict, name: str) -> tuple[bytes, bytes]:
 
 @pytest.mark.parametrize("where", ["before", "after"])
 def test_an_edit_beside_a_patchs_line_is_folded_into_it(checkout, pristine, wheel, tmp_path, where):
-    line = "    return False  # this fork is renewed by `git pull`\n"
-    new = f"    mine = 1\n{line}" if where == "before" else f"{line}    mine = 1\n"
+    line = "@fork.install  # this fork is renewed by `git pull`\n"
+    new = f"# mine\n{line}" if where == "before" else f"{line}# mine\n"
     replace(checkout / "ultralytics/utils/checks.py", line, new)
     assert "1 hunks folded" in exported(checkout)
-    assert b"+    mine = 1\n" in queue(checkout)[patch_of(checkout, "Never-advise").name]
+    assert b"+# mine\n" in queue(checkout)[patch_of(checkout, "Never-advise").name]
     assert again(checkout, pristine, wheel, tmp_path) == tree(checkout)
 
 
@@ -780,7 +781,7 @@ def test_a_new_patch_takes_the_message(checkout):
     exported(checkout, "--new", "-m", "Say refreshed – not renewed\n\nWhy: a test.\n")
     (name,) = queue(checkout).keys() - before.keys()
     text = queue(checkout)[name].decode()
-    assert "Why: a test." in text and "+    return False  # this fork is refreshed" in text
+    assert "Why: a test." in text and "+@fork.install  # this fork is refreshed" in text
 
 
 def test_edits_all_over(checkout, pristine, wheel, tmp_path):
@@ -789,8 +790,8 @@ def test_edits_all_over(checkout, pristine, wheel, tmp_path):
     text = tasks.read_text(encoding="utf-8")
     text = "# first\n# second\n" + text + "# last\n"
     text = text.replace("class RTDETRDetectionModel(", "# elsewhere\n\nclass RTDETRDetectionModel(")
-    text = text.replace("elif m in AddModules.READERS:", "elif m in AddModules.READERS:  # rows of ours")
-    text = text.replace("        AddModules.seat(m_,", "        # one\n        # two\n        AddModules.seat(m_,")
+    text = text.replace("elif m in fork.READERS:", "elif m in fork.READERS:  # rows of ours")
+    text = text.replace("        fork.index_layer(m_,", "        # one\n        # two\n        fork.index_layer(m_,")
     tasks.write_text(text, encoding="utf-8")
     replace(checks, "# this fork is renewed", "# this fork is refreshed")
     checks.write_text(checks.read_text(encoding="utf-8") + "\n# no line end", encoding="utf-8")
@@ -822,7 +823,8 @@ def test_deleting_a_file(checkout, pristine, wheel, tmp_path):
 
 def test_taking_a_patch_back_drops_it(checkout, pristine, wheel, tmp_path):
     checks, init = checkout / "ultralytics/utils/checks.py", checkout / "ultralytics/utils/__init__.py"
-    replace(checks, "    return False  # this fork is renewed by `git pull`\n", "")
+    hook = "from ultralytics.fork.hooks import checks as fork\n@fork.install  # this fork is renewed by `git pull`\n"
+    replace(checks, hook, "")
     replace(init, "'git pull' and if", "'pip install -U ultralytics' and if")
     before = queue(checkout)
     exported(checkout)

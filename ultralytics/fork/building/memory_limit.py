@@ -25,7 +25,8 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as nn_module
-from torch.utils._pytree import tree_flatten
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ultralytics.fork.building.operation_sizes import (
     bound_forward,
@@ -34,12 +35,6 @@ from ultralytics.fork.building.operation_sizes import (
     is_in_place,
     size_of_result,
 )
-
-try:
-    from torch.utils._python_dispatch import TorchDispatchMode
-except ImportError:  # torch before 1.13 shows no operations; models are built there as upstream does
-    TorchDispatchMode = contextlib.nullcontext
-
 
 MAX_BYTES = 2 * 2**30  # bytes of a model and of what one image of its construction needs
 REHEARSED_BYTES = 2**29  # bytes beyond which rows are rehearsed
@@ -103,7 +98,7 @@ def build_within_limit(
     d: dict,
     ch: int,
     verbose: bool,
-    predictable_rows: dict[int, bool] | None = None,
+    predictable_rows: dict[int, bool],
     may_rehearse: bool = True,
 ) -> Any:
     """Call `parse_model` within the limit; if the model is large, rehearse its rows, and begin again.
@@ -114,7 +109,7 @@ def build_within_limit(
     with limit_memory() as active:
         again, state = copy.deepcopy(d), torch.get_rng_state()
         active.rehearsed, active.most = not may_rehearse, MAX_ROW_OPERATIONS
-        active.predictable_rows = predictable_rows or {}
+        active.predictable_rows = predictable_rows
         try:
             with active.rows_counted():
                 built = parse_model(d, ch, verbose)
@@ -184,8 +179,9 @@ class MemoryLimit(TorchDispatchMode):
         self.is_entered = False
         self.predictable_rows: dict[int, bool] = {}
         self.predictable_layers: set[nn.Module] = set()
+        register_hooks()
         # With deterministic algorithms, torch fills each new tensor, and the memory is taken before it is registered
-        self.may_skip = has_registration_hooks() and not torch.are_deterministic_algorithms_enabled()
+        self.may_skip = not torch.are_deterministic_algorithms_enabled()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -251,7 +247,7 @@ class MemoryLimit(TorchDispatchMode):
             self.row_numbers += numbers
         self.operations += 2  # it is created, and filled
         self.registered += numbers * x.element_size()
-        if self.registered > REHEARSED_BYTES:
+        if self.registered + self.bytes > REHEARSED_BYTES:
             self.check()
 
     def run(self, m: nn.Module, x: Any) -> Any:
@@ -288,7 +284,7 @@ class MemoryLimit(TorchDispatchMode):
 
     def hold(self, result: Any) -> None:
         """Count the tensors of a result, each of them once."""
-        for x in [result] if isinstance(result, torch.Tensor) else tree_flatten(result)[0]:
+        for x in [result] if isinstance(result, torch.Tensor) else tree_leaves(result):
             if isinstance(x, torch.Tensor) and x.layout == torch.strided and x.is_meta == self.is_rehearsal:
                 storage, size = StorageWeakRef(x.untyped_storage()), x.numel() * x.element_size()
                 self.bytes += size - self.held.get(storage, 0)
@@ -334,8 +330,6 @@ def rehearse_rows(parse_model: Callable, d: dict, ch: int) -> None:
     Raises:
         ModelTooLarge: At the row with which the model is too large.
     """
-    if not hasattr(torch.device, "__enter__"):  # torch before 2.0
-        return
     rehearsal = Rehearsal()
     token = _building.set(rehearsal)
     try:
@@ -353,14 +347,10 @@ def rehearse_rows(parse_model: Callable, d: dict, ch: int) -> None:
 
 
 @functools.cache
-def has_registration_hooks() -> bool:
-    """Let torch call `count_registered` for each tensor that a module registers, if it can: 2.0 and later."""
-    try:
-        nn_module.register_module_parameter_registration_hook(count_registered)
-        nn_module.register_module_buffer_registration_hook(count_registered)
-    except AttributeError:
-        return False
-    return True
+def register_hooks() -> None:
+    """Let torch call `count_registered` for each tensor that a module registers, from the first build on."""
+    nn_module.register_module_parameter_registration_hook(count_registered)
+    nn_module.register_module_buffer_registration_hook(count_registered)
 
 
 def count_registered(module: nn.Module, name: str, x: torch.Tensor | None) -> None:

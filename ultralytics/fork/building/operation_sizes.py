@@ -110,7 +110,9 @@ def bound_forward(m: nn.Module, x: Any) -> tuple[float, float]:
         return math.inf, math.inf
     height, width = (max(each.shape[side] for each in maps) for side in (2, 3))
     weights = [p for p in m.parameters() if p.dim() > 1]
-    numbers = sum(p.numel() // len(p) + len(p) for p in weights)  # of all convolutions, at one position: kernel, output
+    numbers = sum(
+        p.numel() // max(1, len(p)) + len(p) for p in weights
+    )  # of all convolutions, at one position: kernel, output
     heads = max(256, *map(len, weights)) / 64  # of attention: at least 4, and 64 rows of a weight for each
     attention = 16 * heads * (height * width) ** 2
     return 8 * (height + 32) * (width + 32) * numbers + attention, height * width * count_parameters(m)
