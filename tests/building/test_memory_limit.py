@@ -1,4 +1,4 @@
-"""A model takes 2 GiB at most, and is refused before it takes more; models of a usual size are built without counting."""
+"""A model takes 2 GiB at most, and is refused before it takes more; usual rows are built without counting."""
 
 import copy
 import json
@@ -132,7 +132,7 @@ def test_the_size_of_a_range_of_fractions():
         assert len(torch.arange(2.0**23)) == 2**23
 
 
-# Files whose rows add up -----------------------------------------------------------------------------------------------
+# Files whose rows add up ----------------------------------------------------------------------------------------------
 def decoder(*arguments: int) -> list:
     return [[0], 1, "RTDETRDecoder", ["nc", *arguments]]
 
@@ -147,7 +147,7 @@ LARGE_FILES = {  # the rows behind the first, the settings, what is said
     "a width without kernels": ([[-1, 1, "DWConv", [64]]], {"scales": {"n": [1, 10**6, 10**6]}}, "row 0 .* GiB"),
     "a tensor of terabytes": ([[-1, 1, "Conv", [16777216, 16]]] * 2, {}, "row 2 .* GiB"),
     "input channels": ([[-1, 1, "Conv", [65536]], [-1, 1, "AIFI", []]], {}, "row 2 .* GiB"),
-    "input channels of an added module": (
+    "input channels, added": (
         [[-1, 1, "Conv", [65536]], [-1, 1, "FocusedLinearAttention", [8]]],
         {},
         "GiB",
@@ -299,7 +299,7 @@ def test_a_predictable_row_takes_no_more_than_its_bound(size):
         try:
             with torch.no_grad(), Recorder() as recorder:
                 layer(x)
-        except RuntimeError:  # the map is too small, or of another size
+        except (RuntimeError, ValueError):  # the map is too small, or of another size
             continue
         assert recorder.most <= bound_forward(layer, x)[0], row
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from conftest import TINY
-from test_fuse import with_statistics
+from modules.test_fuse import with_statistics
 from torch import nn
 
 from ultralytics import YOLO

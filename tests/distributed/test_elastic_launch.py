@@ -306,7 +306,7 @@ weights = hashlib.sha256(b"".join(v.numpy().tobytes() for v in model.trainer.mod
     assert found[1][:2] == other[0][1][:2] == found[0][:2]  # the first validation has fused the model
     assert len(states) == 1 and states != other[1]  # dropout is drawn apart
     assert weights == other[2]
-    assert printed.count("The step is left out") == 2 and "is that of layer 4, " in printed
+    assert printed.count("The step is skipped") == 2 and "is that of layer 4, " in printed
     for name in ("run", "second"):
         rows = curve(tmp_path / name)
         assert len(rows) == 2 and all(math.isfinite(v) for row in rows for v in row.values())

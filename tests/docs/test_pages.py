@@ -229,7 +229,7 @@ def test_table_of_models(name):
     """A model's row has its own counts and the published ones."""
     reproduce = importlib.import_module("reproduce")
     published = reproduce.PUBLISHED.get(name)
-    counts = reproduce.totals(tasks.RTDETRDetectionModel(f"{name}.yaml", verbose=False))
+    counts = reproduce.count_totals(tasks.RTDETRDetectionModel(f"{name}.yaml", verbose=False))
     assert table_of_models()[name] == [
         "as published" if published else "–",
         f"{counts['parameters']:,}",

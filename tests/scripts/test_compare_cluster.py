@@ -154,7 +154,7 @@ def test_time_left():
 
 
 def test_no_cluster_is_one_line():
-    with pytest.raises(Refused, match="no cluster at 127.0.0.1:9 .*`ray start --head` begins one"):
+    with pytest.raises(Refused, match="no cluster at 127.0.0.1:9 .*`ray start --head` starts one"):
         ray_cluster.connect_cluster("127.0.0.1:9")
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from ultralytics.fork.errors import install_excepthook
 from ultralytics.fork.hooks import patches
 from ultralytics.fork.hooks.override import install_module, override
 from ultralytics.fork.privacy import telemetry
@@ -37,6 +38,7 @@ def install(names: dict[str, Any]) -> None:
     Args:
         names: Globals of utils/__init__.py, which puts its `torch_save` in place of torch's afterwards.
     """
+    install_excepthook()
     install_settings(names)
     install_module(patches.PATCHES)
 
