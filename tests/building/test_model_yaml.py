@@ -361,11 +361,12 @@ def fuzz(count: int) -> Counter:
 def test_rows_at_random(often):
     """20,000 rows and more by night. In a process of its own, whose largest size is its own."""
     count = often(150, 9000)
-    code = (
-        "import sys; sys.path[:0] = ['tests', 'tests/building']; import test_model_yaml as t;"
-        "from untrusted_yaml import peak;"
-        f"before = peak(); print(dict(t.fuzz({count})), (peak() - before) // 2**20)"
+    lines = (
+        *("import sys", "sys.path[:0] = ['tests', 'tests/building']", "import test_model_yaml as t"),
+        *("from untrusted_yaml import peak", "before = peak()"),
+        f"print(dict(t.fuzz({count})), (peak() - before) // 2**20)",
     )
+    code = "\n".join(lines)
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-5000:]
     counts, _, mebibytes = done.stdout.splitlines()[-1].rpartition(" ")
