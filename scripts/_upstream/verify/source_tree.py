@@ -154,4 +154,8 @@ def defined_names(node: ast.AST) -> set[str]:
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return {node.name}
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    found = {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    # `name = install(name)` replaces what is there and defines nothing
+    return (
+        found - {name.id for name in ast.walk(node.value or node) if isinstance(name, ast.Name)} if targets else found
+    )
