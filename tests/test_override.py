@@ -11,7 +11,7 @@ from conftest import ROOT
 from _upstream.pin import Pin
 from _upstream.verify import overrides as report
 from ultralytics.fork.hooks import override as overrides
-from ultralytics.fork.hooks.override import DECLARED, MissingTarget, install, override
+from ultralytics.fork.hooks.override import MissingTarget, install, override
 
 
 @pytest.fixture
@@ -105,20 +105,22 @@ def test_each_overridden_name_is_missed_when_upstream_renames_it(tmp_path):
     )
     assert report.missing_overrides(ROOT, tmp_path, release) == []
     tried = 0
-    for target, known in DECLARED.items():
-        for declaration in known:
-            if not target.startswith("ultralytics.") or not declaration.applies(release):
-                continue
-            name, renamed = declaration.name, []
-            for file in (tmp_path / "ultralytics").rglob("*.py"):  # wherever it is defined or imported
-                text = file.read_text(encoding="utf-8")
-                changed = re.sub(rf"\bdef {name}\(", f"def renamed_{name}(", text)
-                if changed != text and "fork" not in file.parts:
-                    file.write_text(changed, encoding="utf-8")
-                    renamed.append((file, text))
-            lines = report.missing_overrides(ROOT, tmp_path, release)
-            assert any(f"override {name}:" in line and f"{target}.{name}" in line for line in lines), (target, name)
-            tried += 1
-            for file, text in renamed:
-                file.write_text(text, encoding="utf-8")
+    for declaration in report.read_overrides(ROOT):
+        if not declaration.target.startswith("ultralytics.") or not declaration.applies_to(release):
+            continue
+        name, renamed = declaration.name, []
+        for file in (tmp_path / "ultralytics").rglob("*.py"):  # wherever it is defined or imported
+            text = file.read_text(encoding="utf-8")
+            changed = re.sub(rf"\bdef {name}\(", f"def renamed_{name}(", text)
+            if changed != text and "fork" not in file.parts:
+                file.write_text(changed, encoding="utf-8")
+                renamed.append((file, text))
+        lines = report.missing_overrides(ROOT, tmp_path, release)
+        assert any(f"override {name}:" in line and f"{declaration.upstream_name}" in line for line in lines), (
+            declaration.target,
+            name,
+        )
+        tried += 1
+        for file, text in renamed:
+            file.write_text(text, encoding="utf-8")
     assert tried > 30
