@@ -146,7 +146,7 @@ LARGE_FILES = {  # the rows behind the first, the settings, what is said
     "an expansion": ([[-1, 16, "C3k2", [2048, True, 16]]], {}, "row 1 .* GiB"),
     "a width": ([[-1, 1, "Conv", [2048, 3]]], {"scales": {"n": [1, 1000, 10**6]}}, "row [01] .* GiB"),
     "a width without kernels": ([[-1, 1, "DWConv", [64]]], {"scales": {"n": [1, 10**6, 10**6]}}, "row [01] .* GiB"),
-    "a tensor of terabytes": ([[-1, 1, "Conv", [16777216, 16]]] * 2, {}, "row 2 .* GiB"),
+    "a tensor of terabytes": ([[-1, 1, "Conv", [16777216, 16]]], {}, "row 1 .* GiB"),
     "input channels": ([[-1, 1, "Conv", [65536]], [-1, 1, "AIFI", []]], {}, "row 2 .* GiB"),
     "input channels, added": (
         [[-1, 1, "Conv", [65536]], [-1, 1, "FocusedLinearAttention", [8]]],
@@ -169,20 +169,17 @@ LARGE_IMAGES = {  # rows of models that are built, and too large for the first i
     "scaled maps": [[-1, 1, "nn.Upsample", [None, 2, "nearest"]], [-1, 1, "Conv", [16]]] * 12,
     "transposed convolutions": [[-1, 1, "ConvTranspose", [256, 2, 2]]] * 8,
     "padding": [[-1, 1, "nn.ZeroPad2d", [200]]] * 20,
-    "chained padding": [[-1, 16, "Conv", [16, 1, 1, 1]]] * 100,
     "attention on pixels": [[-1, 1, "ConvTranspose", [128, 2, 2]], [-1, 1, "C3TR", [128]]],
     "attention at stride 2": [[-1, 1, "Conv", [128]], [-1, 1, "C2PSA", [128]]],
     "attention at stride 2 in areas": [[-1, 1, "Conv", [128]], [-1, 1, "A2C2f", [128, True, 1]]],
     "attention of an encoder": [[-1, 1, "Conv", [128]], [-1, 1, "AIFI", [128, 8]]],
     "attention with many heads": [[-1, 1, "Conv", [1024, 3, 2]], [-1, 1, "C2PSA", [1024, 16]]],
     "maps that are kept": [
-        STEM,
-        *[[-1, 1, "Conv", [2048]]] * 90,
-        [[*range(2, 90)], 1, "Concat", [1]],
-        [0, 1, "Conv", [8]],
+        *(STEM, [-1, 1, "Conv", [2048]]),
+        *[[-1, 1, "DWConv", [2048, 3]]] * 90,
+        *([[*range(2, 90)], 1, "Concat", [1]], [0, 1, "Conv", [8]]),
     ],
     "classes": [[[0, 0], 1, "Detect", [20000]]] * 3,
-    "convolutions": [STEM, *[[-1, 1, "Conv", [512, 3]]] * 200],
 }
 
 
@@ -262,7 +259,7 @@ class Recorder(TorchDispatchMode):
         self.held = {storage: n for storage, n in self.held.items() if not storage.expired()}
         self.most = max(self.most, size + sum(self.held.values()))
         for x in [] if is_in_place(func) else tree_leaves(result):
-            if isinstance(x, torch.Tensor):
+            if isinstance(x, torch.Tensor) and x.dtype != torch.bool:  # all but masks
                 self.held[StorageWeakRef(x.untyped_storage())] = x.numel() * x.element_size()
                 if func._schema.name not in ("aten::empty", "aten::clone"):
                     self.filled.append(x.numel())
@@ -276,7 +273,7 @@ def build_usual_rows(names: list[str], channels: int):
         f = [0, 0, 0] if name in ("Detect", "v10Detect", "RTDETRDecoder", "Concat") else 0
         leading = [channels] * {**LEADING_CHANNELS, **COUNTED_IN_FORWARD}[name]
         built = 0
-        for n, tail in ((1, []), (1, [3, 1]), (1, [16, 1]), (1, [1, 16]), (1, [16, 16]), (1 if f else 3, [])):
+        for n, tail in ((1, []), (1, [3, 1]), (1, [16, 1]), (1, [1, 16]), (1, [16, 16]), (1 if f else 16, [1, 1, 1])):
             rows = [[-1, 1, "Conv", [channels, 3, 2]], [f, n, name, [*leading, *tail]]]
             d = {"nc": 2, "yaml_file": "strange.yaml", "backbone": rows, "head": []}
             assert find_predictable_rows(rows, d) == {0: True, 1: name in LEADING_CHANNELS}
@@ -300,7 +297,7 @@ def test_each_tensor_of_a_predictable_row_is_counted_before_it_is_filled():
         assert max(recorder.filled) <= 2048, d
 
 
-@pytest.mark.parametrize("size", [8, 40])
+@pytest.mark.parametrize("size", [8, 24])
 def test_a_predictable_row_takes_no_more_than_its_bound(size):
     for d, layer, _ in build_usual_rows(list(LEADING_CHANNELS), 64):
         sources = d["backbone"][1][0]

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 
 import pytest
+import torch  # noqa: F401 - a test evaluates what names it
 import torchvision
 from conftest import ROOT
 from hypothesis import HealthCheck, Phase, given, settings

@@ -240,16 +240,6 @@ class MemoryLimit(TorchDispatchMode):
         self.row += 1
         self.begin_row()
 
-    def add_registered(self, x: torch.Tensor) -> None:
-        """Count a tensor that a module of a predictable row registers, before it is filled."""
-        numbers = x.numel()
-        if type(x) is nn.Parameter:
-            self.row_numbers += numbers
-        self.operations += 2  # it is created, and filled
-        self.registered += numbers * x.element_size()
-        if self.registered + self.bytes > REHEARSED_BYTES:
-            self.check()
-
     def run(self, m: nn.Module, x: Any) -> Any:
         """Run a layer on the first image; count operations unless it is predictable that all fits.
 
@@ -354,7 +344,15 @@ def register_hooks() -> None:
 
 
 def count_registered(module: nn.Module, name: str, x: torch.Tensor | None) -> None:
-    """Count a tensor that a module of a predictable row registers."""
-    active = _building.get()
-    if active is not None and not active.is_entered and x is not None and not nn.parameter.is_lazy(x):
-        active.add_registered(x)
+    """Count a tensor that a module of a predictable row registers, before it is filled."""
+    active, kind = _building.get(), type(x)
+    if active is None or active.is_entered or x is None:
+        return
+    if kind is nn.Parameter:
+        active.row_numbers += x.numel()
+    elif kind is not torch.Tensor and nn.parameter.is_lazy(x):
+        return
+    active.operations += 2  # it is created, and filled
+    active.registered += x.nbytes
+    if active.registered + active.bytes > REHEARSED_BYTES:
+        active.check()

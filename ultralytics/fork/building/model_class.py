@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ultralytics.fork.building import forward  # noqa: F401 - what builds a model is imported with its class
 from ultralytics.fork.building.model_yaml import check_sections, describe_row, file_name
 from ultralytics.nn.AddModules.registry import RowError
 

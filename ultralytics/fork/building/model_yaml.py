@@ -9,11 +9,9 @@ imported, takes an argument that is called like a variable of `parse_model` for 
 from __future__ import annotations
 
 import ast
-import contextlib
 import difflib
 import inspect
 import sys
-from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any
 
@@ -48,15 +46,13 @@ def check_rows(d: dict, names: dict[str, Any], variables: set[str]) -> list[list
     """
     check_sections(d)
     check_settings(d)
-    rows = [*d["backbone"], *d["head"]]
-    for i, row in enumerate(rows):
-        with name_row_in_errors(d, i, row):
+    rows, i = [*d["backbone"], *d["head"]], 0
+    try:
+        for i, row in enumerate(rows):
             check_form(row)
-    rows = [copy_lists(row) for row in rows]  # as they stand in the file: they are rewritten
-    depth, layers, total, has_backbone = read_scale(d)[0], 0, 0, False
-    for i, row in enumerate(rows):
-        f, n, name, args = row
-        with name_row_in_errors(d, i, row):
+        rows = [copy_lists(row) for row in rows]  # as they stand in the file: they are rewritten
+        depth, layers, total, empty = read_scale(d)[0], 0, 0, None
+        for i, (f, n, name, args) in enumerate(rows):
             check_arguments(args, d, variables)
             cls = require_layer_class(name, names)
             total += max(1, check_repeats(n, depth, cls))
@@ -66,19 +62,13 @@ def check_rows(d: dict, names: dict[str, Any], variables: set[str]) -> list[list
                 check_torchvision(args)
             if is_backbone(cls) and i:
                 raise RowError(f"{name} is a multi-output backbone; expected in row 0, the first of `backbone:`")
-            check_sources(f, layers, rows[0][2] if has_backbone else None)
-        has_backbone |= is_backbone(cls)
-        layers += MAP_COUNT + 1 if is_backbone(cls) else 1
-    return rows
-
-
-@contextlib.contextmanager
-def name_row_in_errors(d: dict, i: int, row: Any) -> Iterator[None]:
-    """Put in front of a `RowError` where its row stands, which takes time to write."""
-    try:
-        yield
+            check_sources(f, layers, empty)
+            layers += 1
+            if is_backbone(cls):
+                layers, empty = MAP_COUNT + 1, name
     except RowError as e:
-        raise RowError(f"{describe_row(d, i, row)}: {e}") from None
+        raise RowError(f"{describe_row(d, i, rows[i])}: {e}") from None
+    return rows
 
 
 def check_repeats(n: Any, depth: float, cls: type[nn.Module]) -> float:
