@@ -4,12 +4,14 @@
     uv run pytest -m slow            the rest
     uv run pytest -m "" --measure    both; writes tests/durations.json
 
-A test is slow if its recorded time is above `SLOW`. A test that is marked `end_to_end` is in the fast tier whatever it
-takes: each promise of the README has at least one.
+A test is slow if its recorded time, with that of the fixtures that it shares with others, is above `SLOW`. A test
+marked `end_to_end` is in the fast tier whatever it takes: each promise of the README has at least one. A test marked
+`nightly` runs only with --nightly.
 """
 
 import json
 import resource
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ import pytest
 DURATIONS = Path(__file__).with_name("durations.json")  # seconds of processor time by test, children included
 SLOW = 1.5  # seconds
 FAST_BUDGET = 10 * 60  # seconds of processor time of the fast tier
+SLOW_BUDGET = 35 * 60  # of the slow tier
 RECORDED = 0.2  # seconds from which a test's time is kept
 PROMISES = (  # of the README; each has a test that is marked end_to_end with its name
     *("train", "val", "predict", "export", "resume", "restricted loading", "transfer", "rebase", "two processes"),
@@ -24,17 +27,43 @@ PROMISES = (  # of the README; each has a test that is marked end_to_end with it
 
 collected = pytest.StashKey[set]()
 promises = pytest.StashKey[list]()
-measured: dict[str, float] = {}
+fixture_times = pytest.StashKey[dict]()
+measured: dict[str, dict[str, float]] = {"tests": {}, "fixtures": {}}
 
 
-def read_durations() -> dict[str, float]:
-    """Read the recorded times."""
-    return json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.is_file() else {}
+def read_durations() -> dict[str, dict[str, float]]:
+    """Read the recorded times, of tests by themselves and of the fixtures that several tests share."""
+    return json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.is_file() else {"tests": {}, "fixtures": {}}
 
 
-def is_slow(item: pytest.Item, durations: dict[str, float]) -> bool:
+def list_shared_fixtures(item: pytest.Item) -> list[str]:
+    """List the fixtures of an item that are set up once for several tests, as they are recorded."""
+    indices = item.callspec.indices if hasattr(item, "callspec") else {}
+    found = [item._fixtureinfo.name2fixturedefs.get(name, ())[-1:] for name in item.fixturenames]
+    return [
+        fixture_name(definition, indices.get(definition.argname, 0))
+        for (definition,) in filter(None, found)
+        if definition.scope != "function"
+    ]
+
+
+def fixture_name(definition: pytest.FixtureDef, index: int) -> str:
+    """Name a fixture, with the number of its parameter."""
+    return f"{definition.baseid}::{definition.argname}[{index}]"
+
+
+def is_slow(item: pytest.Item, durations: dict[str, dict[str, float]]) -> bool:
     """Whether a test belongs to the slow tier."""
-    return durations.get(item.nodeid, 0) > SLOW and item.get_closest_marker("end_to_end") is None
+    shared = sum(durations["fixtures"].get(name, 0) for name in list_shared_fixtures(item))
+    return durations["tests"].get(item.nodeid, 0) + shared > SLOW and item.get_closest_marker("end_to_end") is None
+
+
+def sum_durations(items: Iterable[pytest.Item], durations: dict[str, dict[str, float]]) -> float:
+    """Add up what tests take, each shared fixture once."""
+    items = list(items)
+    fixtures = {name for item in items for name in list_shared_fixtures(item)}
+    own = sum(durations["tests"].get(item.nodeid, 0) for item in items)
+    return own + sum(durations["fixtures"].get(name, 0) for name in fixtures)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -47,7 +76,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if is_slow(item, durations):
             item.add_marker(pytest.mark.slow)
-        work[item.path] = work.get(item.path, 0) + durations.get(item.nodeid, 0)
+        if item.get_closest_marker("nightly") and not config.getoption("--nightly"):
+            item.add_marker(pytest.mark.skip(reason="with --nightly"))
+        work[item.path] = work.get(item.path, 0) + durations["tests"].get(item.nodeid, 0)
     items.sort(key=lambda item: -work[item.path])
 
 
@@ -60,8 +91,21 @@ def processor_time() -> float:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item):
     """Note when a test begins."""
+    item.stash[fixture_times] = {}
     item.began = processor_time()
     return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef, request: pytest.FixtureRequest):
+    """Note what a shared fixture takes, at the test that is the first to need it."""
+    began = processor_time()
+    try:
+        return (yield)
+    finally:
+        if fixturedef.scope != "function":
+            name = fixture_name(fixturedef, request.param_index)
+            request._pyfuncitem.stash[fixture_times][name] = processor_time() - began
 
 
 @pytest.hookimpl(wrapper=True)
@@ -69,7 +113,9 @@ def pytest_runtest_makereport(item: pytest.Item):
     """Send a test's processor time to the process that writes it down."""
     report = yield
     if report.when == "teardown":
-        report.user_properties.append(("processor_time", processor_time() - item.began))
+        shared = item.stash[fixture_times]
+        own = processor_time() - item.began - sum(shared.values())
+        report.user_properties += [("processor_time", own), ("fixture_times", shared)]
     return report
 
 
@@ -77,14 +123,19 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Collect the times."""
     times = dict(report.user_properties)
     if report.when == "teardown" and "processor_time" in times:
-        measured[report.nodeid] = times["processor_time"]
+        measured["tests"][report.nodeid] = times["processor_time"]
+        measured["fixtures"].update(times["fixture_times"])
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     """Say how much processor time the run took, and write the times down if that was asked for."""
-    if hasattr(config, "workerinput") or not measured:
+    if hasattr(config, "workerinput") or not measured["tests"]:
         return
-    terminalreporter.write_line(f"processor time: {sum(measured.values()) / 60:.1f} min")
+    total = sum(sum(times.values()) for times in measured.values())
+    terminalreporter.write_line(f"processor time: {total / 60:.1f} min")
     if config.getoption("--measure"):
-        times = {name: round(seconds, 2) for name, seconds in sorted(measured.items()) if seconds >= RECORDED}
+        times = {
+            kind: {name: round(seconds, 2) for name, seconds in sorted(found.items()) if seconds >= RECORDED}
+            for kind, found in measured.items()
+        }
         DURATIONS.write_text(json.dumps(times, indent=0) + "\n", encoding="utf-8")

@@ -69,12 +69,18 @@ def metadata(file) -> dict:
     return ast.literal_eval(found) if isinstance(found, str) else found  # an ONNX property is text
 
 
-END_TO_END = pytest.mark.end_to_end("export")  # one case; the rest is slow
-CASES = [
-    pytest.param(name, form, marks=END_TO_END if (name, form) == ("rtdetr-tiny-FLA", "onnx") else ())
-    for name in TINY
-    for form in FORMATS
-]
+USUAL = "torchscript", "onnx", "openvino", "mnn"
+
+
+def mark_case(name: str, form: str) -> tuple | pytest.MarkDecorator:
+    """Choose the tier of a case: each model in its usual forms, each other form of one model, all others at night."""
+    if (name, form) == ("rtdetr-tiny-FLA", "onnx"):
+        return pytest.mark.end_to_end("export")
+    turn = TINY[list(FORMATS).index(form) % len(TINY)]
+    return () if form in USUAL or name == turn else pytest.mark.nightly
+
+
+CASES = [pytest.param(name, form, marks=mark_case(name, form)) for name in TINY for form in FORMATS]
 
 
 @pytest.mark.parametrize("name, form", CASES)
@@ -107,7 +113,13 @@ def test_every_tiny_model_in_every_format(files, shapes, name, form):
         assert boxes.conf.sort().values == pytest.approx(expected.conf.sort().values, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in TINY])
+LARGE = "rtdetr-l-HGBlock_FLA", "rtdetr-l-HGBlock_Biformer", "rtdetr-l-EMO", "rtdetr-ResNetLayer_MQA_SR"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=() if x in LARGE else pytest.mark.nightly) for x in MODELS if x not in TINY],
+)
 def test_every_large_model_in_onnx(name, tmp_path, monkeypatch):
     """At a small size: the graph's operators are what matters, and that the weights are in it; regions are ragged."""
     monkeypatch.chdir(tmp_path)
@@ -250,21 +262,22 @@ def test_an_export_that_does_not_run_is_an_error_and_is_not_kept(files, monkeypa
     assert sorted(folder.iterdir()) == before
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
-def test_what_was_exported_before_stays_where_another_export_fails(files, monkeypatch, form, error):
+def test_what_was_exported_before_stays_where_another_export_fails(files, monkeypatch, form):
     """Even where the new one goes through ONNX, and at Ctrl-C."""
-    model = YOLO(files["rtdetr-tiny-EMO"])
+    model = YOLO(files["rtdetr-tiny"])
     old = [Path(model.export(format=f, imgsz=SIZE)) for f in ("onnx", form)]
     contents = [{p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()} for path in old]
-    monkeypatch.setattr(AutoBackend, "forward", lambda *_: (_ for _ in ()).throw(error))
-    with pytest.raises(type(error)):
-        YOLO(files["rtdetr-tiny-EMO"]).export(format=form, imgsz=SIZE)
-    assert [{p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()} for path in old] == contents
-    assert not list(files["rtdetr-tiny-EMO"].parent.glob(".*"))
+    for error in (ValueError("no"), KeyboardInterrupt()):
+        with monkeypatch.context() as patch:
+            patch.setattr(AutoBackend, "forward", lambda *_, error=error: (_ for _ in ()).throw(error))
+            with pytest.raises(type(error)):
+                YOLO(files["rtdetr-tiny"]).export(format=form, imgsz=SIZE)
+        assert [{p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()} for path in old] == contents
+        assert not list(files["rtdetr-tiny"].parent.glob(".*"))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.nightly)])
 def test_what_is_not_finite_proves_nothing(files, monkeypatch, value):
     """Not even where the model finds nothing in the photographs, so that nothing is missing."""
     model = YOLO(files["rtdetr-tiny-FLA"])

@@ -217,10 +217,8 @@ def test_a_study(workplace, shapes):
     assert workplace.seen() == []
 
 
-def test_explanations_and_several_processes(workplace, shapes, often):
-    """Those that take longer, in the nightly run."""
-    if not often(False, True):
-        pytest.skip("in the nightly run")
+@pytest.mark.nightly
+def test_explanations_and_several_processes(workplace, shapes):
     explain = ROOT / "scripts" / "explain.py", "rtdetr-tiny-FLA.yaml", ASSETS / "bus.jpg"
     workplace.python(*explain, "--what", "cam", "focusing", "--imgsz", 64)
     command = f"yolo train model=rtdetr-tiny.yaml data={shapes} epochs=1 imgsz=64 batch=4 device=cpu project=runs"

@@ -44,7 +44,6 @@ from ultralytics.nn.tasks import RTDETRDetectionModel
 from ultralytics.utils.metrics import ap_per_class, box_iou
 
 MODELS = ["rtdetr-tiny.yaml", "rtdetr-tiny-EMO.yaml"]
-pytestmark = pytest.mark.slow  # a study of two models is trained first
 PUBLISHED = json.loads((ROOT / "scripts" / "_reproduce" / "published.json").read_text())
 
 

@@ -26,14 +26,16 @@ class Stop(Exception):
     """Ends a training from outside."""
 
 
-@pytest.fixture(scope="module", params=MODELS)
+# The tiny models have the modules of the large ones
+PARAMS = [pytest.param(name, marks=() if name in TINY else pytest.mark.nightly) for name in MODELS]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def trained(request, shapes, tmp_path_factory):
     """A model trained for two epochs: its name, its run's folder, and its weights under a name without "rtdetr".
 
-    The run is stopped in the second epoch and resumed by the command. The large models are trained with --nightly.
+    The run is stopped in the second epoch and resumed by the command.
     """
-    if request.param not in TINY and not request.config.getoption("--nightly"):
-        pytest.skip("with --nightly; the tiny models have the same modules")
 
     def stop(trainer):
         if trainer.epoch == 1:
@@ -157,7 +159,7 @@ def test_track_by_the_command(trained, tmp_path):
     assert len(drawn) == 2 and all(image.shape == cv2.imread(str(ASSETS / "bus.jpg")).shape for image in drawn)
 
 
-@pytest.mark.parametrize("form", ["torchscript", "onnx"])
+@pytest.mark.parametrize("form", ["torchscript", pytest.param("onnx", marks=pytest.mark.nightly)])
 def test_export_and_run(trained, form):
     """The exported file, found to be an RT-DETR by what it holds, gives the scores that the weights give."""
     name, _folder, weights = trained

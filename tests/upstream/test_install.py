@@ -234,11 +234,10 @@ def test_uv_editable(clone, environment, elsewhere, wheel):
 
 
 @needs_uv
+@pytest.mark.nightly
 @pytest.mark.parametrize("version", PYTHONS)
-def test_uv_run_on_each_python(clone, elsewhere, wheel, version, request):
-    """The README's way, from an empty environment: some gigabytes, and so with `--nightly` only."""
-    if not request.config.getoption("--nightly"):
-        pytest.skip("with --nightly only: installs all dependencies")
+def test_uv_run_on_each_python(clone, elsewhere, wheel, version):
+    """The README's way, from an empty environment: some gigabytes, and so at night."""
     command = ["uv", "run", "--quiet", "--no-dev", "--project", clone, f"--python={find_python(version)}", "python"]
     settings = {"ULTRALYTICS_WHEEL": str(wheel), "YOLO_CONFIG_DIR": str(elsewhere)}
     out = run(*command, "-c", BUILD_MODEL, "rtdetr-tiny-FLA.yaml", cwd=elsewhere, **settings).stdout

@@ -35,10 +35,9 @@ for name in sys.argv[1:]:
 """
 
 
-def test_oldest_torch(tmp_path, request):
-    """With --nightly: it downloads that torch."""
-    if not request.config.getoption("--nightly"):
-        pytest.skip("with --nightly")
+@pytest.mark.nightly
+def test_oldest_torch(tmp_path):
+    """At night, as it downloads that torch."""
     floor = re.search(r'(?m)^  "torch>=([\d.]+)", # the modules', (ROOT / "pyproject.toml").read_text())[1]
     needs = [
         "einops",

@@ -48,7 +48,7 @@ def check_rows(d: dict, names: dict[str, Any], variables: set[str]) -> list[list
     check_settings(d)
     rows, i = [*d["backbone"], *d["head"]], 0
     try:
-        for i, row in enumerate(rows):
+        for i, row in enumerate(rows):  # noqa: B007 - the error says which
             check_form(row)
         rows = [copy_lists(row) for row in rows]  # as they stand in the file: they are rewritten
         depth, layers, total, empty = read_scale(d)[0], 0, 0, None
