@@ -180,7 +180,7 @@ def lively(name: str, settled: bool = False):
     one, with random weights, then also what rounding does.
     """
     from ultralytics import RTDETR
-    from ultralytics.fork.export.parity import make_inputs
+    from ultralytics.fork.export.compare_detections import make_inputs
 
     torch.manual_seed(0)
     model = RTDETR(f"{name}.yaml")

@@ -13,7 +13,8 @@ from conftest import MODELS, TINY, lively
 from predicted_labels import write_predicted_labels
 
 from ultralytics import RTDETR, YOLO
-from ultralytics.fork.export import parity, verification
+from ultralytics.fork.export import verification
+from ultralytics.fork.export.compare_detections import BOUNDS, compare_detections, count_tied_queries
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.backends.base import BaseBackend
 from ultralytics.nn.tasks import RTDETRDetectionModel
@@ -102,7 +103,7 @@ def test_every_tiny_model_in_every_format(files, shapes, name, form):
             calibrated and "jpg" in row["input"]
         )
     exact = bits == 32
-    assert found["bounds"] == vars(parity.BOUNDS[bits])
+    assert found["bounds"] == vars(BOUNDS[bits])
     assert not exact or all(row["detections"] >= 60 and row["tied"] <= 2 for row in found["inputs"])
     model, original = YOLO(file), YOLO(files[name])
     assert type(model) is RTDETR
@@ -222,7 +223,7 @@ def test_int8_with_calibration(trained, shapes, tmp_path):
     for form in ("openvino", "onnx"):
         file = YOLO(trained).export(format=form, quantize=8, data=shapes, imgsz=64)
         found = metadata(file)
-        assert found["bounds"] == vars(parity.BOUNDS[8])
+        assert found["bounds"] == vars(BOUNDS[8])
         assert [row["input"] for row in found["inputs"]] == ["bus.jpg", "4 images of small.yaml"]
         assert type(YOLO(file)) is RTDETR
     images = shapes.parent / "data" / "images" / "val"
@@ -392,9 +393,9 @@ A, B, C = (0.2, 0.2, 0.1, 0.1, 0.9, 0), (0.7, 0.6, 0.2, 0.2, 0.6, 1), (0.5, 0.5,
 
 
 def compare(one, other, bits=32, tied=()):
-    bounds, chance = parity.BOUNDS[bits], torch.zeros(one.shape[:2], dtype=torch.bool)
+    bounds, chance = BOUNDS[bits], torch.zeros(one.shape[:2], dtype=torch.bool)
     chance[0, list(tied)] = True
-    found = parity.compare_detections("x", one, other, (100, 200), bounds, chance)
+    found = compare_detections("x", one, other, (100, 200), bounds, chance)
     return found, found.is_within(bounds)
 
 
@@ -423,8 +424,8 @@ def test_bounds_of_fp32(changed, holds):
 
 
 def test_bounds_grow_with_the_image_below_fp32():
-    assert [parity.BOUNDS[bits].pixels((640, 320)) for bits in (32, 16, 8)] == [1, 6.4, 16]
-    assert [parity.BOUNDS[bits].pixels((64, 96)) for bits in (32, 16, 8)] == [1, 2, 4]
+    assert [BOUNDS[bits].pixels((640, 320)) for bits in (32, 16, 8)] == [1, 6.4, 16]
+    assert [BOUNDS[bits].pixels((64, 96)) for bits in (32, 16, 8)] == [1, 2, 4]
 
 
 def test_one_detection_is_not_matched_twice():
@@ -449,12 +450,12 @@ def test_below_fp32_what_counts_must_be_found():
 
 
 def test_ties_among_the_encoder_s_positions():
-    scores, bounds = torch.tensor([[3.0, 2.0, 1.0, 0.0]]), parity.BOUNDS[32]
+    scores, bounds = torch.tensor([[3.0, 2.0, 1.0, 0.0]]), BOUNDS[32]
     for queries in (2, 4, 9):
-        assert parity.count_tied_queries(scores, queries, bounds).tolist() == [0]
+        assert count_tied_queries(scores, queries, bounds).tolist() == [0]
     scores = torch.tensor([[3.0, 1.0, 1.0, 0.0], [3.0, 2.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
-    assert parity.count_tied_queries(scores, 2, bounds).tolist() == [1, 0, 2]
-    assert parity.count_tied_queries(torch.tensor([[3.0, 1.05, 1.0, 0.0]]), 2, parity.BOUNDS[8]).tolist() == [1]
+    assert count_tied_queries(scores, 2, bounds).tolist() == [1, 0, 2]
+    assert count_tied_queries(torch.tensor([[3.0, 1.05, 1.0, 0.0]]), 2, BOUNDS[8]).tolist() == [1]
 
 
 def test_only_what_a_tied_query_has_found_may_be_missing():
@@ -475,7 +476,7 @@ def test_reference_tells_which_detections_are_of_tied_queries(monkeypatch):
     with torch.no_grad():
         y = model(x)[0]
     monkeypatch.setattr(verification, "count_tied_queries", lambda *_: torch.tensor([0, 7]))
-    found, tied = verification.run_reference(model, x, parity.BOUNDS[32])
+    found, tied = verification.run_reference(model, x, BOUNDS[32])
     assert torch.equal(found, y) and not tied[0].any() and 0 < tied[1].sum() < 60
     boxes, scores = model(x)[1][0][-1], model(x)[1][1][-1].sigmoid()  # of each query
     for row in range(60):

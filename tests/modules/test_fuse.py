@@ -7,7 +7,7 @@ import torch
 from conftest import MODELS
 from torch import nn
 
-from ultralytics.fork.export import parity
+from ultralytics.fork.export.compare_detections import Bounds, compare_detections
 from ultralytics.fork.export.verification import run_reference
 from ultralytics.nn.AddModules.EMO import EMO_1M
 from ultralytics.nn.AddModules.MQA import MultiQueryAttentionLayerWithDownSampling
@@ -31,10 +31,10 @@ def added(model: nn.Module) -> list[nn.Module]:
 
 def found_again(model: nn.Module, fused: nn.Module, x: torch.Tensor) -> bool:
     """Whether a fused model finds the same boxes, to 1e-4 of the image, with the same scores, to 1e-4."""
-    bounds = parity.Bounds(box=1e-4, side=0.0, score=1e-4, share=1.0, counts=0.0, tie=1e-5, end=1e-5, least=0.95)
+    bounds = Bounds(box=1e-4, side=0.0, score=1e-4, share=1.0, counts=0.0, tie=1e-5, end=1e-5, least=0.95)
     expected, tied = run_reference(model, x, bounds)
     with torch.no_grad():
-        return parity.compare_detections("random", expected, fused(x)[0], (1, 1), bounds, tied).is_within(bounds)
+        return compare_detections("random", expected, fused(x)[0], (1, 1), bounds, tied).is_within(bounds)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -10,9 +10,9 @@ import torch
 from short_runs import Crash, columns, data, same, train, whole  # noqa: F401 - fixtures
 
 from ultralytics import RTDETR
-from ultralytics.fork.training import save_checkpoint
+from ultralytics.fork.training import resumable_checkpoint
+from ultralytics.fork.training.resumable_checkpoint import TRAINING_STATE_KEY
 from ultralytics.fork.training.resume import count_epochs
-from ultralytics.fork.training.save_checkpoint import KEY
 
 
 @pytest.mark.parametrize("stop", [(0, 2), (2, 1), (3, 3)], ids=str)
@@ -65,12 +65,12 @@ def test_a_new_run_may_begin_below_a_folder_called_weights(data, tmp_path, monke
 
 def test_the_state_is_not_in_what_a_run_leaves(whole):
     for name in ("last.pt", "best.pt"):
-        assert KEY not in torch.load(whole / "weights" / name, weights_only=False)
+        assert TRAINING_STATE_KEY not in torch.load(whole / "weights" / name, weights_only=False)
 
 
 def test_a_kill_between_two_files_loses_no_best(data, tmp_path, monkeypatch):
     """Killed when last.pt of a new best epoch was written, and best.pt was not yet."""
-    write = save_checkpoint.write_atomically
+    write = resumable_checkpoint.write_atomically
     state = {"writes": 0}
 
     def one_only(file, content):
@@ -79,7 +79,7 @@ def test_a_kill_between_two_files_loses_no_best(data, tmp_path, monkeypatch):
         state["writes"] += 1
         write(file, content)
 
-    monkeypatch.setattr(save_checkpoint, "write_atomically", one_only)
+    monkeypatch.setattr(resumable_checkpoint, "write_atomically", one_only)
     with pytest.raises(Crash):
         train(tmp_path, data)
     monkeypatch.undo()
@@ -112,13 +112,13 @@ def test_a_run_killed_before_its_last_validation_makes_it_when_resumed(data, tmp
         model.train(data=data, **settings)
     keep.undo()
     last = tmp_path / "run" / "weights" / "last.pt"
-    assert KEY in torch.load(last, weights_only=False)
+    assert TRAINING_STATE_KEY in torch.load(last, weights_only=False)
     said = RTDETR(last)
     said.train(resume=True)
     assert said.metrics.nt_per_class.sum() > 4 and said.metrics.box.map == said.trainer.metrics["metrics/mAP50-95(B)"]
     for name in ("last.pt", "best.pt"):
         done = torch.load(last.with_name(name), weights_only=False)
-        assert KEY not in done and done["optimizer"] is None
+        assert TRAINING_STATE_KEY not in done and done["optimizer"] is None
 
 
 def test_the_report_of_a_run_is_of_what_it_starts_from(data, tmp_path):

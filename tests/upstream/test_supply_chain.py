@@ -114,7 +114,7 @@ def test_the_record_takes_what_is_new_and_keeps_what_it_has():
 def package_folder(tmp_path, monkeypatch):
     """A package that set-up has laid down: files of upstream's, one of each folder of ours."""
     root = tmp_path / "checkout" / "ultralytics"
-    for name in ("__init__.py", "nn/tasks.py", "nn/AddModules/mine.py", "fork/limits.py", "cfg_custom/shapes.py"):
+    for name in ("__init__.py", "nn/tasks.py", "nn/AddModules/mine.py", "fork/class_limit.py", "cfg_custom/shapes.py"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name, encoding="utf-8")
     digests = {f"ultralytics/{n}": hashlib.sha256(n.encode()).hexdigest() for n in ("__init__.py", "nn/tasks.py")}

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from ultralytics.fork.limits import MAX_CLASSES
+from ultralytics.fork.class_limit import MAX_CLASSES
 from ultralytics.nn.AddModules.registry import NAMES, READERS, RowError, backbone
 
 MAP_COUNT = 4  # of a multi-output backbone: layer index i is the map of stride 2 ** (i + 1), index 0 stays empty

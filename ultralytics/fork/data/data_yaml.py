@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ultralytics.fork.class_limit import MAX_CLASSES
 from ultralytics.fork.errors import Refused, quote
-from ultralytics.fork.limits import MAX_CLASSES
 
 MAX_CHANNELS = 1024
 

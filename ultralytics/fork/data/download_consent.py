@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ultralytics.fork.class_limit import MAX_CLASSES
 from ultralytics.fork.data.dataset_errors import DATASET_ERRORS, make_one_line_error
 from ultralytics.fork.errors import Refused, mark_as_plain, quote
-from ultralytics.fork.limits import MAX_CLASSES
 from ultralytics.utils import ROOT
 
 CONSENT = "ULTRALYTICS_RUN_DOWNLOADS"  # set to 1, lets data files run and fetch what they ask for

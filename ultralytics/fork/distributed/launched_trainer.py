@@ -24,8 +24,8 @@ from ultralytics.fork.distributed.global_batch import ShareLoader, begin_step, s
 from ultralytics.fork.distributed.instance_mixin import InstanceMixin, mix_into
 from ultralytics.fork.distributed.reductions import GlobalValidator, sync_batch_norms, sync_loss
 from ultralytics.fork.errors import Refused, mark_as_plain
+from ultralytics.fork.training.resumable_checkpoint import TRAINING_STATE_KEY
 from ultralytics.fork.training.resume import read_checkpoint
-from ultralytics.fork.training.save_checkpoint import KEY
 from ultralytics.utils import LOGGER, NUM_THREADS, RANK
 
 training_numbers = itertools.count(1)  # of the trainings of this process's command
@@ -261,7 +261,7 @@ def choose_run(args: Any, launchers: list[str], number: int) -> SimpleNamespace:
     if stamp != before:
         ckpt = read_checkpoint(last)
         ended = (
-            KEY not in ckpt and ckpt["epoch"] + 1 >= ckpt["train_args"]["epochs"]
+            TRAINING_STATE_KEY not in ckpt and ckpt["epoch"] + 1 >= ckpt["train_args"]["epochs"]
         )  # ours: the last validation is due
         run.complete = ckpt["optimizer"] is None or ended
         run.last = str(last) if run.complete or ckpt["epoch"] >= 0 else None

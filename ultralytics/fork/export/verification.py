@@ -18,8 +18,7 @@ import torch.nn.functional as F
 
 from ultralytics.fork.decoder_size import shorten
 from ultralytics.fork.errors import Refused, mark_as_plain
-from ultralytics.fork.export.metadata import write_metadata
-from ultralytics.fork.export.parity import (
+from ultralytics.fork.export.compare_detections import (
     BOUNDS,
     PHOTOGRAPHS,
     Bounds,
@@ -27,6 +26,7 @@ from ultralytics.fork.export.parity import (
     count_tied_queries,
     make_inputs,
 )
+from ultralytics.fork.export.metadata import write_metadata
 from ultralytics.fork.privacy.downloads import require_local_data
 from ultralytics.fork.privacy.telemetry import disable_openvino_telemetry
 from ultralytics.fork.rtdetr import find_head, get_head
@@ -43,7 +43,7 @@ NO_GPU = (
     "is built from: `trtexec --onnx=FILE` there, or this command"
 )
 SKIP_ADVICE = "verify=False exports it all the same"
-FORMATS_ADVICE = "The README says which formats are proven, and how each is installed"
+FORMATS_ADVICE = "docs/deploying.md says which formats are proven, and how each is installed"
 CALIBRATION_BATCHES = 8  # batches of the calibration's images that INT8 is compared on
 BITS = {16: 16, 8: 8, "w8a16": 8, "w8a32": 8}  # by `quantize=`
 

@@ -14,11 +14,11 @@ from ultralytics.fork.hooks.override import install, override
 from ultralytics.fork.pretrained.transfer_report import write_transfer_report
 from ultralytics.fork.rtdetr import unwrap_model
 from ultralytics.fork.training import nonfinite_steps, recipe, resume
-from ultralytics.fork.training.interruption import explain_interruption
+from ultralytics.fork.training.explain_interruption import explain_interruption
 from ultralytics.fork.training.norm_gradients import match_gradient_layout
+from ultralytics.fork.training.resumable_checkpoint import save_resumable_checkpoint
 from ultralytics.fork.training.resume import begin_epoch
 from ultralytics.fork.training.run_state import RunState
-from ultralytics.fork.training.save_checkpoint import save_resumable_checkpoint
 
 __all__ = "begin_epoch", "install"
 

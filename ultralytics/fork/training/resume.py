@@ -17,7 +17,7 @@ from ultralytics.fork.checkpoints import load
 from ultralytics.fork.distributed import run_folder
 from ultralytics.fork.errors import Refused, quote
 from ultralytics.fork.rtdetr import unwrap_model
-from ultralytics.fork.training.save_checkpoint import KEY, training_state
+from ultralytics.fork.training.resumable_checkpoint import TRAINING_STATE_KEY, training_state
 from ultralytics.utils import LOGGER, RANK
 
 
@@ -36,7 +36,7 @@ def read_checkpoint(file: Path) -> dict:
 
 def count_epochs(checkpoint: dict) -> int:
     """Give how many epochs a checkpoint of a run has behind it."""
-    return checkpoint[KEY]["epochs"] if checkpoint.get(KEY) else checkpoint["epoch"] + 1
+    return checkpoint[TRAINING_STATE_KEY]["epochs"] if checkpoint.get(TRAINING_STATE_KEY) else checkpoint["epoch"] + 1
 
 
 def stay_in_checkpoint_folder(trainer: Any, overrides: dict) -> None:
@@ -95,7 +95,7 @@ def keep_training_state(resume_training: Callable, trainer: Any, checkpoint: dic
     Raises:
         AllEpochsDone: If only the last validation is left.
     """
-    state = (checkpoint or {}).get(KEY) if trainer.resume else None
+    state = (checkpoint or {}).get(TRAINING_STATE_KEY) if trainer.resume else None
     if state and state["done"]:
         raise AllEpochsDone
     if state and not state["epochs"]:

@@ -1,4 +1,4 @@
-"""Limits that several rooms share."""
+"""The most classes that a model or a data set may have."""
 
 from __future__ import annotations
 

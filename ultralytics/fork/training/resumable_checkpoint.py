@@ -24,7 +24,9 @@ from ultralytics.fork.rtdetr import unwrap_model
 from ultralytics.fork.training.nonfinite_steps import restore_spoiled_statistics
 from ultralytics.utils import LOGGER
 
-KEY = "training"  # of a checkpoint: what a resume needs beside what upstream keeps; final checkpoints lack it
+TRAINING_STATE_KEY = "training"  # of a checkpoint: what a resume needs beside what upstream keeps, until the run is over
+    "training"  # of a checkpoint: what a resume needs beside what upstream keeps; final checkpoints lack it
+)
 
 
 def save_resumable_checkpoint(save_model: Callable, trainer: Any) -> Any:
@@ -86,7 +88,7 @@ def training_state(trainer: Any) -> dict:
         "iterates": loader.iterator is not None,
         "buffer": list(mosaic_buffer(loader.dataset)),
     }
-    return {KEY: state}
+    return {TRAINING_STATE_KEY: state}
 
 
 def has_ended(trainer: Any) -> bool:
