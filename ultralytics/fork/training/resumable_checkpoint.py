@@ -24,9 +24,7 @@ from ultralytics.fork.rtdetr import unwrap_model
 from ultralytics.fork.training.nonfinite_steps import restore_spoiled_statistics
 from ultralytics.utils import LOGGER
 
-TRAINING_STATE_KEY = "training"  # of a checkpoint: what a resume needs beside what upstream keeps, until the run is over
-    "training"  # of a checkpoint: what a resume needs beside what upstream keeps; final checkpoints lack it
-)
+TRAINING_STATE_KEY = "training"  # of a checkpoint: what a resume needs beside what upstream keeps
 
 
 def save_resumable_checkpoint(save_model: Callable, trainer: Any) -> Any:
