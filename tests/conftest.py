@@ -144,7 +144,12 @@ def find_python(version: str) -> str:
 
 def load_file(path: Path):
     """Import a Python file that is in no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    return load_module(path.stem, path)
+
+
+def load_module(name: str, path: Path):
+    """Import a Python file under a name, such as that of a user's file in `ultralytics.nn.AddModules`."""
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)

@@ -4,14 +4,12 @@ import pytest
 import tiers
 
 
-def test_recorded_times_fit_the_budgets(request):
-    """The fast tier takes at most ten minutes of processor time, and the slow one at most 35."""
+def test_recorded_times_fit_the_budget(request):
+    """The fast tier takes at most ten minutes of processor time."""
     durations = tiers.read_durations()
     items = request.session.items
     fast = [item for item in items if not tiers.is_slow(item, durations)]
     assert durations["tests"] and tiers.sum_durations(fast, durations) <= tiers.FAST_BUDGET
-    slow = sum(durations["tests"].values()) + sum(durations["fixtures"].values()) - tiers.FAST_BUDGET
-    assert slow <= tiers.SLOW_BUDGET
 
 
 def test_slow_tests_are_recorded_under_their_names(request):

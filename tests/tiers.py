@@ -19,7 +19,6 @@ import pytest
 DURATIONS = Path(__file__).with_name("durations.json")  # seconds of processor time by test, children included
 SLOW = 1.5  # seconds
 FAST_BUDGET = 10 * 60  # seconds of processor time of the fast tier
-SLOW_BUDGET = 35 * 60  # of the slow tier
 RECORDED = 0.2  # seconds from which a test's time is kept
 PROMISES = (  # of the README; each has a test that is marked end_to_end with its name
     *("train", "val", "predict", "export", "resume", "restricted loading", "transfer", "rebase", "two processes"),

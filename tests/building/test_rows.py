@@ -164,13 +164,43 @@ def test_a_backbone_takes_the_image():
     assert model(torch.zeros(1, 4, 64, 64))[0].shape == (1, 32, 16, 16)
 
 
-def test_a_backbone_of_three_maps_is_refused(monkeypatch):
-    cls = type("ThreeMaps", (nn.Module,), {"width_list": [8, 16, 32]})
-    monkeypatch.setitem(registry.NAMES, "ThreeMaps", cls)
+@pytest.mark.parametrize("widths", [[8] * 6, [], 8, None])
+def test_a_backbone_of_other_maps_is_refused(monkeypatch, widths):
+    cls = type("ManyMaps", (nn.Module,), {"width_list": widths})
+    monkeypatch.setitem(registry.NAMES, "ManyMaps", cls)
     monkeypatch.setitem(registry.READERS, cls, registry.backbone)
-    monkeypatch.setitem(vars(tasks), "ThreeMaps", cls)
-    with pytest.raises(RowError, match=r"width_list=\[8, 16, 32\]; expected the channels of 4 maps"):
-        parse([-1, 1, "ThreeMaps", []])
+    monkeypatch.setitem(vars(tasks), "ManyMaps", cls)
+    with pytest.raises(RowError, match=r"width_list=.*; expected the channels of 1 to 5 maps"):
+        parse([-1, 1, "ManyMaps", []])
+
+
+@pytest.mark.parametrize("maps", [1, 2, 3, 4, 5])
+def test_a_backbone_of_one_to_five_maps(monkeypatch, maps):
+    """The last one is layer 4; what is before the first one is empty, and no row comes from it."""
+
+    def forward(self, x):
+        sizes = [2 ** (i + 1) for i in range(5 - maps, 5)]
+        return [torch.nn.functional.avg_pool2d(x, k)[:, :1].repeat(1, c, 1, 1) for k, c in zip(sizes, self.width_list)]
+
+    cls = type("SomeMaps", (nn.Module,), {"width_list": [4 * i + 4 for i in range(maps)], "forward": forward})
+    monkeypatch.setitem(registry.NAMES, "SomeMaps", cls)
+    monkeypatch.setitem(registry.READERS, cls, registry.backbone)
+    monkeypatch.setitem(vars(tasks), "SomeMaps", cls)
+    first = 5 - maps
+    rows = [[-1, 1, "SomeMaps", []], [first, 1, "Conv", [8, 1]], [4, 1, "Conv", [8, 1]], [[5, first], 1, "Concat", [1]]]
+    text = {
+        "nc": 3,
+        "backbone": rows[:1],
+        "head": [*rows[1:], [[4, -1], 1, "Detect", ["nc"]]],
+        "yaml_file": "mine.yaml",
+    }
+    model, save = tasks.parse_model(copy.deepcopy(text), 3, verbose=False)
+    assert [m.i for m in model] == [4, 5, 6, 7, 8] and {first, 4, 5} <= set(save)
+    assert model[1].conv.in_channels == 4 and model[2].conv.in_channels == 4 * maps
+    for wrong in range(first):
+        text["head"][0][0] = wrong
+        with pytest.raises(RowError, match=rf"mine.yaml, row 1 .*names layer {wrong}, which SomeMaps leaves empty"):
+            tasks.parse_model(copy.deepcopy(text), 3, verbose=False)
 
 
 def test_channels_scale_with_the_model(monkeypatch):

@@ -115,7 +115,7 @@ for path, args in {
     "shutil.rmtree": [text(MARK)],
     "webbrowser.open": [text("http://127.0.0.1:9")],
     "operator.attrgetter": [text("system")],
-    "functools.partial": [name("os.system"), TOUCH],
+    "functools.partial": [b"}", TOUCH],
     "types.FunctionType": [text("x"), b"}"],
     "code.InteractiveInterpreter": [],
     "numpy.load": [text(MARK)],
@@ -169,6 +169,47 @@ pickled("calls forward", FORWARD + tuple_of(text("x")) + b"R")
 DOTTED = text("ultralytics.nn.tasks") + text("torch.os.system") + b"\x93"
 pickled("takes a dotted name", DOTTED + tuple_of(TOUCH) + b"R", 4)
 pickled("takes a module", name("ultralytics.nn.tasks.torch"))
+
+pickled("a partial of a function", reduce("functools.partial", name("os.system")))
+pickled("a partial of a model", reduce("functools.partial", name("ultralytics.nn.tasks.DetectionModel")))
+PARTIAL = reduce("functools.partial", LINEAR)
+pickled("a partial that is called", PARTIAL + tuple_of(number(10**6), number(10**6)) + b"R")
+pickled("a partial that replaces forward", layer(forward=PARTIAL))
+STATE = tuple_of(name("os.system"), tuple_of(TOUCH), b"}", dictionary(x=FORWARD))
+pickled("a partial that is filled with more", PARTIAL + STATE + b"b")
+pickled("takes register of the owner's files", layer(forward=name("ultralytics.nn.AddModules.registry.register")))
+pickled(
+    "takes a module that the owner's file imports", layer(act=name("ultralytics.nn.AddModules.registry.make_divisible"))
+)
+EMPTY_ARRAY = reduce(
+    "numpy.core.multiarray._reconstruct",
+    name("numpy.ndarray"),
+    tuple_of(number(0)),
+    reduce("_codecs.encode", text("b"), text("latin1")),
+)
+for title, shape, data in (
+    ("an array of a terabyte", (2**40,), b"x"),
+    ("an array that is multiplied", (2**20, 2**20, 0, 1), b"x"),
+    ("an array of minus one", (-1,), b"x"),
+    ("an array without numbers", (4,), b""),
+):
+    dims = tuple_of(*map(number, shape))
+    content = reduce("_codecs.encode", text(data.decode()), text("latin1"))
+    dtype = reduce("numpy.dtype", text("u1"))
+    pickled(title, EMPTY_ARRAY + tuple_of(number(1), dims, dtype, b"\x89", content) + b"b")
+pickled(
+    "an array of objects",
+    EMPTY_ARRAY + tuple_of(number(1), tuple_of(number(1)), reduce("numpy.dtype", text("O")), b"\x89", b"]") + b"b",
+)
+EINOPS = name("einops.layers.torch.Rearrange") + b")\x81"
+for title, pattern, sizes in (
+    ("a pattern of a megabyte", "a " * 500_000 + "-> a", b"}"),
+    ("a pattern that is none", "a b -> c", b"}"),
+    ("a pattern with sizes that are none", "(a b) -> a b", dictionary(a=text("x"))),
+    ("a pattern with a size of 2 ** 60", "(a b) -> a b", dictionary(a=number(2**60))),
+):
+    pickled(title, EINOPS + dictionary(pattern=text(pattern), axes_lengths=sizes) + b"b")
+pickled("a pattern with more", EINOPS + dictionary(pattern=text("a -> a"), axes_lengths=b"}", _modules=b"}") + b"b")
 
 # Objects that are made and filled -------------------------------------------------------------------------------------
 pickled("makes an object with arguments", LINEAR + tuple_of(number(10**6), number(10**6)) + b"\x81")

@@ -1,10 +1,11 @@
 """A checkpoint of a stranger does nothing but become a model, or is refused."""
 
-import functools
+import collections
 import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import zipfile
@@ -22,8 +23,8 @@ from conftest import MODELS, ROOT, TINY
 from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import entrypoint, get_cfg
 from ultralytics.fork.checkpoints.load import load_checkpoint
-from ultralytics.fork.distributed.instance_mixin import InstanceMixin, mix_into
 from ultralytics.fork.errors import Refused
+from ultralytics.fork.instance_mixin import InstanceMixin, mix_into
 from ultralytics.nn.tasks import torch_safe_load
 from ultralytics.utils import LOGGER
 
@@ -286,25 +287,45 @@ def test_a_size_that_no_image_has_is_forgotten(tmp_path):
     assert "imgsz" not in YOLO(tmp_path / "x.pt").overrides
 
 
-def test_a_run_whose_checkpoints_name_more_says_so_and_ends(tmp_path, shapes, caplog):
-    """A layer of the user's own may keep a function; the run itself opens what it has written."""
-    model = YOLO("yolo11n.yaml")
+def test_a_run_whose_checkpoints_name_more_says_so_before_it_begins(tmp_path, shapes):
+    """A layer of the user's own may keep anything; the run itself opens what it has written."""
+    model, said, begun = YOLO("yolo11n.yaml"), [], []
 
     def keep(trainer):
         for one in (trainer.model, trainer.ema.ema):
-            one.model[0].norm = functools.partial(torch.nn.LayerNorm, eps=1e-6)
+            one.model[0].seen = collections.Counter()
 
     model.add_callback("on_pretrain_routine_end", keep)
-    said = []
+    model.add_callback("on_train_start", lambda _: begun.append(len(said)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LOGGER, "warning", lambda line: said.append(line))
         model.train(data=shapes, epochs=1, imgsz=64, batch=4, project=tmp_path, plots=False, workers=0)
-    assert sum("Other processes will refuse" in line and "names functools.partial" in line for line in said) == 1
-    with pytest.raises(Refused, match="names functools.partial"):  # as another process does, or after another write
+    lines = [line for line in said if "refused by other processes" in line]
+    assert lines and lines[0] in said[: begun[0]]
+    assert re.search(r"model\.0 \(Conv\).*`seen`, a collections\.Counter.*`def seen\(self\)", lines[0])
+    with pytest.raises(Refused, match="names collections.Counter"):  # as another process does, or after another write
         load_checkpoint(model.trainer.best, weights_only=True)
     Path(model.trainer.best).write_bytes(Path(model.trainer.best).read_bytes())
-    with pytest.raises(Refused, match="names functools.partial"):
+    with pytest.raises(Refused, match="names collections.Counter"):
         YOLO(model.trainer.best)
+
+
+def test_a_model_that_cannot_be_saved_is_not_trained(tmp_path, shapes):
+    """Python cannot pickle a lambda: upstream ends in its error when the first epoch is over."""
+    model = YOLO("yolo11n.yaml")
+
+    def keep(trainer):
+        trainer.model.model[3].scale = lambda x: 2 * x
+
+    model.add_callback("on_pretrain_routine_end", keep)
+    model.add_callback("on_train_start", lambda _: pytest.fail("it was trained"))
+    with pytest.raises(Refused, match=r"model\.3 \(Conv\).*`scale`, a function.*`def scale\(self, x\)"):
+        model.train(data=shapes, epochs=1, imgsz=64, batch=4, project=tmp_path, plots=False, workers=0)
+    model = YOLO("yolo11n.yaml")
+    model.model.model[3].scale = lambda x: 2 * x
+    with pytest.raises(Refused, match=r"x\.pt.*model\.3 \(Conv\).*`scale`"):
+        model.save(tmp_path / "x.pt")
+    assert not (tmp_path / "x.pt").exists()
 
 
 def test_a_resumed_file_chooses_no_folder(tmp_path):

@@ -22,7 +22,7 @@ from torch import nn
 
 from ultralytics import YOLO
 from ultralytics.fork.distributed import elastic_launch, global_batch, launched_trainer, reductions, run_folder
-from ultralytics.fork.distributed.instance_mixin import mix_into
+from ultralytics.fork.instance_mixin import mix_into
 from ultralytics.fork.training import resume
 from ultralytics.utils import USER_CONFIG_DIR
 
@@ -134,6 +134,7 @@ def assert_same_run(folder, reference):
         assert torch.allclose(ours, theirs, rtol=2e-3, atol=1e-4), key  # saved in fp16
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not LINUX, reason="network namespaces are Linux's")
 def test_two_hosts_train_as_one_process(hosts, data, one, tmp_path):
     """Two processes on each of two hosts, with denoising, and a last batch that leaves two of them without an image."""

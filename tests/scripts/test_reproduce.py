@@ -202,6 +202,7 @@ def test_bad_input_is_one_line(release, environment, message):
 
 
 @uv
+@pytest.mark.nightly
 def test_published_figures_on_8_3_50(monkeypatch, capsys):
     """Every line of the six models comes out; and on what came out, each falsified figure is seen."""
     summaries = {}

@@ -1014,7 +1014,7 @@ def finish(root: Path) -> None:
 
 
 @can_kill
-@pytest.mark.parametrize("conflict", [False, True])
+@pytest.mark.parametrize("conflict", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_killed_at_any_step(checkout, tmp_path, conflict):
     """The old state is usable after it, and what follows ends as if nothing had been."""
     files = NEIGHBOUR if conflict else {TASKS: FILES[TASKS].replace("class Network:", "LIMIT = 3\n\n\nclass Network:")}

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ultralytics.fork.errors import Refused
+from ultralytics.fork.instance_mixin import InstanceMixin, mix_into
 from ultralytics.fork.rtdetr import find_head
 from ultralytics.nn.AddModules.layers.execution_mode import is_eager
 from ultralytics.nn.modules.head import RTDETRDecoder
@@ -25,13 +26,13 @@ from ultralytics.nn.modules.head import RTDETRDecoder
 ARGUMENTS = "decoder_layers", "num_queries"
 
 
-class ShortDecoder(RTDETRDecoder):
-    """The head of a shortened model, made by `shorten` from the full model's."""
+class ShortDecoder(InstanceMixin):
+    """Put by `shorten` in front of the class of a shortened model's head."""
 
     chosen_queries = 0  # the number of queries, where one is chosen
 
-    def forward(self, x: list[torch.Tensor], batch: dict | None = None) -> tuple | torch.Tensor:
-        """Run the head on maps of shape (B, C, H, W), as `RTDETRDecoder` does.
+    def forward(self, x: list[torch.Tensor], *args: Any) -> tuple | torch.Tensor:
+        """Run the head on maps of shape (B, C, H, W), as its class does.
 
         Raises:
             ValueError: If the maps have fewer positions than queries were asked for.
@@ -43,7 +44,7 @@ class ShortDecoder(RTDETRDecoder):
                 raise out_of_range_error(
                     "num_queries", self.chosen_queries, positions, f"positions of this image's maps ({sizes})"
                 )
-        return super().forward(x, batch)
+        return super().forward(x, *args)  # pyright: ignore[reportAttributeAccessIssue] - of the head
 
 
 def choose_decoder_size(model: nn.Module, args: Any) -> None:
@@ -91,7 +92,7 @@ def shorten(model: nn.Module, args: Any) -> nn.Module:
     decoder.num_layers, decoder.eval_idx = layers, layers - 1
     heads = {name: getattr(head, name)[:layers] for name in ("dec_score_head", "dec_bbox_head")}
     short: Any = copy_with_layers(head, {"decoder": decoder, **heads})
-    short.__class__ = ShortDecoder
+    mix_into(short, ShortDecoder)
     short.num_decoder_layers = layers
     short.num_queries = chosen.get("num_queries", head.num_queries)
     short.chosen_queries = chosen.get("num_queries", 0)

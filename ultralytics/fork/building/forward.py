@@ -1,4 +1,4 @@
-"""What a model's forward loop and `fuse()` do with each layer: multi-output backbones, and errors that name the row."""
+"""What a model's forward loop does with each layer: multi-output backbones, and errors that name the row."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Any
 from torch import nn
 
 from ultralytics.fork.building.memory_limit import is_building, run_within_limit
-from ultralytics.fork.building.model_yaml import describe_row
+from ultralytics.fork.building.model_yaml import describe_row, pad_maps
 from ultralytics.fork.building.rows import make_row_error
 from ultralytics.fork.errors import Refused
 from ultralytics.nn.AddModules.registry import RowError
-
-OUR_MODULES = "ultralytics.nn.AddModules."
 
 
 def run_layer(model: nn.Module, m: nn.Module, x: Any, y: list) -> Any:
@@ -33,16 +31,10 @@ def run_layer(model: nn.Module, m: nn.Module, x: Any, y: list) -> Any:
             raise explain_small_map(m, model, e) from e
         raise
     if m.i > len(y):  # only a backbone has more than one index
-        outputs = [None, *x]
+        outputs = pad_maps(x, None)
         y.extend(out if j in model.save else None for j, out in enumerate(outputs[:-1]))
         x = outputs[-1]
     return x
-
-
-def fuse_layer(m: nn.Module) -> None:
-    """Fold the norms of a module of ours for inference, where its class has a `fuse` method."""
-    if type(m).__module__.startswith(OUR_MODULES) and callable(getattr(m, "fuse", None)):
-        m.fuse()
 
 
 def explain_small_map(m: nn.Module, model: Any, error: ValueError) -> ValueError:

@@ -16,7 +16,6 @@ import functools
 import gc
 import math
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,7 +42,7 @@ MAX_OPERATIONS = (
     10 * MAX_ROW_OPERATIONS
 )  # older releases copy the model twice, and run the copies, for its summary: 79,000
 MAX_MULTIPLICATIONS = 10**12  # multiplications for the first image; the same needs 3 * 10 ** 10
-MAX_SECONDS = 30  # of one core, where an operation is due; the same has 3
+MAX_PASSED_BYTES = 2**37  # bytes of all results together, kept or not, so that no build takes for ever
 
 _building: contextvars.ContextVar[MemoryLimit | None] = contextvars.ContextVar("building", default=None)
 
@@ -111,7 +110,7 @@ def build_within_limit(
         active.rehearsed, active.most = not may_rehearse, MAX_ROW_OPERATIONS
         active.predictable_rows = predictable_rows
         try:
-            with active.rows_counted():
+            with active.rows_counted(), torch.no_grad():  # a constructor that runs its layer keeps none of its maps
                 built = parse_model(d, ch, verbose)
         except NotRehearsed:
             built = None
@@ -125,7 +124,7 @@ def build_within_limit(
             gc.collect()
             rehearse_rows(parse_model, again, ch)
             torch.set_rng_state(state)
-            with active.rows_counted():
+            with active.rows_counted(), torch.no_grad():
                 built = parse_model(again, ch, verbose)
         active.most = MAX_OPERATIONS
         return built
@@ -162,7 +161,6 @@ class MemoryLimit(TorchDispatchMode):
     tensors that modules register.
     """
 
-    seconds = MAX_SECONDS
     most = MAX_OPERATIONS
     rehearsed = True
     is_rehearsal = False
@@ -173,8 +171,7 @@ class MemoryLimit(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.operations = self.bytes = self.registered = self.steps = self.row = self.row_numbers = 0
-        self.begin = time.thread_time()
+        self.operations = self.bytes = self.registered = self.steps = self.row = self.row_numbers = self.passed = 0
         self.held: dict[StorageWeakRef, int] = {}
         self.is_entered = False
         self.predictable_rows: dict[int, bool] = {}
@@ -191,6 +188,9 @@ class MemoryLimit(TorchDispatchMode):
         size = size_of_result(func, args, kwargs)
         self.check(size)
         self.multiply(func, args, size)
+        self.passed += size
+        if self.passed > MAX_PASSED_BYTES:
+            raise ModelTooLarge(f"more than {MAX_PASSED_BYTES // 2**30} GiB pass through memory while it is built")
         result = func(*args, **kwargs)
         self.hold(result)
         return result
@@ -263,8 +263,8 @@ class MemoryLimit(TorchDispatchMode):
     def step(self, count: int = 1) -> None:
         """Count operations."""
         self.operations += count
-        if self.operations > self.most or time.thread_time() - self.begin > self.seconds:
-            raise ModelTooLarge(f"more than {self.most} operations or {self.seconds} seconds are needed to build it")
+        if self.operations > self.most:
+            raise ModelTooLarge(f"more than {self.most} operations are needed to build it")
 
     def multiply(self, func: Any, args: tuple, size: int) -> None:
         """Count the multiplications of an operation, before it takes for ever."""
@@ -298,7 +298,6 @@ class MemoryLimit(TorchDispatchMode):
 class Rehearsal(MemoryLimit):
     """Counts what rows take on the meta device, behind each row."""
 
-    seconds = MAX_SECONDS // 5
     most = MAX_ROW_OPERATIONS
     is_rehearsal = True
 
@@ -323,7 +322,7 @@ def rehearse_rows(parse_model: Callable, d: dict, ch: int) -> None:
     rehearsal = Rehearsal()
     token = _building.set(rehearsal)
     try:
-        with torch.device("meta"), warnings.catch_warnings():
+        with torch.device("meta"), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             rehearsal.count_operations()
             parse_model(copy.deepcopy(d), ch, False)

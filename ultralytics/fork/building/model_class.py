@@ -6,7 +6,9 @@ from typing import Any
 
 from ultralytics.fork.building import forward  # noqa: F401 - what builds a model is imported with its class
 from ultralytics.fork.building.model_yaml import check_sections, describe_row, file_name
-from ultralytics.nn.AddModules.registry import RowError
+from ultralytics.nn.AddModules.registry import NAMES, RowError
+
+HEADS = "ultralytics.nn.modules.head"  # upstream's file of them
 
 
 def route_by_head(model: Any, cfg: dict, task: str | None) -> str:
@@ -19,15 +21,19 @@ def route_by_head(model: Any, cfg: dict, task: str | None) -> str:
 
     check_sections(cfg)
     last = cfg["head"][-1] if cfg["head"] else None
-    if isinstance(last, (list, tuple)) and len(last) > 2 and last[2] == "RTDETRDecoder":
+    kind = find_head_kind(last[2]) if isinstance(last, (list, tuple)) and len(last) > 2 else None
+    if kind == "RTDETRDecoder":
         from ultralytics.models import RTDETR
 
         model.__class__ = RTDETR
         return "detect"
     if type(model).__name__ == "RTDETR":
         raise RowError(
-            f"{file_name(cfg)}: the last row of an RTDETR is RTDETRDecoder; other models have another class or name"
+            f"{file_name(cfg)}: the last row of an RTDETR is RTDETRDecoder, or a registered class that is derived from "
+            "it; other models have another class or name"
         )
+    if kind != (last or [None] * 3)[2]:  # upstream knows its own heads by name
+        cfg = {**cfg, "head": [*cfg["head"][:-1], [*last[:2], kind, *last[3:]]]}
     task = task or guess_model_task(cfg)
     if task is None:
         i = len(cfg["backbone"]) + len(cfg["head"]) - 1
@@ -37,3 +43,11 @@ def route_by_head(model: Any, cfg: dict, task: str | None) -> str:
     if task == "classify" and not cfg.get("nc"):
         raise RowError(f"{file_name(cfg)}: `nc: {cfg.get('nc')}`, expected the number of classes")
     return task
+
+
+def find_head_kind(name: Any) -> Any:
+    """Give the name of upstream's head from which a registered class is derived, or the name itself."""
+    for cls in getattr(NAMES.get(name) if isinstance(name, str) else None, "__mro__", ()):
+        if cls.__module__ == HEADS:
+            return cls.__name__
+    return name

@@ -20,7 +20,7 @@ from torch import nn
 from ultralytics.fork.class_limit import MAX_CLASSES
 from ultralytics.nn.AddModules.registry import NAMES, READERS, RowError, backbone
 
-MAP_COUNT = 4  # of a multi-output backbone: layer index i is the map of stride 2 ** (i + 1), index 0 stays empty
+BACKBONE_LAYERS = 5  # indices that a multi-output backbone takes: i is the map of stride 2 ** (i + 1), or stays empty
 FILE_VARIABLES = "nc", "kpt_shape", "reg_max", "end2end"  # of a file, which its rows can name
 MAX_ROWS = 1000  # of a file; the longest published one has 60
 MAX_REPEATS = 1000
@@ -51,7 +51,7 @@ def check_rows(d: dict, names: dict[str, Any], variables: set[str]) -> list[list
         for i, row in enumerate(rows):  # noqa: B007 - the error says which
             check_form(row)
         rows = [copy_lists(row) for row in rows]  # as they stand in the file: they are rewritten
-        depth, layers, total, empty = read_scale(d)[0], 0, 0, None
+        depth, layers, total = read_scale(d)[0], 0, 0
         for i, (f, n, name, args) in enumerate(rows):
             check_arguments(args, d, variables)
             cls = require_layer_class(name, names)
@@ -62,10 +62,8 @@ def check_rows(d: dict, names: dict[str, Any], variables: set[str]) -> list[list
                 check_torchvision(args)
             if is_backbone(cls) and i:
                 raise RowError(f"{name} is a multi-output backbone; expected in row 0, the first of `backbone:`")
-            check_sources(f, layers, empty)
-            layers += 1
-            if is_backbone(cls):
-                layers, empty = MAP_COUNT + 1, name
+            check_sources(f, layers)
+            layers += BACKBONE_LAYERS if is_backbone(cls) else 1
     except RowError as e:
         raise RowError(f"{describe_row(d, i, rows[i])}: {e}") from None
     return rows
@@ -81,13 +79,12 @@ def check_repeats(n: Any, depth: float, cls: type[nn.Module]) -> float:
     return scaled
 
 
-def check_sources(f: Any, layers: int, backbone: str | None) -> None:
+def check_sources(f: Any, layers: int) -> None:
     """Raise a `RowError` for a 'from' that names a layer that does not exist.
 
     Args:
         f: The layer index, or a list of them.
         layers: How many layer indices there are before this row.
-        backbone: The multi-output backbone of row 0, which leaves index 0 empty.
     """
     for x in f if isinstance(f, (list, tuple)) else [f]:
         if not isinstance(x, Integral):
@@ -97,8 +94,6 @@ def check_sources(f: Any, layers: int, backbone: str | None) -> None:
         if not -layers <= x < layers:
             there = f"layers 0 to {layers - 1} are before this one" if layers else "the first layer is from -1"
             raise RowError(f"'from' names layer {x}, which does not exist here; {there}")
-        if backbone and x % layers == 0:
-            raise RowError(f"'from' names layer {x}, which {backbone} leaves empty; its maps are 1 to 4")
 
 
 def check_sections(d: dict) -> None:
@@ -331,6 +326,11 @@ def show_signature(cls: type) -> str:
     """Show how a class is constructed, for an error message."""
     parameters = inspect.signature(cls).parameters.values()
     return f"{cls.__name__}({', '.join(str(p.replace(annotation=p.empty)) for p in parameters)})"
+
+
+def pad_maps(maps: list | tuple, empty: Any) -> list:
+    """Put what stands for an empty index before the maps of a multi-output backbone, or before their channels."""
+    return [empty] * (BACKBONE_LAYERS - len(maps)) + list(maps)
 
 
 def is_backbone(cls: Any) -> bool:

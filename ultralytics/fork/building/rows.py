@@ -12,23 +12,29 @@ from torch import nn
 
 from ultralytics.fork.building.memory_limit import ModelTooLarge, build_within_limit, end_row
 from ultralytics.fork.building.model_yaml import (
-    MAP_COUNT,
+    BACKBONE_LAYERS,
     check_rows,
     describe_row,
     file_name,
     find_class,
     is_backbone,
+    pad_maps,
     shorten_value,
     show_signature,
 )
 from ultralytics.fork.building.predictable_rows import find_predictable_rows
 from ultralytics.nn.AddModules.registry import NAMES, READERS, Layer, Row, RowError
+from ultralytics.nn.modules.head import RTDETRDecoder
+
+OWN_NAMES = "i", "f", "type", "np"  # attributes that `parse_model` gives each layer
 
 
 @dataclass
 class RowCounter:
-    """The row that `parse_model` is at."""
+    """The row that `parse_model` is at, and the file with its rows."""
 
+    rows: list[list]
+    settings: dict
     row: int = 0
 
 
@@ -44,8 +50,12 @@ class LayerBuilder:
         self.name = layer.name or f"{cls.__module__}.{cls.__qualname__}"
 
     def __call__(self, *_: Any) -> nn.Module:
-        """Build the layer with the constructor's arguments, not with those that the summary shows."""
-        return self.cls(*self.args, **self.kwargs)
+        """Build the layer with the constructor's arguments, not with those that the summary shows.
+
+        A layer that has an attribute of a name that `parse_model` writes is put into a `Sequential`, which takes it.
+        """
+        layer = self.cls(*self.args, **self.kwargs)
+        return nn.Sequential(layer) if find_own_name(layer) else layer
 
     def __str__(self) -> str:
         """Look like a class to `parse_model`, which prints what stands between the quotes."""
@@ -57,11 +67,25 @@ class BackboneBuilder(LayerBuilder):
 
     def __init__(self, cls: type[nn.Module], layer: Layer):
         super().__init__(cls, layer)
-        self.layer = super().__call__()
+        self.layer = cls(*self.args, **self.kwargs)
+        if name := find_own_name(self.layer):
+            raise RowError(f"{cls.__name__}: its attribute `{name}` is one that the parser of models writes; rename it")
 
     def __call__(self, *_: Any) -> nn.Module:
         """Return the layer."""
         return self.layer
+
+
+def find_own_name(layer: nn.Module) -> str | None:
+    """Find an attribute of a layer, or of its class, that `parse_model` would overwrite."""
+    theirs = vars(nn.Module)
+    for name in OWN_NAMES:
+        of_class = getattr(type(layer), name, None)
+        if name in vars(layer) or (of_class is not None and of_class is not theirs.get(name)):
+            return name
+        if any(name in held for held in (layer._modules, layer._parameters, layer._buffers)):
+            return name
+    return None
 
 
 def read_row(
@@ -82,21 +106,22 @@ def read_row(
     Raises:
         RowError: If the arguments do not fit the module's constructor, or repeats its channels.
     """
-    row = Row(module, i, f, n, args, ch, width, max_channels)
+    counter = _counter.get()
+    row = Row(module, i, f, n, args, ch, width, max_channels, counter.settings if counter else {})
     layer = READERS[module](row)
     try:
         inspect.signature(module).bind(*layer.args, **layer.kwargs)
     except TypeError as e:
         raise row.error(f"arguments {args}: {e}", show_signature(module)) from None
     printed = layer.args if layer.printed is None else layer.printed
-    if layer.n > 1 and (is_backbone(module) or layer.c2 != row.c1):
+    if layer.n > 1 and (is_backbone(module) or isinstance(row.f, (list, tuple)) or layer.c2 != row.c1):
         raise row.error(f"{layer.n} repeats of a layer that does not keep its channels", "1")
     if not is_backbone(module):
         return LayerBuilder(module, layer), printed, layer.c2, layer.n
     builder = BackboneBuilder(module, layer)
-    widths = builder.layer.width_list
-    if len(widths) != MAP_COUNT:
-        raise row.error(f"width_list={widths}", f"the channels of {MAP_COUNT} maps, of strides 4, 8, 16 and 32")
+    widths = getattr(builder.layer, "width_list", None)
+    if not isinstance(widths, (list, tuple)) or not 1 <= len(widths) <= BACKBONE_LAYERS:
+        raise row.error(f"width_list={widths}", f"the channels of 1 to {BACKBONE_LAYERS} maps, the last of stride 32")
     return builder, printed, widths[-1], 1
 
 
@@ -106,16 +131,38 @@ def index_layer(m: nn.Module, ch: list[int], save: list[int]) -> None:
     Upstream counts rows. After a multi-output backbone the layer index is ahead of the row's, and the entries that
     upstream has put on the savelist for this row are corrected.
     """
+    counter = _counter.get()
     if is_backbone(type(m)):
-        ch.extend([0, *m.width_list[:-1]])
+        ch.extend(pad_maps(m.width_list, 0)[:-1])
+        if counter is not None:
+            check_maps(m, counter)
     elif m.i != len(ch):
         sources = [x for x in ([m.f] if isinstance(m.f, int) else m.f) if x != -1]
         save[len(save) - len(sources) :] = [x % len(ch) for x in sources]
     m.i = len(ch)
+    if isinstance(m, RTDETRDecoder) and -1 in m.f:  # upstream's RTDETRDetectionModel looks each of them up
+        m.f = [m.i - 1 if x == -1 else x for x in m.f]
+        save.append(m.i - 1)
     end_row(m)
-    counter = _counter.get()
     if counter is not None:
         counter.row += 1
+
+
+def check_maps(m: nn.Module, counter: RowCounter) -> None:
+    """Raise a `RowError` for a row that comes from a layer index that a backbone of fewer than five maps leaves empty.
+
+    Args:
+        m: The backbone.
+        counter: The rows; the row that is wrong becomes the current one.
+    """
+    empty = BACKBONE_LAYERS - len(m.width_list)
+    for i, row in enumerate(counter.rows[1:], 1):
+        before = BACKBONE_LAYERS + i - 1
+        for x in row[0] if isinstance(row[0], (list, tuple)) else [row[0]]:
+            if x % before < empty and x != -1:
+                counter.row = i
+                maps = f"{empty} to {BACKBONE_LAYERS - 1}" if empty < BACKBONE_LAYERS - 1 else f"{empty}"
+                raise RowError(f"'from' names layer {x}, which {type(m).__name__} leaves empty; its maps are {maps}")
 
 
 def build_rows(parse_model: Callable, d: dict, ch: int, verbose: bool = True) -> tuple[nn.Sequential, list[int]]:
@@ -130,7 +177,7 @@ def build_rows(parse_model: Callable, d: dict, ch: int, verbose: bool = True) ->
     variables = {*parse_model.__code__.co_varnames, *parse_model.__code__.co_cellvars}
     rows = check_rows(d, names, variables)
     activation = names["Conv"].default_act
-    counter = RowCounter()
+    counter = RowCounter(rows, d)
     token = _counter.set(counter)
 
     def build(*args: Any) -> tuple[nn.Sequential, list[int]]:
@@ -151,10 +198,16 @@ def build_rows(parse_model: Callable, d: dict, ch: int, verbose: bool = True) ->
         names["Conv"].default_act = activation  # upstream leaves it as the file has it, after an error
 
 
+_added_names: set[str] = set()
+
+
 def add_registered_names(names: dict[str, Any]) -> None:
-    """Put the registered classes where `parse_model` looks names up, and refuse to shadow one that is there."""
+    """Put the registered classes where `parse_model` looks names up, and refuse to shadow one of upstream's there."""
     for name, cls in NAMES.items():
-        if names.setdefault(name, cls) is not cls:
+        if name not in names or name in _added_names:
+            names[name] = cls
+            _added_names.add(name)
+        elif names[name] is not cls:
             raise RowError(f"{cls.__module__}.{name}: upstream's nn/tasks.py has the name {name}, choose another")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import enum
+import functools
 import math
+import operator
 import pathlib
 import types
 from collections import OrderedDict
@@ -14,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ultralytics.fork.checkpoints.allowed_names import ACTIVATIONS, Reference, describe
+from ultralytics.fork.checkpoints.allowed_names import TORCH_FUNCTIONS, Reference, describe, is_owners
 from ultralytics.fork.checkpoints.refusal import Violation
-from ultralytics.fork.checkpoints.state_checks import KEY_TYPES, check_keys, refuse_tuples, require_type
+from ultralytics.fork.checkpoints.state_checks import KEY_TYPES, check_keys, hold, refuse_tuples, require_type
 
 
 def call_function(function: Any, args: Any) -> Any:
@@ -24,6 +27,8 @@ def call_function(function: Any, args: Any) -> Any:
     if not isinstance(function, Reference) or type(args) is not tuple:
         raise Violation(f"calls {describe(function)}")
     if isinstance(function.target, type):
+        if issubclass(function.target, enum.Enum):
+            return find_member(function, args)
         if args or issubclass(function.target, nn.Module):
             raise Violation(f"calls {function.path}")
         return make_empty_object(function.target)
@@ -35,15 +40,57 @@ def call_function(function: Any, args: Any) -> Any:
 
 
 def make_empty_object(cls: Any) -> Any:
-    """Make an object of a class without its constructor."""
-    return cls.__new__(cls)
+    """Make an object of a class; neither its constructor nor a `__new__` of the owner's is called."""
+    base = next(base for base in cls.__mro__ if not is_owners(base, base.__module__))
+    return base.__new__(cls)
 
 
 def make_object(cls: Any, args: Any) -> Any:
     """Make an empty object of a class that a checkpoint may name; the constructor is not called."""
-    if isinstance(cls, Reference) and isinstance(cls.target, type) and args == ():
-        return make_empty_object(cls.target)
+    if isinstance(cls, Reference) and isinstance(cls.target, type) and not issubclass(cls.target, enum.Enum):
+        if args == ():
+            return make_empty_object(cls.target)
+        if (
+            issubclass(cls.target, tuple)
+            and type(args) is tuple
+            and len(args) == len(getattr(cls.target, "_fields", ()))
+        ):
+            return tuple.__new__(cls.target, [hold(x) for x in args])
     raise Violation(f"makes an object of {describe(cls)} with arguments")
+
+
+def find_member(cls: Reference, args: tuple) -> enum.Enum:
+    """Find a member of an enum by its value."""
+    (value,) = args if len(args) == 1 else (None,)
+    members = list(cls.target.__members__.values())
+    for member in members:
+        if type(member._value_) is type(value) and member._value_ == value:
+            return member
+    if issubclass(cls.target, enum.Flag) and type(value) is int and 0 <= value < 2 ** len(members):
+        flags = [member for member in members if member._value_ & value == member._value_]
+        if flags and functools.reduce(operator.or_, (member._value_ for member in flags)) == value:
+            return functools.reduce(operator.or_, flags)
+    raise Violation(f"names a member of {cls.path} that it does not have")
+
+
+def make_partial(function: Any) -> functools.partial:
+    """Make a partial of a class of layers, or of a function that a layer may hold; it is not called."""
+    function = hold(function)
+    if not isinstance(function, (type, types.FunctionType, types.BuiltinFunctionType)):
+        raise ValueError("it is neither a class nor a function")
+    return functools.partial(function)
+
+
+def make_array(cls: Any, shape: tuple, kind: bytes) -> np.ndarray:
+    """Make an empty array of numpy's, which its state fills."""
+    if not (isinstance(cls, Reference) and cls.target is refuse_call and shape == (0,) and kind == b"b"):
+        raise ValueError("not an array")
+    return np.ndarray((0,), "b")
+
+
+def refuse_call(*_: Any) -> None:
+    """Stand for a class that a checkpoint names and may not call."""
+    raise ValueError("it is not to be called")
 
 
 # Tensors --------------------------------------------------------------------------------------------------------------
@@ -75,24 +122,32 @@ def rebuild_parameter(data: torch.Tensor, requires_grad: bool, hooks: Any, marks
 
 # Attributes -----------------------------------------------------------------------------------------------------------
 def get_attribute(obj: Any, name: str) -> Any:
-    """Stand for `getattr`: of a layer or its class a forward method, of torch an activation, of an enum a member."""
-    if isinstance(obj, nn.Module) and name in {"forward", "forward_fuse"}:
+    """Stand for `getattr`: of a layer or its class a method, of torch a function, of an owner's class one inside it."""
+    target = obj.target if isinstance(obj, Reference) else None
+    if type(name) is not str or (name.startswith("__") and target is not object):
+        raise Violation(f"takes {str(name)[:80]!r} of {describe(obj)}")
+    if isinstance(obj, nn.Module):
         return types.MethodType(get_method(type(obj), name), obj)
-    if isinstance(obj, Reference) and isinstance(obj.target, type) and type(name) is str and name.startswith("forward"):
-        return get_method(obj.target, name)
-    if isinstance(obj, Reference) and obj.target is object and name == "__new__":
+    if target is object and name == "__new__":
         return Reference("builtins.object.__new__", lambda cls: make_object(cls, ()))
-    if isinstance(obj, Reference) and obj.target is make_interpolation_mode:
+    if target is make_interpolation_mode:
         return make_interpolation_mode(name.lower())
-    if isinstance(obj, Reference) and obj.target is torch_functions and name in ACTIVATIONS and hasattr(torch, name):
+    if target is torch_functions and name in TORCH_FUNCTIONS:
         return getattr(torch, name)
+    if isinstance(target, type):
+        held = vars(target).get(name)
+        if isinstance(held, type) and is_owners(target, target.__module__) and held.__module__ == target.__module__:
+            return Reference(f"{obj.path}.{name}", held)
+        return get_method(target, name)
     raise Violation(f"takes {str(name)[:80]!r} of {describe(obj)}")
 
 
 def get_method(cls: type, name: str) -> Callable:
-    """Get a method of a layer's class."""
-    function = getattr(cls, name)
-    if not issubclass(cls, nn.Module) or not isinstance(function, types.FunctionType):
+    """Get a method of a class, which is not called: of a layer's a forward method, of the owner's own any."""
+    home = next((base for base in cls.__mro__ if name in vars(base)), object)
+    is_forward = name.startswith("forward") and issubclass(cls, nn.Module)
+    function = getattr(home, name, None)
+    if not isinstance(function, types.FunctionType) or not (is_forward or is_owners(home, home.__module__)):
         raise ValueError(f"{name} is not a method")
     return function
 
@@ -176,8 +231,11 @@ FUNCTIONS: dict[str, Callable] = {
     "builtins.set": make_set,
     "builtins.slice": accept_plain_values(slice),
     "collections.OrderedDict": make_ordered_dict,
+    "functools.partial": make_partial,
+    "numpy.core.multiarray._reconstruct": make_array,
     "numpy.core.multiarray.scalar": make_scalar,
     "numpy.dtype": make_dtype,
+    "numpy.ndarray": refuse_call,
     **{f"pathlib.{cls.__name__}": make_path for cls in (pathlib.PosixPath, pathlib.WindowsPath)},
     "torch.Size": accept_plain_values(torch.Size),
     "torch._C._VariableFunctionsClass": torch_functions,

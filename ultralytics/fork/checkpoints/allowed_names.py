@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ ADDED_MODULES = "ultralytics.nn.AddModules."
 # Python modules whose nn.Module classes a checkpoint may name; with a dot at the end, the modules below it
 LAYER_MODULES = (
     "clip.model",
+    "einops.layers.torch",
+    "timm.layers.",
+    "timm.models.",
     "torch.nn.modules.",
     "torchvision.models.",
     "torchvision.ops.",
@@ -31,21 +35,27 @@ LAYER_MODULES = (
 )
 CLIP_MODULES = "clip.", "ultralytics.nn.text_model"  # the latter installs clip when it is imported
 FEATURE_EXTRACTION = "torchvision.models.feature_extraction"  # its class runs code that it holds
+HELD_CLASSES = ADDED_MODULES, "timm.layers.", "torch.nn.modules.", "torchvision.ops.", "ultralytics.nn.modules."
 # Python modules of which a checkpoint may name each class that is defined there
 PLAIN_MODULES = "ultralytics.nn.distill_model", "ultralytics.utils.loss", "ultralytics.utils.tal"
 DATA_CLASSES = {
+    "argparse.Namespace",
+    "timm.models._features.FeatureInfo",
     "torchvision.transforms.transforms.Compose",
     "torchvision.transforms.transforms.ToTensor",
+    "types.SimpleNamespace",
     "ultralytics.utils.IterableSimpleNamespace",
 }
-ACTIVATIONS = {  # functions of torch
-    *("celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "relu6"),
-    *("selu", "sigmoid", "silu", "softmax", "softplus", "tanh"),
+TORCH_FUNCTIONS = {  # of the module torch itself, which has some that open files
+    *("abs", "add", "bmm", "cat", "celu", "clamp", "cos", "div", "exp", "log", "matmul", "max", "maximum", "mean"),
+    *("min", "minimum", "mul", "relu", "rsqrt", "selu", "sigmoid", "sin", "softmax", "sqrt", "square", "sub", "sum"),
+    *("tanh", "where"),
 }
+FUNCTIONAL = "torch.nn.functional", "torch._C._nn", "torch.functional"  # functions of tensors, which a layer may hold
 KEPT_FUNCTIONS = {  # a layer may hold them; a checkpoint may not call them
     "clip.clip._convert_image_to_rgb",
+    *(f"einops.einops.{name}" for name in ("einsum", "rearrange", "reduce", "repeat")),
     "ultralytics.nn.AddModules.Biformer.regional_routing_attention_torch",
-    *(f"{module}.{name}" for module in ("torch.nn.functional", "torch._C._nn") for name in ACTIVATIONS),
 }
 RENAMED = {  # names of earlier releases, and timm's names of what EMO has
     "timm.layers.drop.DropPath": "ultralytics.nn.AddModules.EMO.DropPath",
@@ -73,7 +83,10 @@ class Reference:
 
 def describe(obj: Any) -> str:
     """Name an object in a message."""
-    return obj.path[:200] if isinstance(obj, Reference) else f"{type(obj).__module__}.{type(obj).__name__}"
+    if isinstance(obj, Reference):
+        return obj.path[:200]
+    cls = obj if isinstance(obj, types.FunctionType) else type(obj)
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def current_path(path: str) -> str:
@@ -85,7 +98,9 @@ def current_path(path: str) -> str:
 
 
 def find_class(path: str) -> Any:
-    """Find a class, a dtype or an activation that a checkpoint names; nothing else is imported.
+    """Find a class, a dtype or a function of tensors that a checkpoint names; nothing else is imported.
+
+    Of the files of nn/AddModules, which are the owner's own code, it may name all classes and functions.
 
     Raises:
         Violation: If it is not part of a model.
@@ -96,21 +111,24 @@ def find_class(path: str) -> Any:
     module, _, name = path.rpartition(".")
     if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
         return getattr(torch, name)
-    may_be_layer = has_layers(module) and name != name.lower()  # a name of small letters is not a class
     if module.startswith(CLIP_MODULES) and importlib.util.find_spec("clip") is None:
         raise Violation(f"names {path[:200]}, which needs the package clip, which is not installed")
-    if not (may_be_layer or module in PLAIN_MODULES or path in DATA_CLASSES | KEPT_FUNCTIONS):
+    # Libraries' classes have a capital; a file is not imported for another name
+    may_be_layer = has_layers(module) and (module.startswith(ADDED_MODULES) or name != name.lower())
+    is_known = may_be_layer or module in PLAIN_MODULES or path in DATA_CLASSES | KEPT_FUNCTIONS
+    if not (is_known or (module in FUNCTIONAL and not name.startswith("_"))):
         raise Violation(f"names {path[:200]}, which is not part of a model")
     try:
         obj = vars(importlib.import_module(module)).get(name)
     except ImportError:
         obj = None
-    if path in KEPT_FUNCTIONS and obj is not None:
-        return obj
     if isinstance(obj, type):
-        is_layer = may_be_layer and issubclass(obj, nn.Module) and has_layers(obj.__module__)
-        if is_layer or path in DATA_CLASSES or (module in PLAIN_MODULES and obj.__module__ == module):
+        is_layer = issubclass(obj, nn.Module) and may_be_layer and has_layers(obj.__module__)
+        is_data = path in DATA_CLASSES or (module in PLAIN_MODULES and obj.__module__ == module)
+        if is_layer or is_data or is_owners(obj, module):
             return Reference(path, obj)
+    elif path in KEPT_FUNCTIONS or is_owners(obj, module) or getattr(obj, "__module__", None) in (*FUNCTIONAL, "torch"):
+        return obj
     if obj is None and path.startswith(ADDED_MODULES):
         raise MissingModule(
             f"names {path[:200]}, which is not here: put the file with {name[:100]} into {ROOT / 'nn' / 'AddModules'}; "
@@ -118,6 +136,17 @@ def find_class(path: str) -> Any:
         )
     problem = "is not a class of a model" if obj is not None else "does not exist here"
     raise Violation(f"names {path[:200]}, which {problem}")
+
+
+def is_owners(obj: Any, module: str) -> bool:
+    """Whether a class or a function is the owner's own, defined in a file of nn/AddModules."""
+    is_own = module.startswith(ADDED_MODULES) and getattr(obj, "__module__", None) == module
+    return is_own and isinstance(obj, (type, types.FunctionType))
+
+
+def may_be_held(obj: Any) -> bool:
+    """Whether an object may hold a class, such as that of its norms, to make layers of it later."""
+    return isinstance(obj, type) and f"{obj.__module__}.".startswith(HELD_CLASSES)
 
 
 def has_layers(module: str) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import enum
+import functools
+import math
 import types
 from collections import OrderedDict
 from typing import Any
@@ -10,7 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ultralytics.fork.checkpoints.allowed_names import DATA_CLASSES, PLAIN_MODULES, Reference, describe
+from ultralytics.fork.checkpoints.allowed_names import (
+    ADDED_MODULES,
+    DATA_CLASSES,
+    PLAIN_MODULES,
+    Reference,
+    describe,
+    is_owners,
+    may_be_held,
+)
 from ultralytics.fork.checkpoints.refusal import Violation
 
 PLACES_LIMIT = 100_000  # of layers in layers; the largest model has 1,500
@@ -18,6 +29,8 @@ HEADS_LIMIT = 2**12  # heads, and channels of a head
 KEY_TYPES = str, int, float, bool, bytes, type(None)  # of dictionaries and sets: types whose hash is fast
 EXACT_INTEGERS = 2**53  # up to here each number has a hash of its own; beyond, any count of numbers can share one
 CONTENTS = {"_parameters": nn.Parameter, "_buffers": torch.Tensor, "_modules": nn.Module}  # of a layer
+EINOPS_LAYERS = "einops.layers.torch.Rearrange", "einops.layers.torch.Reduce"
+EINOPS_STATE = {"pattern", "reduction", "axes_lengths"}
 FEATURE_HOOK = "ultralytics.nn.distill_model.FeatureHook"
 
 
@@ -28,21 +41,89 @@ def fill_object(obj: Any, state: Any) -> None:
         if not (type(state) is tuple and len(state) > 5 and state[2:5] == (None, None, None)):
             raise Violation("has an array of records")
         return
-    if type(state) is tuple and len(state) == 2 and state[1] is None:
-        state = state[0]
-    if type(state) is not dict or not all(type(key) is str for key in state):
+    if type(obj) is np.ndarray:
+        fill_array(obj, state)
+        return
+    if type(obj) is functools.partial:
+        fill_partial(obj, state)
+        return
+    cls, slots = type(obj), {}
+    if type(state) is tuple and len(state) == 2:  # attributes, and those in slots
+        state, slots = state[0] or {}, state[1] or {}
+    if type(state) is list and len(state) == len(getattr(cls, "__dataclass_fields__", ())):  # frozen, with slots
+        state, slots = {}, dict(zip(cls.__dataclass_fields__, state))
+    if not all(type(x) is dict and all(type(key) is str for key in x) for x in (state, slots)):
         raise Violation(f"gives {describe(obj)} attributes that are not a dictionary")
-    if type(obj) is OrderedDict:  # a state dict, with the versions of its modules
+    state, slots = ({key: hold(value) for key, value in x.items()} for x in (state, slots))
+    if slots and not is_owners(cls, cls.__module__):
+        raise Violation(f"gives {describe(obj)} attributes in slots")
+    if cls is OrderedDict:  # a state dict, with the versions of its modules
         if set(state) - {"_metadata"}:
             raise Violation("gives an OrderedDict attributes")
         vars(obj).update(state)
+    elif f"{cls.__module__}.{cls.__name__}" in EINOPS_LAYERS:
+        fill_einops_layer(obj, state)
     elif isinstance(obj, nn.Module):
         fill_layer(obj, state)
-    elif type(obj).__module__ in PLAIN_MODULES or f"{type(obj).__module__}.{type(obj).__name__}" in DATA_CLASSES:
-        check_attributes(obj, state)
-        vars(obj).update(state)
+    elif isinstance(obj, enum.Enum):
+        raise Violation(f"changes {describe(obj)}")
+    elif (
+        cls.__module__ in PLAIN_MODULES
+        or f"{cls.__module__}.{cls.__name__}" in DATA_CLASSES
+        or is_owners(cls, cls.__module__)
+    ):
+        check_attributes(obj, {**state, **slots})
+        vars(obj).update(state) if state else None
+        for key, value in slots.items():
+            if not isinstance(getattr(cls, key, None), types.MemberDescriptorType):
+                raise Violation(f"gives {describe(obj)} the attribute {key[:40]}, which it has no slot for")
+            object.__setattr__(obj, key, value)
     else:
         raise Violation(f"gives {describe(obj)} attributes")
+
+
+def hold(value: Any) -> Any:
+    """Give what an object, a list or a dictionary may hold: of the classes those of layers, and the owner's own."""
+    if type(value) is tuple:
+        return tuple(hold(x) for x in value) if any(isinstance(x, (Reference, tuple)) for x in value) else value
+    if not isinstance(value, Reference):
+        return value
+    if may_be_held(value.target):
+        return value.target
+    raise Violation(f"holds {value.path[:200]}")
+
+
+def fill_array(array: np.ndarray, state: Any) -> None:
+    """Fill an array with its numbers, which the checkpoint has as bytes."""
+    version, shape, dtype, fortran, data = state if type(state) is tuple and len(state) == 5 else (None,) * 5
+    is_array = version == 1 and type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape)
+    if not (is_array and len(shape) <= 32 and isinstance(dtype, np.dtype) and type(data) is bytes):
+        raise Violation("has an array that is none")
+    if math.prod(shape) * dtype.itemsize != len(data):
+        raise Violation(f"declares an array of {math.prod(shape)} numbers, for {len(data)} bytes")
+    array.__setstate__((1, shape, dtype, bool(fortran), data))
+
+
+def fill_partial(partial: functools.partial, state: Any) -> None:
+    """Give a partial its arguments; it is not called."""
+    _, args, keywords, attributes = state if type(state) is tuple and len(state) == 4 else (None,) * 4
+    is_right = type(args) is tuple and type(keywords) in (dict, type(None)) and not attributes
+    if not (is_right and all(type(key) is str for key in keywords or {})):
+        raise Violation("has a partial that is none")
+    partial.__setstate__((partial.func, hold(args), {k: hold(v) for k, v in (keywords or {}).items()}, {}))
+
+
+def fill_einops_layer(layer: nn.Module, state: dict) -> None:
+    """Let a layer of einops read its short pattern again, which is all that it keeps."""
+    sizes = state.get("axes_lengths")
+    texts = [state[key] for key in state if key != "axes_lengths"]
+    is_right = type(sizes) is dict and all(type(x) is int and 0 < x < 2**24 for x in sizes.values())
+    if not (is_right and set(state) <= EINOPS_STATE and all(type(x) is str and len(x) <= 200 for x in texts)):
+        raise Violation(f"has a {describe(layer)} whose pattern is none")
+    try:
+        layer.__setstate__(state)
+    except Exception as e:
+        raise Violation(f"has a {describe(layer)} with a wrong pattern ({' '.join(str(e).split())[:100]})") from None
 
 
 def fill_layer(layer: nn.Module, state: dict) -> None:
@@ -55,10 +136,8 @@ def fill_layer(layer: nn.Module, state: dict) -> None:
         ):
             raise Violation(f"has a {describe(layer)} with wrong {kind}")
     for key in state:
-        if "_hooks" in key and not has_only_distillation_hooks(state[key]):
+        if "_hooks" in key and not (has_only_distillation_hooks(state[key]) or has_only_own_hooks(state[key])):
             raise Violation(f"has a {describe(layer)} with {key}, which run")
-        if isinstance(state[key], Reference) and state[key].path.startswith("torch.nn.modules."):
-            state[key] = state[key].target  # torchvision's layers keep the class of their norms
     check_attributes(layer, state)
     for key in ("head_dim", "num_heads"):  # upstream's AAttn computes with them in `__setstate__`
         if type(state.get(key, 0)) is not int or state.get(key, 0) > HEADS_LIMIT:
@@ -89,17 +168,22 @@ def has_only_distillation_hooks(hooks: Any) -> bool:
     return kinds <= {FEATURE_HOOK, "builtins.bool"}
 
 
+def has_only_own_hooks(hooks: Any) -> bool:
+    """Whether a layer's hooks are methods of layers of the owner's own."""
+    values = list(hooks.values()) if isinstance(hooks, dict) else [None]
+    return all(type(x) is types.MethodType and type(x.__self__).__module__.startswith(ADDED_MODULES) for x in values)
+
+
 def check_attributes(obj: Any, state: dict) -> None:
     """Refuse an attribute that would run in place of a method of the object's class."""
     for key, value in state.items():
         if key.startswith("__"):
             raise Violation(f"has a {describe(obj)} with an attribute {key[:40]}")
-        if isinstance(value, Reference):
-            raise Violation(f"has a {describe(obj)} whose {key} is {value.path}")
         of_class = getattr(type(obj), key, None)
         # Upstream calls a layer's class its `type`, which hides a method of torch's
-        hides = callable(of_class) and (callable(value) or of_class is not getattr(nn.Module, key, None))
-        # A fused layer holds one of its forward methods as `forward`
+        is_method = callable(of_class) and not isinstance(of_class, (type, nn.Module))
+        hides = is_method and (callable(value) or of_class is not getattr(nn.Module, key, None))
+        # A fused layer, or one with a switch, holds one of its own methods as `forward`
         is_own = (isinstance(value, types.MethodType) and value.__self__ is obj) or is_own_forward(type(obj), value)
         if hides and not is_own:
             raise Violation(f"has a {describe(obj)} whose method {key} is replaced")
@@ -118,14 +202,14 @@ def set_items(target: Any, items: list) -> None:
         raise Violation(f"sets items of {describe(target)}")
     if len(items) % 2:
         raise Violation("has a key without a value")
-    target.update(zip(check_keys(items[::2]), items[1::2]))
+    target.update(zip(check_keys(items[::2]), map(hold, items[1::2])))
 
 
 def check_keys(keys: list) -> list:
     """Return the keys; refuse nested tuples, whose hash may take for ever, and numbers that can be made to collide."""
     for key in keys:
         parts = key if type(key) is tuple else (key,)
-        if not all(type(part) in KEY_TYPES for part in parts):
+        if not all(type(part) in KEY_TYPES or isinstance(part, enum.Enum) for part in parts):
             raise Violation(f"has {describe(key)} as a key")
         if any(type(part) in (int, float) and abs(part) > EXACT_INTEGERS for part in parts):
             raise Violation("has a number of many digits as a key")

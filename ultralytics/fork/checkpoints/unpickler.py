@@ -1,7 +1,8 @@
 """Read the pickle of a checkpoint, in a bounded number of steps: its opcodes make and fill objects, and run nothing.
 
-A pickle is a program that calls what it names. Here it can name the classes of models (torch's, torchvision's,
-upstream's and this fork's) and a few kinds of data. A class is made empty and filled, its constructor is not called.
+A pickle is a program that calls what it names. Here it can name the classes of models (of torch, torchvision, timm,
+einops, upstream, this fork, and the owner's own in nn/AddModules) and a few kinds of data. A class is made empty and
+filled, its constructor is not called.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ultralytics.fork.checkpoints.state_checks import (
     check_keys,
     check_storage,
     fill_object,
+    hold,
     require_type,
     set_items,
 )
@@ -165,12 +167,12 @@ class Unpickler(pickle._Unpickler):
     def load_append(self) -> None:
         """Append to a list."""
         value = self.stack.pop()
-        require_type(self.stack[-1], list).append(value)
+        require_type(self.stack[-1], list).append(hold(value))
 
     def load_appends(self) -> None:
         """Extend a list."""
         items = self.pop_mark()
-        require_type(self.stack[-1], list).extend(items)
+        require_type(self.stack[-1], list).extend(map(hold, items))
 
     def load_additems(self) -> None:
         """Add to a set."""

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from ultralytics.fork.distributed import elastic_launch, run_folder
 from ultralytics.fork.distributed.elastic_launch import WORLD_SIZE, broadcast_result, gather_values, run_in_turn
 from ultralytics.fork.distributed.global_batch import ShareLoader, begin_step, seed_dropout_by_rank, share_steps
-from ultralytics.fork.distributed.instance_mixin import InstanceMixin, mix_into
 from ultralytics.fork.distributed.reductions import GlobalValidator, sync_batch_norms, sync_loss
 from ultralytics.fork.errors import Refused, mark_as_plain
+from ultralytics.fork.instance_mixin import InstanceMixin, mix_into
 from ultralytics.fork.training.resumable_checkpoint import TRAINING_STATE_KEY
 from ultralytics.fork.training.resume import read_checkpoint
 from ultralytics.utils import LOGGER, NUM_THREADS, RANK

@@ -11,7 +11,7 @@ from torch import nn
 
 from ultralytics.fork.distributed.elastic_launch import WORLD_SIZE
 from ultralytics.fork.distributed.global_batch import begin_step, share_of_batch, shared_step
-from ultralytics.fork.distributed.instance_mixin import InstanceMixin, mix_into
+from ultralytics.fork.instance_mixin import InstanceMixin, mix_into
 from ultralytics.utils import RANK
 
 

@@ -26,7 +26,7 @@ from ultralytics.fork.export.compare_detections import (
     count_tied_queries,
     make_inputs,
 )
-from ultralytics.fork.export.metadata import write_metadata
+from ultralytics.fork.export.metadata import RTDETR_HEAD, write_metadata
 from ultralytics.fork.privacy.downloads import require_local_data
 from ultralytics.fork.privacy.telemetry import disable_openvino_telemetry
 from ultralytics.fork.rtdetr import find_head, get_head
@@ -62,8 +62,15 @@ def export_model(call: Callable, exporter: Any, model: torch.nn.Module, *args: A
     check_arguments(exporter.args)
     exporter.fork_original_model = model
     choose_calibration_data(exporter, model)
+    exporter.callbacks["on_export_start"].append(name_head)
     with nullcontext() if exporter.args.dynamic else one_size():
         return call(exporter, model, *args, **kwargs)
+
+
+def name_head(exporter: Any) -> None:
+    """Call a head that is derived from RT-DETR's by the name that upstream knows."""
+    if find_head(exporter.fork_original_model):
+        exporter.metadata["head"] = RTDETR_HEAD
 
 
 def check_arguments(args: Any) -> None:

@@ -26,7 +26,7 @@ __all__ = ("install",)
 TASKS = "ultralytics.nn.tasks"
 CALLED_LATER = {  # names that nn/tasks.py takes of this file, and where they are
     "READERS": "ultralytics.nn.AddModules.registry",
-    "fuse_layer": "ultralytics.fork.building.forward",
+    "fuse_layer": "ultralytics.fork.building.fuse",
     "index_layer": "ultralytics.fork.building.rows",
     "read_row": "ultralytics.fork.building.rows",
     "run_layer": "ultralytics.fork.building.forward",
@@ -44,7 +44,9 @@ def __getattr__(name: str) -> Any:
 def install(names: dict[str, Any]) -> None:
     """Put the overrides of nn/tasks.py in place, given its globals, behind `parse_model`."""
     import ultralytics.nn.AddModules  # noqa: F401 - registers the modules of its files
+    from ultralytics.fork.building.upstream_layers import lend_names
 
+    lend_names()
     model = names["BaseModel"]
     overrides.install(model)
     overrides.install(names)
@@ -67,6 +69,14 @@ def parse_model(original: Any, d: dict, ch: int, verbose: bool = True) -> tuple:
 def load(original: Any, self: Any, weights: Any, verbose: bool = True) -> None:
     """Align weights by what a layer is, not by its number."""
     load_aligned(original, self, weights, verbose)
+
+
+@override("ultralytics.nn.tasks.BaseModel")
+def fuse(original: Any, self: Any, verbose: bool = True, *args: Any, **kwargs: Any) -> Any:
+    """Fold no layer whose forward would be lost."""
+    from ultralytics.fork.building.fuse import fuse_model
+
+    return fuse_model(original, self, verbose, *args, **kwargs)
 
 
 @override(TASKS, since="8.3.193")

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from ultralytics.fork import decoder_size
+from ultralytics.fork.checkpoints.model_to_save import check_model_to_save
 from ultralytics.fork.data.dataset_errors import raise_plain_cause
 from ultralytics.fork.distributed import elastic_launch
 from ultralytics.fork.hooks.override import install, override
+from ultralytics.fork.layer_numbers import choose_frozen_places
 from ultralytics.fork.pretrained.transfer_report import write_transfer_report
 from ultralytics.fork.rtdetr import unwrap_model
 from ultralytics.fork.training import nonfinite_steps, recipe, resume
@@ -19,6 +21,7 @@ from ultralytics.fork.training.norm_gradients import match_gradient_layout
 from ultralytics.fork.training.resumable_checkpoint import save_resumable_checkpoint
 from ultralytics.fork.training.resume import begin_epoch
 from ultralytics.fork.training.run_state import RunState
+from ultralytics.utils import RANK
 
 __all__ = "begin_epoch", "install"
 
@@ -54,9 +57,10 @@ def get_dataset(original: Any, self: Any) -> dict:
 
 @override(TRAINER)
 def setup_model(original: Any, self: Any) -> Any:
-    """Write into the run's folder which pretrained weights arrived."""
+    """Write into the run's folder which pretrained weights arrived; freeze layers by their indices."""
     checkpoint = original(self)
     write_transfer_report(self)
+    self.args.freeze = choose_frozen_places(unwrap_model(self.model), self.args.freeze)
     return checkpoint
 
 
@@ -70,8 +74,14 @@ def build_optimizer(original: Any, self: Any, model: nn.Module, *args: Any, **kw
 
 @override(TRAINER)
 def _setup_train(original: Any, self: Any, *args: Any) -> None:
-    """Watch each loss, and give batch norms on a CPU gradients in the layout of their outputs."""
-    original(self, *args)
+    """Say what a checkpoint will not keep; watch each loss; give batch norms on a CPU gradients in their layout."""
+    freeze = self.args.freeze
+    try:
+        original(self, *args)
+    finally:
+        self.args.freeze = freeze  # which `setup_model` has translated
+    if RANK in (-1, 0):
+        check_model_to_save(unwrap_model(self.model), "Each checkpoint of this run")
     recipe.warn_of_start_from_scratch(self)
     nonfinite_steps.watch_losses(self)
     if self.device.type == "cpu":

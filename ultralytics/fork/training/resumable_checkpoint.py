@@ -18,11 +18,10 @@ import numpy as np
 import torch
 
 from ultralytics.fork.atomic_write import write_atomically
-from ultralytics.fork.checkpoints import load, own_checkpoints
-from ultralytics.fork.errors import Refused
+from ultralytics.fork.checkpoints import own_checkpoints
+from ultralytics.fork.checkpoints.model_to_save import check_model_to_save
 from ultralytics.fork.rtdetr import unwrap_model
 from ultralytics.fork.training.nonfinite_steps import restore_spoiled_statistics
-from ultralytics.utils import LOGGER
 
 TRAINING_STATE_KEY = "training"  # of a checkpoint: what a resume needs beside what upstream keeps
 
@@ -37,7 +36,7 @@ def save_resumable_checkpoint(save_model: Callable, trainer: Any) -> Any:
         saved = save_model(trainer)
     if not trainer.fork.has_saved and trainer.last.exists():
         trainer.fork.has_saved = True
-        warn_if_refused_elsewhere(trainer.last)
+        check_model_to_save(trainer.ema.ema, "The next checkpoint of this run")  # what its forward passes have added
     return saved
 
 
@@ -45,17 +44,6 @@ def write_own_checkpoint(file: Path, data: bytes) -> None:
     """Write a checkpoint of this process's training."""
     write_atomically(file, data)
     own_checkpoints.add(file)
-
-
-def warn_if_refused_elsewhere(file: Path) -> None:
-    """Warn when a run begins, not when it ends, that other processes will not open its checkpoints."""
-    try:
-        load.load_checkpoint(file, map_location="cpu", weights_only=True, mmap=True)
-    except Refused as e:
-        LOGGER.warning(
-            f"Other processes will refuse the checkpoints of this run: {e}. Better, keep a layer where you keep a "
-            "function, and your classes in a file in ultralytics/nn/AddModules"
-        )
 
 
 def training_state(trainer: Any) -> dict:
