@@ -33,6 +33,9 @@ def check_data_yaml(data: dict) -> None:
     if data.get("channels") is not None:
         is_right = is_integer(data["channels"]) and 0 < data["channels"] <= MAX_CHANNELS
         expect("channels", is_right, f"a number from 1 to {MAX_CHANNELS}")
+    if data.get("bits") is not None:
+        is_right = is_integer(data["bits"]) and 8 <= data["bits"] <= 16 and data.get("channels", 3) in (None, 1, 3)
+        expect("bits", is_right, "a number from 8 to 16, for images of 1 or 3 channels")
     if data.get("kpt_shape") is not None:
         shape = data["kpt_shape"]
         is_right = isinstance(shape, list) and len(shape) == 2 and all(is_integer(x) and 0 <= x < 10000 for x in shape)

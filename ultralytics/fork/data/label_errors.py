@@ -40,26 +40,23 @@ def find_wrong_row(file: str, classes: float, columns: int | None) -> str | None
         rows = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         return f"{file} is no text in UTF-8"
-    length = 0  # numbers of the rows above
     for number, row in enumerate(rows, 1):
         try:
             values = np.array(row.split(), dtype=np.float32)  # as upstream reads them
         except ValueError:
             return f"{file}, row {number}: expected numbers, not {quote(row, 60)}"
-        problem = find_row_problem(row, values, length, classes, columns)
+        problem = find_row_problem(row, values, classes, columns)
         if problem:
             return f"{file}, row {number}: {problem}"
-        length = len(values) or length
     return None
 
 
-def find_row_problem(row: str, values: np.ndarray, length: int, classes: float, columns: int | None) -> str | None:
+def find_row_problem(row: str, values: np.ndarray, classes: float, columns: int | None) -> str | None:
     """Say what is wrong with a row of a label file.
 
     Args:
         row: Its text.
         values: Its numbers.
-        length: How many numbers the rows above it have, 0 for the first row.
         classes: How many classes there are.
         columns: How many numbers a row must have; None for those of a box or a polygon.
     """
@@ -68,8 +65,6 @@ def find_row_problem(row: str, values: np.ndarray, length: int, classes: float, 
         return None
     if n != columns and (columns or (n != 5 and (n < 7 or n % 2 == 0))):
         return f"expected {columns or 'class x y width height, or a class and a polygon'}, not {n} numbers"
-    if length and (n == 5) != (length == 5) and not columns:
-        return f"has {n} numbers, rows above it {length}: boxes and polygons are mixed"
     if not np.isfinite(values).all():
         return f"{quote(row, 60)} is not finite"
     if values[0] % 1 or not 0 <= values[0] < classes:

@@ -6,10 +6,26 @@ with one line, not a traceback, where the line says everything.
 
 from __future__ import annotations
 
-from ultralytics.fork.errors import install_excepthook
+from typing import Any
+
+from ultralytics.fork.errors import install_excepthook, mark_as_plain
 from ultralytics.fork.export.metadata import model_stem
+from ultralytics.fork.hooks.override import install_module, override
 from ultralytics.fork.privacy.downloads import require_names
+
+CFG = "ultralytics.cfg"
 
 __all__ = "model_stem", "require_names"
 
+
+@override(CFG)
+def check_dict_alignment(original: Any, *args: Any, **kwargs: Any) -> None:
+    """Say in one line which argument does not exist, and which one was meant."""
+    try:
+        original(*args, **kwargs)
+    except SyntaxError as e:
+        raise mark_as_plain(SyntaxError(" ".join(str(e).split()))) from None
+
+
 install_excepthook()
+install_module(CFG)

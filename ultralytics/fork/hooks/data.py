@@ -12,15 +12,20 @@ from typing import Any
 from ultralytics.fork.data.data_yaml import check_data_yaml
 from ultralytics.fork.data.dataset_errors import explain_dataset_errors
 from ultralytics.fork.data.download_consent import convert_ndjson, require_download_consent
+from ultralytics.fork.data.image_depth import read_image, with_depth_of
+from ultralytics.fork.data.image_kinds import look_at_images
+from ultralytics.fork.data.image_lists import read_image_list
 from ultralytics.fork.data.images import check_image_pixels, load_readable_image, open_image
 from ultralytics.fork.data.label_cache import load_label_cache, save_label_cache
 from ultralytics.fork.data.label_errors import name_wrong_row
+from ultralytics.fork.data.mixed_labels import verify_mixed
 from ultralytics.fork.hooks import downloads
 from ultralytics.fork.hooks.override import install_module, override, upstream_release, version
 
 __all__ = "check_data_yaml", "install_data", "require_download_consent"
 
 UTILS = "ultralytics.data.utils"
+BASE = "ultralytics.data.base"
 BASE_DATASET = "ultralytics.data.base.BaseDataset"
 YOLO_DATASET = "ultralytics.data.dataset.YOLODataset"
 
@@ -31,7 +36,7 @@ def install_data() -> None:
 
     from ultralytics.utils import patches
 
-    for target in (UTILS, BASE_DATASET, YOLO_DATASET):
+    for target in (UTILS, BASE, BASE_DATASET, YOLO_DATASET):
         install_module(target)
     downloads.install()
     if version(upstream_release()) >= version("8.4.15"):  # which puts its own function in place of Pillow's
@@ -74,8 +79,8 @@ def check_image(original: Any, im_file: str) -> tuple:
 
 @override(UTILS)
 def verify_image_label(original: Any, args: tuple) -> Any:
-    """Name the file and the row of a wrong label."""
-    return name_wrong_row(args, original(args))
+    """Read boxes beside polygons; name the file and the row of a wrong label."""
+    return name_wrong_row(args, verify_mixed(original, args))
 
 
 @override(UTILS, since="8.4.43")
@@ -85,20 +90,34 @@ def convert_ndjson_to_yolo_if_needed(original: Any, data: Any, *args: Any, **kwa
 
 
 @override(BASE_DATASET)
-def get_img_files(original: Any, self: Any, *args: Any, **kwargs: Any) -> list[str]:
-    """Say in one line what is wrong with a data set."""
+def get_img_files(original: Any, self: Any, img_path: Any, *args: Any) -> list[str]:
+    """Read lists that were written on Windows; say in one line what is wrong with a data set."""
     with explain_dataset_errors(self):
-        return original(self, *args, **kwargs)
+        return read_image_list(original, self, img_path, *args)
+
+
+@override(BASE_DATASET)
+def cache_images_to_disk(original: Any, self: Any, *args: Any) -> Any:
+    """Keep images of the depth that the data YAML states."""
+    return with_depth_of(self, original, *args)
+
+
+@override(BASE, since="8.3.120")
+def imread(original: Any, *args: Any, **kwargs: Any) -> Any:
+    """Read 16-bit images by the range that the data YAML states."""
+    return read_image(original, *args, **kwargs)
 
 
 @override(BASE_DATASET)
 def load_image(original: Any, self: Any, i: int, *args: Any, **kwargs: Any) -> tuple:
     """Use no cached .npy file that is not an image; name an image that cannot be decoded."""
-    return load_readable_image(original, self, i, *args, **kwargs)
+    return with_depth_of(self, functools.partial(load_readable_image, original), i, *args, **kwargs)
 
 
 @override(YOLO_DATASET)
 def get_labels(original: Any, self: Any, *args: Any, **kwargs: Any) -> list[dict]:
-    """Say in one line what is wrong with a data set."""
+    """Say in one line what is wrong with a data set, and what would be lost of its images."""
     with explain_dataset_errors(self):
-        return original(self, *args, **kwargs)
+        labels = original(self, *args, **kwargs)
+        look_at_images(self, labels)
+        return labels

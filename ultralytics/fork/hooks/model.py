@@ -1,6 +1,7 @@
 """What this fork does to upstream's engine/model.py.
 
 A YAML with RT-DETR's head becomes an `RTDETR`; `embed` finds the layer before the head behind a multi-output backbone;
+an `RTDETR` is no other model;
 `save` says what a file will not keep; `benchmark` refuses decoder arguments; `val` fetches no data set that nobody
 named; `resume` refuses a run that is over.
 """
@@ -14,11 +15,20 @@ from torch import nn
 from ultralytics.fork.building.model_class import route_by_head
 from ultralytics.fork.checkpoints.model_to_save import check_model_to_save
 from ultralytics.fork.decoder_size import refuse_in_mode
+from ultralytics.fork.errors import Refused
 from ultralytics.fork.hooks.override import install, override
 from ultralytics.fork.privacy.downloads import require_local_data
+from ultralytics.fork.rtdetr import find_head
 from ultralytics.fork.training.resume import refuse_finished_run
 
-__all__ = "install", "refuse_finished_run", "refuse_in_mode", "require_local_data", "route_by_head"
+__all__ = (
+    "install",
+    "leave_out_predictor",
+    "refuse_finished_run",
+    "refuse_in_mode",
+    "require_local_data",
+    "route_by_head",
+)
 
 MODEL = "ultralytics.engine.model.Model"
 
@@ -38,3 +48,16 @@ def save(original: Any, self: Any, filename: Any = "saved_model.pt", *args: Any)
     if isinstance(self.model, nn.Module):
         check_model_to_save(self.model, str(filename))
     original(self, filename, *args)
+
+
+@override(MODEL)
+def _load(original: Any, self: Any, weights: Any, *args: Any, **kwargs: Any) -> None:
+    """Refuse to open another model as an `RTDETR`, whose first prediction would end in an error about sizes."""
+    original(self, weights, *args, **kwargs)
+    if type(self).__name__ == "RTDETR" and isinstance(self.model, nn.Module) and not find_head(self.model):
+        raise Refused(f"{weights} is a model of YOLO for the task {self.task}, not an RT-DETR: open it by YOLO(...)")
+
+
+def leave_out_predictor(self: Any) -> dict:
+    """Copy and pickle a model without its predictor, which holds a lock and is made again by the next prediction."""
+    return {**vars(self), "predictor": None}

@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+import torch
+
 from ultralytics.fork.building.memory_limit import construct_within_limit
 from ultralytics.fork.checkpoints.contents import load_checked
 from ultralytics.fork.hooks import downloads
@@ -24,6 +26,7 @@ from ultralytics.fork.pretrained.timm_backbones import load_weights_or_timm
 __all__ = ("install",)
 
 TASKS = "ultralytics.nn.tasks"
+HEAD = "ultralytics.nn.modules.head.RTDETRDecoder"
 CALLED_LATER = {  # names that nn/tasks.py takes of this file, and where they are
     "READERS": "ultralytics.nn.AddModules.registry",
     "fuse_layer": "ultralytics.fork.building.fuse",
@@ -45,7 +48,9 @@ def install(names: dict[str, Any]) -> None:
     """Put the overrides of nn/tasks.py in place, given its globals, behind `parse_model`."""
     import ultralytics.nn.AddModules  # noqa: F401 - registers the modules of its files
     from ultralytics.fork.building.upstream_layers import lend_names
+    from ultralytics.fork.hooks import cfg  # noqa: F401 - as it is imported
 
+    overrides.install_module(HEAD)
     lend_names()
     model = names["BaseModel"]
     overrides.install(model)
@@ -77,6 +82,13 @@ def fuse(original: Any, self: Any, verbose: bool = True, *args: Any, **kwargs: A
     from ultralytics.fork.building.fuse import fuse_model
 
     return fuse_model(original, self, verbose, *args, **kwargs)
+
+
+@override(HEAD)
+def _generate_anchors(original: Any, *args: Any, **kwargs: Any) -> tuple:
+    """Make anchors that a later step of a training can use, in inference mode too: the head keeps them."""
+    with torch.inference_mode(False):
+        return original(*args, **kwargs)
 
 
 @override(TASKS, since="8.3.193")

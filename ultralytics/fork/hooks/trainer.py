@@ -7,16 +7,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ultralytics.fork import decoder_size
+from ultralytics.fork import arguments, decoder_size
 from ultralytics.fork.checkpoints.model_to_save import check_model_to_save
 from ultralytics.fork.data.dataset_errors import raise_plain_cause
 from ultralytics.fork.distributed import elastic_launch
 from ultralytics.fork.hooks.override import install, override
 from ultralytics.fork.layer_numbers import choose_frozen_places
 from ultralytics.fork.pretrained.transfer_report import write_transfer_report
-from ultralytics.fork.rtdetr import unwrap_model
+from ultralytics.fork.rtdetr import find_head, unwrap_model
 from ultralytics.fork.training import nonfinite_steps, recipe, resume
+from ultralytics.fork.training.compiled_training import give_targets
 from ultralytics.fork.training.explain_interruption import explain_interruption
+from ultralytics.fork.training.inference_tensors import thaw
 from ultralytics.fork.training.norm_gradients import match_gradient_layout
 from ultralytics.fork.training.resumable_checkpoint import save_resumable_checkpoint
 from ultralytics.fork.training.resume import begin_epoch
@@ -52,7 +54,9 @@ def check_resume(original: Any, self: Any, overrides: dict) -> None:
 def get_dataset(original: Any, self: Any) -> dict:
     """Raise an error of one line as it is, where upstream wraps it into another."""
     with raise_plain_cause():
-        return original(self)
+        data = original(self)
+    arguments.check_classes(self.args.classes, (data or self.data or {}).get("names"))
+    return data
 
 
 @override(TRAINER)
@@ -83,9 +87,21 @@ def _setup_train(original: Any, self: Any, *args: Any) -> None:
     if RANK in (-1, 0):
         check_model_to_save(unwrap_model(self.model), "Each checkpoint of this run")
     recipe.warn_of_start_from_scratch(self)
+    if find_head(unwrap_model(self.model)):
+        if RANK in (-1, 0):
+            arguments.say_what_is_ignored("train", self.args)
+            arguments.say_what_training_does(self.args, self.device)
+        give_targets(self)
     nonfinite_steps.watch_losses(self)
     if self.device.type == "cpu":
         match_gradient_layout(unwrap_model(self.model))
+
+
+@override(TRAINER, since="8.3.100")
+def _model_train(original: Any, self: Any) -> None:
+    """Use nothing in training that layers have kept in inference mode."""
+    original(self)
+    thaw(unwrap_model(self.model))
 
 
 @override(TRAINER)

@@ -162,8 +162,15 @@ def restore_training_state(trainer: Any, state: dict) -> None:
 
 def restore_loader(trainer: Any, loader: Any, state: dict) -> None:
     """Fill the mosaic's memory again, and let the loader stand where it stood."""
+    lost = [i for i in state["buffer"] if i >= len(loader.dataset)]
+    if lost:
+        LOGGER.warning(
+            f"The data set has {len(loader.dataset)} images, and had more when the run stopped: it goes on with these, "
+            "and not to the bit as it would have gone on"
+        )
     for i in state["buffer"]:
-        loader.dataset.load_image(i)
+        if i < len(loader.dataset):
+            loader.dataset.load_image(i)
     if state["iterates"] and loader.iterator is None:
         loader.iterator = loader._get_iterator()
     if trainer.args.close_mosaic and trainer.start_epoch > trainer.epochs - trainer.args.close_mosaic:
