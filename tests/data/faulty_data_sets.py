@@ -275,6 +275,7 @@ def npy_that_claims_to_be_huge(root):
 # Labels ---------------------------------------------------------------------------------------------------------------
 LABELS = {  # that are taken
     "columns_of_a_segment": "0 0.1 0.1 0.5 0.1 0.5 0.5",
+    "mixed_columns": "0 0.5 0.5 0.5 0.5\n0 0.1 0.1 0.5 0.1 0.5 0.5",
     "width_zero": "0 0.5 0.5 0 0.5",
     "box_outside": "0 1.0 1.0 1.0 1.0",
     "box_tiny": "0 0.5 0.5 1e-30 1e-30",
@@ -291,7 +292,7 @@ WRONG = {  # whose image is left out; the last row is the wrong one
     "too_few_columns": "0 0.5 0.5 0.5",
     "too_many_columns": "0 0.5 0.5 0.5 0.5 0.9",
     "an_odd_segment": "0 0.1 0.1 0.5 0.1 0.5 0.5 0.7",
-    "mixed_columns": "0 0.5 0.5 0.5 0.5\n0 0.1 0.1 0.5 0.1 0.5 0.5",
+    "mixed_and_beyond": "0 0.1 0.1 0.5 0.1 0.5 0.5\n0 1.5 0.5 0.5 0.5",
     "ragged_rows": "0 0.5 0.5 0.5 0.5\n0 0.5",
     "negative_class": "-1 0.5 0.5 0.5 0.5",
     "class_out_of_range": "2 0.5 0.5 0.5 0.5",

@@ -399,7 +399,8 @@ OVERRIDDEN = {
         "save_dataset_cache_file",
         "verify_image_label",
     },
-    "ultralytics.data.base.BaseDataset": {"get_img_files", "load_image"},
+    "ultralytics.data.base": {"imread"},
+    "ultralytics.data.base.BaseDataset": {"cache_images_to_disk", "get_img_files", "load_image"},
     "ultralytics.data.dataset.YOLODataset": {"get_labels"},
     "ultralytics.utils.downloads": {"get_github_assets", "safe_download"},
 }

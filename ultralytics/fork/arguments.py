@@ -12,48 +12,112 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 STRETCHED = "each image is stretched to imgsz x imgsz"
 SELECTION = "RT-DETR selects its queries and has no non-maximum suppression"
 GAINS = "the gains of RT-DETR's loss are its own"
+NO_AUGMENTATION = "RT-DETR has no augmentation at inference"
 OTHER_TASK = "it is for another task"
-NOT_IN_TRAINING = "it is for val and predict"
-DEPLOYMENT = "it is for an exported model"
+OF_DATA_SETS = "it is for train and val"
+OF_TRAINING, OF_PREDICTION, OF_EXPORT = "it is for train", "it is for predict and track", "it is for export"
+
+SEGMENTS = "overlap_mask", "mask_ratio", "retina_masks", "copy_paste_mode"
+LOSSES_OF_OTHERS = "pose", "kobj", "rle", "angle", "dlog", "dgrad", "dlam"
+CLASSIFICATION = "auto_augment", "dropout", "erasing"
+PREDICTION = (
+    *(
+        "line_width",
+        "save_conf",
+        "save_crop",
+        "save_frames",
+        "show",
+        "show_boxes",
+        "show_conf",
+        "show_labels",
+        "source",
+    ),
+    *("stream_buffer", "tracker", "vid_stride", "embed"),
+)
+EXPORT = "dynamic", "format", "opset", "optimize", "simplify", "verify", "workspace"
+TRAINING = (
+    *(
+        "amp",
+        "backbone_lr",
+        "bgr",
+        "clip_grad",
+        "close_mosaic",
+        "cls_remap",
+        "copy_paste",
+        "cos_lr",
+        "cutmix",
+        "degrees",
+    ),
+    *(
+        "deterministic",
+        "dis",
+        "distill_model",
+        "epochs",
+        "fliplr",
+        "flipud",
+        "freeze",
+        "hsv_h",
+        "hsv_s",
+        "hsv_v",
+        "lr0",
+    ),
+    *("lrf", "mixup", "momentum", "mosaic", "multi_scale", "nbs", "optimizer", "patience", "perspective", "pretrained"),
+    *("resume", "save_period", "scale", "seed", "shear", "time", "translate", "warmup_bias_lr", "warmup_epochs"),
+    *("warmup_momentum", "weight_decay"),
+)
+OF_OTHERS = dict.fromkeys((*SEGMENTS, *LOSSES_OF_OTHERS, *CLASSIFICATION), OTHER_TASK)
+SUPPRESSION = dict.fromkeys(("iou", "agnostic_nms", "nms"), SELECTION)
+INFERENCE = {
+    "augment": NO_AUGMENTATION,
+    **SUPPRESSION,
+    **OF_OTHERS,
+    **dict.fromkeys(("box", "cls", "dfl", "cls_pw", *TRAINING), OF_TRAINING),
+    **dict.fromkeys(EXPORT, OF_EXPORT),
+}
 
 # What does nothing with an RT-DETR where it differs from the default, by mode, and why
 IGNORED: dict[str, dict[str, str]] = {
     "train": {
         "rect": STRETCHED,
+        "augment": NO_AUGMENTATION,
+        "copy_paste": "it copies objects by their polygons, and a detection keeps boxes only",
+        "dnn": "it is for an exported model",
+        **SUPPRESSION,
+        **OF_OTHERS,
         **dict.fromkeys(("box", "cls", "dfl", "cls_pw"), GAINS),
-        **dict.fromkeys(("iou", "agnostic_nms", "nms"), SELECTION),
-        **dict.fromkeys(
-            ("overlap_mask", "mask_ratio", "dropout", "auto_augment", "erasing", "retina_masks"), OTHER_TASK
-        ),
-        **dict.fromkeys(("pose", "kobj", "rle", "angle", "dlog", "dgrad", "dlam", "copy_paste_mode"), OTHER_TASK),
-        "copy_paste": "it copies objects by their polygons, of which a detection keeps the boxes only",
-        "augment": NOT_IN_TRAINING,
-        "dnn": DEPLOYMENT,
+        **dict.fromkeys(PREDICTION, OF_PREDICTION),
+        **dict.fromkeys(EXPORT, OF_EXPORT),
     },
     "val": {
-        "rect": STRETCHED,
-        "augment": "RT-DETR has no augmentation at inference",
-        **dict.fromkeys(("iou", "agnostic_nms", "nms"), SELECTION),
+        **INFERENCE,
+        **dict.fromkeys(PREDICTION, OF_PREDICTION),
     },
     "predict": {
-        "augment": "RT-DETR has no augmentation at inference",
-        **dict.fromkeys(("iou", "agnostic_nms", "nms"), SELECTION),
-        "retina_masks": OTHER_TASK,
+        **INFERENCE,
+        **dict.fromkeys(
+            ("fraction", "plots", "save_json", "single_cls", "split", "val", "cache"), "it is for train and val"
+        ),
     },
     "export": {
         **dict.fromkeys(("iou", "agnostic_nms", "conf", "max_det"), SELECTION),
+        **OF_OTHERS,
+        **dict.fromkeys(("box", "cls", "dfl", "cls_pw", *TRAINING), OF_TRAINING),
+        **dict.fromkeys(PREDICTION, OF_PREDICTION),
+        **dict.fromkeys(("rect", "augment", "classes", "save_txt", "visualize"), "it is for predict and val"),
     },
 }
 MIXING = "mosaic", "mixup", "cutmix"  # augmentations that `close_mosaic` ends
 
 
 def say_what_is_ignored(mode: str, args: Any) -> None:
-    """Warn of arguments that were set and do nothing with an RT-DETR.
+    """Warn of arguments that were set and do nothing with an RT-DETR; not of those of a recipe, `cfg=`, for all modes.
 
     Args:
         mode: A key of `IGNORED`.
         args: The arguments of the call.
     """
+    if getattr(args, "cfg", None):
+        return
     for key, why in IGNORED[mode].items():
         value = getattr(args, key, None)
         if value is not None and value != DEFAULT_CFG_DICT.get(key) and not is_set_by_upstream(mode, key, value):
@@ -62,8 +126,7 @@ def say_what_is_ignored(mode: str, args: Any) -> None:
 
 def is_set_by_upstream(mode: str, key: str, value: Any) -> bool:
     """Whether upstream itself has given an argument a value that the user may not have named."""
-    defaults = {("val", "rect"): True, ("predict", "rect"): True, ("export", "iou"): 0.45, ("predict", "iou"): 0.7}
-    return defaults.get((mode, key)) == value
+    return (mode, key, value) in {("export", "iou", 0.45)}
 
 
 def say_what_training_does(args: Any, device: Any) -> None:

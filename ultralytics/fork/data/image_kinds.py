@@ -82,7 +82,7 @@ def warn_of_pages(files: list[str], channels: int, dataset: Any) -> None:
                 pages = getattr(image, "n_frames", 1)
         except Exception:  # OpenCV reads more kinds
             continue
-        if pages > 1 and pages != channels:
+        if pages > 1 and (channels in (1, 3) or pages != channels):
             LOGGER.warning(f"{dataset.prefix}{file} has {pages} pages, of which the first is used")
             return
 

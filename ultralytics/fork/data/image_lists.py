@@ -18,7 +18,7 @@ def read_image_list(get_img_files: Callable, dataset: Any, img_path: Any, *args:
         img_path: A folder, or a list of images in a text file; or several of these.
 
     Raises:
-        FileNotFoundError: With the list and the first image of it that is not there.
+        FileNotFoundError: If none of the images is there; upstream leaves out single ones with a line.
     """
     paths = img_path if isinstance(img_path, list) else [img_path]
     lists = [Path(p) for p in paths if Path(p).is_file()]
@@ -28,9 +28,8 @@ def read_image_list(get_img_files: Callable, dataset: Any, img_path: Any, *args:
             files = get_img_files(dataset, paths, *args)
     else:
         files = get_img_files(dataset, img_path, *args)
-    missing = next((f for f in files if lists and not os.path.exists(f)), None)
-    if missing is not None:
-        raise FileNotFoundError(f"{', '.join(map(str, lists))}: the image {missing} is not there")
+    if lists and not any(map(os.path.exists, files)):
+        raise FileNotFoundError(f"{', '.join(map(str, lists))}: none of its images is there, such as {files[0]}")
     return files
 
 

@@ -42,6 +42,4 @@ def box_to_polygon(row: list[str]) -> list[str]:
     """Give the corners of a row's box (class, x, y, width, height)."""
     x, y, w, h = map(float, row[1:])
     left, top, right, bottom = x - w / 2, y - h / 2, x + w / 2, y + h / 2
-    # As a box may reach beyond the image by a rounding, and a polygon's corner may not
-    corners = [min(max(v, 0.0), 1.0) for v in (left, top, right, top, right, bottom, left, bottom)]
-    return [row[0], *(f"{v:.9g}" for v in corners)]
+    return [row[0], *(f"{v:.9g}" for v in (left, top, right, top, right, bottom, left, bottom))]

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 
+from ultralytics.fork.arguments import say_what_is_ignored
 from ultralytics.fork.decoder_size import shorten
 from ultralytics.fork.errors import Refused, mark_as_plain
 from ultralytics.fork.export.compare_detections import (
@@ -62,6 +63,8 @@ def export_model(call: Callable, exporter: Any, model: torch.nn.Module, *args: A
     check_arguments(exporter.args)
     exporter.fork_original_model = model
     choose_calibration_data(exporter, model)
+    if find_head(model):
+        say_what_is_ignored("export", exporter.args)
     exporter.callbacks["on_export_start"].append(name_head)
     with nullcontext() if exporter.args.dynamic else one_size():
         return call(exporter, model, *args, **kwargs)

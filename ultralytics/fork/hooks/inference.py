@@ -7,6 +7,7 @@ without a launcher.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from ultralytics.fork import arguments, decoder_size
@@ -30,7 +31,8 @@ def choose_decoder_size(model: Any, args: Any) -> None:
     install_module(PREDICTOR)  # whose file is imported by now, if it is one
     arguments.check_classes(args.classes, getattr(model, "names", None))
     arguments.say_precision(args, getattr(model, "device", None))
-    if find_head(getattr(getattr(model, "backend", model), "model", None)):
+    has_head = find_head(getattr(getattr(model, "backend", model), "model", None))
+    if has_head and args.mode != "train":  # the last validation of a training has its arguments
         arguments.say_what_is_ignored("val" if args.mode == "val" else "predict", args)
     decoder_size.choose_decoder_size(model, args)
 
@@ -39,7 +41,11 @@ def choose_decoder_size(model: Any, args: Any) -> None:
 def __call__(original: Any, self: Any, trainer: Any = None, model: Any = None, **kwargs: Any) -> Any:
     """Validate in each process of a launcher without the others, where no training runs."""
     if not elastic_launch.is_launched():
-        return original(self, trainer, model, **kwargs)
+        asked = copy.copy(self.args)  # upstream notes in its place the precision that it has
+        result = original(self, trainer, model, **kwargs)
+        if trainer is None:
+            arguments.say_precision(asked, self.device)
+        return result
     from ultralytics.fork.distributed.launched_trainer import validate_alone
 
     return validate_alone(original, self, trainer, model, **kwargs)
