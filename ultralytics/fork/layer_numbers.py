@@ -53,9 +53,11 @@ def choose_frozen_places(model: Any, freeze: Any) -> Any:
     if isinstance(freeze, int) and (all(len(found) == 1 for found in indices) or freeze >= indices[-1].stop):
         return freeze
     chosen = list(range(freeze)) if isinstance(freeze, int) else freeze
-    places = []
+    whole = {x for x in chosen if not isinstance(x, str)}
+    places, known = [], set()
     for place, found in enumerate(indices):
-        missing = set(found) - set(chosen)
+        known |= set(found)
+        missing = set(found) - whole
         if not missing:
             places.append(place)
         elif len(missing) < len(found):
@@ -64,7 +66,17 @@ def choose_frozen_places(model: Any, freeze: Any) -> Any:
                 f"freeze={freeze}: layers {found.start} to {found.stop - 1} are one backbone, {kind}; freeze all of "
                 f"it, freeze={found.stop}, or none"
             )
-    unknown = [x for x in chosen if not any(x in found for found in indices)]
+    parts = [translate_part(layers, x) for x in chosen if isinstance(x, str)]
+    unknown = [x for x in chosen if (translate_part(layers, x) is None if isinstance(x, str) else x not in known)]
     if unknown:
         raise Refused(f"freeze={freeze}: the model has no layer {unknown[0]!r}, but 0 to {indices[-1].stop - 1}")
-    return places
+    return [*parts, *places]
+
+
+def translate_part(layers: Sequence, name: str) -> str | None:
+    """Translate the name of a part of a layer, such as "6.cv2"; None if there is no such layer."""
+    index, dot, rest = name.partition(".")
+    try:
+        return f"{find_place(layers, int(index))}{dot}{rest}"
+    except (IndexError, ValueError):
+        return None

@@ -87,8 +87,19 @@ def fuse(original: Any, self: Any, verbose: bool = True, *args: Any, **kwargs: A
 @override(HEAD)
 def _generate_anchors(original: Any, *args: Any, **kwargs: Any) -> tuple:
     """Make anchors that a later step of a training can use, in inference mode too: the head keeps them."""
+    if not torch.is_inference_mode_enabled():
+        return original(*args, **kwargs)
     with torch.inference_mode(False):
         return original(*args, **kwargs)
+
+
+@override(HEAD)
+def _get_decoder_input(original: Any, self: Any, feats: torch.Tensor, *args: Any) -> tuple:
+    """Use no anchors that `torch.export` has left, which have no numbers."""
+    kept = vars(self).get("anchors")
+    if kept is not None and type(kept) is not type(feats) and type(kept).__name__ == "FakeTensor":
+        self.shapes = []
+    return original(self, feats, *args)
 
 
 @override(TASKS, since="8.3.193")
