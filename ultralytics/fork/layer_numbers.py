@@ -5,7 +5,7 @@ Such a backbone is one layer in the model's list, and takes five indices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -13,13 +13,13 @@ from torch import nn
 from ultralytics.fork.errors import Refused
 
 
-def list_indices(layers: Sequence) -> list[range]:
+def list_indices(layers: Iterable) -> list[range]:
     """List the indices of each layer in the model's list."""
     ends = [getattr(m, "i", place) + 1 for place, m in enumerate(layers)]
     return [range(begin, end) for begin, end in zip([0, *ends], ends)]
 
 
-def find_place(layers: Sequence, index: int) -> int:
+def find_place(layers: Iterable, index: int) -> int:
     """Find the place in the model's list of the layer that has an index; as `model.model[place]`.
 
     Raises:
@@ -73,7 +73,7 @@ def choose_frozen_places(model: Any, freeze: Any) -> Any:
     return [*parts, *places]
 
 
-def translate_part(layers: Sequence, name: str) -> str | None:
+def translate_part(layers: Iterable, name: str) -> str | None:
     """Translate the name of a part of a layer, such as "6.cv2"; None if there is no such layer."""
     index, dot, rest = name.partition(".")
     try:

@@ -59,7 +59,7 @@ def describe_problem(model: nn.Module, problem: Exception) -> str:
     """Name the layer and the attribute that a problem is with, and the change that mends it."""
     for name, layer in reversed(list(model.named_modules())):
         where = f"{name or 'the model'} ({type(layer).__name__})"
-        empty = type(layer).__new__(type(layer))
+        empty: Any = nn.Module.__new__(type(layer))
         nn.Module.__init__(empty)
         if found := find_problem(empty):
             home = f"{type(layer).__module__}.{type(layer).__qualname__}"

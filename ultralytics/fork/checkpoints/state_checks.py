@@ -95,13 +95,15 @@ def hold(value: Any) -> Any:
 
 def fill_array(array: np.ndarray, state: Any) -> None:
     """Fill an array with its numbers, which the checkpoint has as bytes."""
-    version, shape, dtype, fortran, data = state if type(state) is tuple and len(state) == 5 else (None,) * 5
+    values: Any = state if type(state) is tuple and len(state) == 5 else (None,) * 5
+    version, shape, dtype, fortran, data = values
     is_array = version == 1 and type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape)
     if not (is_array and len(shape) <= 32 and isinstance(dtype, np.dtype) and type(data) is bytes):
         raise Violation("has an array that is none")
     if math.prod(shape) * dtype.itemsize != len(data):
         raise Violation(f"declares an array of {math.prod(shape)} numbers, for {len(data)} bytes")
-    array.__setstate__((1, shape, dtype, bool(fortran), data))
+    state = (1, shape, dtype, bool(fortran), data)
+    array.__setstate__(state)
 
 
 def fill_partial(partial: functools.partial, state: Any) -> None:
