@@ -10,7 +10,7 @@ import torch
 from short_runs import Crash, columns, data, same, train, whole  # noqa: F401 - fixtures
 
 from ultralytics import RTDETR
-from ultralytics.fork.training import resumable_checkpoint
+from ultralytics.fork.training import resumable_checkpoint, resume
 from ultralytics.fork.training.resumable_checkpoint import TRAINING_STATE_KEY
 from ultralytics.fork.training.resume import count_epochs
 
@@ -41,6 +41,22 @@ def test_a_moved_run_goes_on_where_it_is(whole, data, tmp_path):
     for name in ("last.pt", "best.pt"):
         assert same(whole / "weights" / name, tmp_path / "moved" / "weights" / name)
     assert model.trainer.args.save_dir == str(tmp_path / "moved")
+
+
+def test_a_run_goes_on_after_images_were_removed(data, tmp_path):
+    root = shutil.copytree(data.parent / "data", tmp_path / "data")
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"path: {root}\ntrain: images/train\nval: images/val\nnames: [circle, square, triangle]\n")
+    with pytest.raises(Crash):
+        train(tmp_path, file, stop=(1, 2), close_mosaic=0)
+    for image in sorted((root / "images" / "train").iterdir())[4:]:
+        image.unlink()
+    last, said = tmp_path / "run" / "weights" / "last.pt", []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume.LOGGER, "warning", said.append)
+        RTDETR(last).train(resume=True)
+    assert len(columns(tmp_path / "run")) == 5
+    assert sum("has 4 images, and had more when the run stopped" in line for line in said) == 1
 
 
 def test_a_checkpoint_beside_others_goes_on_with_its_run(whole, data, tmp_path):

@@ -110,14 +110,12 @@ MIXING = "mosaic", "mixup", "cutmix"  # augmentations that `close_mosaic` ends
 
 
 def say_what_is_ignored(mode: str, args: Any) -> None:
-    """Warn of arguments that were set and do nothing with an RT-DETR; not of those of a recipe, `cfg=`, for all modes.
+    """Warn of arguments that were set and do nothing with an RT-DETR.
 
     Args:
         mode: A key of `IGNORED`.
         args: The arguments of the call.
     """
-    if getattr(args, "cfg", None):
-        return
     for key, why in IGNORED[mode].items():
         value = getattr(args, key, None)
         if value is not None and value != DEFAULT_CFG_DICT.get(key) and not is_set_by_upstream(mode, key, value):

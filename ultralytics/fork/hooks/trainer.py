@@ -89,6 +89,7 @@ def _setup_train(original: Any, self: Any, *args: Any) -> None:
     recipe.warn_of_start_from_scratch(self)
     if find_head(unwrap_model(self.model)):
         if RANK in (-1, 0):
+            arguments.warn_once.cache_clear()  # each training says it
             arguments.say_what_is_ignored("train", self.args)
             arguments.say_what_training_does(self.args, self.device)
         give_targets(self)
