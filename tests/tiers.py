@@ -2,7 +2,7 @@
 
     uv run pytest                    the fast tier
     uv run pytest -m slow            the rest
-    uv run pytest -m "" --measure    both; writes tests/durations.json
+    uv run pytest -m "" --measure    both; writes tests/durations.json, of the files that were run
 
 A test is slow if its recorded time, with that of the fixtures that it shares with others, is above `SLOW`. A test
 marked `end_to_end` is in the fast tier whatever it takes: each promise of the README has at least one. A test marked
@@ -133,8 +133,12 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     total = sum(sum(times.values()) for times in measured.values())
     terminalreporter.write_line(f"processor time: {total / 60:.1f} min")
     if config.getoption("--measure"):
-        times = {
-            kind: {name: round(seconds, 2) for name, seconds in sorted(found.items()) if seconds >= RECORDED}
-            for kind, found in measured.items()
+        run = {name.partition("::")[0] for found in measured.values() for name in found}
+        times = {  # those of files that did not run stay
+            kind: {
+                **{name: seconds for name, seconds in recorded.items() if name.partition("::")[0] not in run},
+                **{name: round(seconds, 2) for name, seconds in measured[kind].items() if seconds >= RECORDED},
+            }
+            for kind, recorded in read_durations().items()
         }
-        DURATIONS.write_text(json.dumps(times, indent=0) + "\n", encoding="utf-8")
+        DURATIONS.write_text(json.dumps(times, indent=0, sort_keys=True) + "\n", encoding="utf-8")
