@@ -6,7 +6,7 @@
 
 A test is slow if its recorded time, with that of the fixtures that it shares with others, is above `SLOW`. A test
 marked `end_to_end` is in the fast tier whatever it takes: each promise of the README has at least one. A test marked
-`nightly` runs only with --nightly.
+`nightly` runs only with --nightly, which runs all.
 """
 
 import json
@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[promises] = sorted({promise for mark in marks for promise in mark.args})
     work: dict[Path, float] = {}
     for item in items:
-        if is_slow(item, durations):
+        if is_slow(item, durations) and not config.getoption("--nightly"):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("nightly") and not config.getoption("--nightly"):
             item.add_marker(pytest.mark.skip(reason="with --nightly"))
