@@ -3,6 +3,7 @@
 import types
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ ELSEWHERE = {
     },
     "val": {"cfg", "profile", "save", "decoder_layers", "num_queries", "rect"},  # which upstream sets
     "predict": {
+        "single_cls",  # which upstream keeps of the training
         *("cfg", "profile", "decoder_layers", "num_queries", "model", "task", "workers", "source", "tracker"),
         "save_frames",  # of videos
     },
@@ -131,6 +133,12 @@ def test_classes_that_there_are_not(classes, shapes, tmp_path):
     for mode in ("train", "predict"):
         with pytest.raises((Refused, TypeError), match=r"classes="):
             run(mode, model, shapes, tmp_path, classes=classes)
+
+
+@pytest.mark.parametrize("classes", [0, [0, 2], (1,), range(2), np.array([0, 1]), [np.int64(2)], None])
+def test_classes_that_there_are(classes):
+    arguments.check_classes(types.SimpleNamespace(classes=classes), {0: "a", 1: "b", 2: "c"})
+    arguments.check_classes(types.SimpleNamespace(classes=[2], single_cls=True), {0: "item"})
 
 
 def test_another_model_is_no_rtdetr(tmp_path):

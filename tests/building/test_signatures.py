@@ -71,6 +71,7 @@ def build(monkeypatch):
         ("mode='x', ch=None, s=1", ["y", 2], {"mode": "y", "ch": 24, "s": 2}),
         ("*args", [2], {"args": (24, 2)}),
         ("dim, **kwargs", [], {"dim": 24, "kwargs": {}}),
+        ("height=7, width=7", [5], {"height": 5, "width": 7}),
     ],
 )
 def test_keeps_channels(build, signature, args, expected):
@@ -91,6 +92,7 @@ def test_keeps_channels(build, signature, args, expected):
         ("k, in_channels, out_channels", 1, [40, 5], {"k": 5, "in_channels": 24, "out_channels": 40}),
         ("in_dim, hidden_dim, out_dim", 1, [40, 96], {"in_dim": 24, "hidden_dim": 96, "out_dim": 40}),
         ("x, y, k=1", 1, [40], {"x": 24, "y": 40, "k": 1}),
+        ("*args", 1, [40, 3], {"args": (24, 40, 3)}),
     ],
 )
 def test_changes_channels(build, signature, n, args, expected):
@@ -138,6 +140,11 @@ def test_joins_maps(build, signature, args, expected, c2):
     assert build(cls, joins_maps, args, f=[0, 1], before=TWO).given == expected
     row = registry.Row(cls, 2, [0, 1], 1, list(args), [24, 40])
     assert joins_maps(row).c2 == c2
+
+
+def test_a_module_without_a_constructor(build):
+    cls = type("Swish", (nn.Module,), {"forward": lambda self, x: x * x.sigmoid()})
+    assert type(build(cls, keeps_channels, [])) is cls
 
 
 def test_one_map_where_several_are_read_names_the_reader(build):
@@ -371,6 +378,15 @@ class Inner(nn.Module):
         return self.b(self.a(x))
 
 
+class FuseIsALayer(nn.Module):
+    def __init__(self, c1, c2):
+        super().__init__()
+        self.fuse = nn.Conv2d(c1, c2, 1)
+
+    def forward(self, x):
+        return self.fuse(x)
+
+
 class FuseOfAnotherKind(nn.Module):
     def __init__(self, c1, c2):
         super().__init__()
@@ -387,7 +403,7 @@ class FuseOfAnotherKind(nn.Module):
     "cls, is_left",
     [
         *((Gated, True), (GatedAndFusable, False), (Doubled, False), (GatedDW, True), (GatedRep, True)),
-        *((Inner, True), (FuseOfAnotherKind, False)),
+        *((Inner, True), (FuseOfAnotherKind, False), (FuseIsALayer, False)),
     ],
 )
 def test_fused_is_unfused(cls, is_left, monkeypatch, tmp_path, caplog):

@@ -177,6 +177,20 @@ pickled("a partial that is called", PARTIAL + tuple_of(number(10**6), number(10*
 pickled("a partial that replaces forward", layer(forward=PARTIAL))
 STATE = tuple_of(name("os.system"), tuple_of(TOUCH), b"}", dictionary(x=FORWARD))
 pickled("a partial that is filled with more", PARTIAL + STATE + b"b")
+pickled("a namespace that is called", name("types.SimpleNamespace") + b")R" + dictionary(keys=PARTIAL) + b"b")
+case(
+    "a namespace as the arguments of a training",
+    lambda: archive(b"\x80\x02" + dictionary(model=layer(), train_args=name("types.SimpleNamespace") + b")R") + b"."),
+)
+case("a list as the model", lambda: archive(b"\x80\x02" + dictionary(model=b"]") + b"."))
+SHARED = b"K\x01" + b"q\x01h\x01\x86" * 60
+pickled("tuples of the same tuples of the same tuples", b"]" + SHARED + b"a")
+LONG = b"(" + b"N" * 100_000 + b"tq\x02"
+pickled("a long tuple held by the thousand", b"](" + LONG + b"h\x02" * 1000 + b"e")
+OWNER = "ultralytics.nn.AddModules.EMO.DropPath"
+METHOD = name("builtins.getattr") + tuple_of(name(OWNER), text("forward")) + b"R"
+for replaced in ("train", "_apply", "eval", "to", "float"):
+    pickled(f"replaces {replaced} by a method of its own", layer(OWNER, **{replaced: METHOD}))
 pickled("takes register of the owner's files", layer(forward=name("ultralytics.nn.AddModules.registry.register")))
 pickled(
     "takes a module that the owner's file imports", layer(act=name("ultralytics.nn.AddModules.registry.make_divisible"))

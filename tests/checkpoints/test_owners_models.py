@@ -114,5 +114,15 @@ def test_what_cannot_be_kept_is_said_when_it_is_saved(spoil, what, tmp_path, mon
     assert re.search(what, line), line
 
 
+def test_the_layer_that_is_wrong_is_named_and_no_other():
+    """Some layers cannot be pickled while they are empty."""
+    from ultralytics.fork.checkpoints.model_to_save import describe_problem
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.LSTM(2, 2), USERS.MixerBlock(4))
+    model[0].act = lambda x: x
+    line = describe_problem(model, find_problem(model))
+    assert line.startswith("0 (Conv2d): its attribute `act`, a function") and "LSTM" not in line
+
+
 def test_nothing_is_said_of_a_model_that_can_be_saved():
     assert find_problem(YOLO("rtdetr-tiny-EMO.yaml").model) is None

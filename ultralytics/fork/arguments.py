@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from ultralytics.fork.errors import Refused
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
@@ -94,9 +95,7 @@ IGNORED: dict[str, dict[str, str]] = {
     },
     "predict": {
         **INFERENCE,
-        **dict.fromkeys(
-            ("fraction", "plots", "save_json", "single_cls", "split", "val", "cache"), "it is for train and val"
-        ),
+        **dict.fromkeys(("fraction", "plots", "save_json", "split", "val", "cache"), "it is for train and val"),
     },
     "export": {
         **dict.fromkeys(("iou", "agnostic_nms", "conf", "max_det"), SELECTION),
@@ -152,22 +151,25 @@ def warn_once(line: str) -> None:
     LOGGER.warning(line)
 
 
-def check_classes(classes: Any, names: Any) -> None:
+def check_classes(args: Any, names: Any) -> None:
     """Refuse `classes=` that the data set or the model does not have.
+
+    Args:
+        args: The arguments of the call.
+        names: The names of the classes.
 
     Raises:
         Refused: With the classes that there are.
     """
-    if classes is None or not names:
+    classes = getattr(args, "classes", None)
+    if classes is None or not names or getattr(args, "single_cls", False):  # which keeps one name of all
         return
-    chosen = classes if isinstance(classes, (list, tuple)) else [classes]
-    unknown = list(find_unknown(chosen, len(names)))
+    chosen = list(np.ravel(np.asarray(classes, dtype=object)))
+    unknown = [x for x in chosen if not is_class(x, len(names))]
     if unknown:
         raise Refused(f"classes={classes}: there is no class {unknown[0]!r}; there are 0 to {len(names) - 1}")
 
 
-def find_unknown(chosen: Any, count: int) -> Iterator[Any]:
-    """Find what is no class among what was chosen."""
-    for x in chosen:
-        if not (isinstance(x, int) and not isinstance(x, bool) and 0 <= x < count):
-            yield x
+def is_class(x: Any, count: int) -> bool:
+    """Whether a value is the number of a class."""
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool) and bool(0 <= x < count)

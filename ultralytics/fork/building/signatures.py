@@ -7,13 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter
 
+from torch import nn
+
 # Names without their underscores and capitals
 INPUT_NAMES = {
     *("c", "c1", "ch", "chan", "chans", "channel", "channels", "cin", "cinp", "dim", "dims", "dmodel", "embeddim"),
     *("embeddims", "feat", "feats", "features", "filters", "hiddendim", "inc", "inch", "inchan", "inchannel"),
     *("inchannels", "inchans", "indim", "indims", "infeatures", "inp", "inplane", "inplanes", "inputchannel"),
     *("inputchannels", "inputchans", "inputdim", "nchannels", "nf", "nfeat", "nfeats", "nin", "numchannels"),
-    *("numfeatures", "planes", "width"),
+    *("numfeatures", "planes"),
 }
 OUTPUT_NAMES = {
     *("c2", "cout", "coup", "dimout", "dimsout", "nout", "ouc", "ouch", "oup", "oupch", "outc", "outch", "outchan"),
@@ -55,6 +57,8 @@ def simplify(name: str) -> str:
 
 def list_parameters(cls: type) -> list[Parameter]:
     """List the parameters of a class's constructor."""
+    if cls.__init__ is nn.Module.__init__:  # which takes nothing
+        return []
     return list(inspect.signature(cls).parameters.values())
 
 
@@ -106,8 +110,10 @@ def bind_input_and_output(cls: type, c1: int, c2: int, repeats: int, given: list
     source = find_input(parameters)
     if source is None:
         raise Ambiguous("none of its arguments is known to be the channels of the input")
+    if source.kind is source.VAR_POSITIONAL:
+        return Bound([c1, c2, *given], {}, [c1, c2, *given]), False
     outputs = [p for p in parameters if simplify(p.name) in OUTPUT_NAMES and p is not source]
-    rest = [p for p in parameters if p is not source]
+    rest = [p for p in parameters if p is not source and p.kind is not p.VAR_KEYWORD]
     target = outputs[0] if outputs else rest[0] if rest else None
     if target is None or (not outputs and simplify(target.name) in OTHER_NAMES):
         what = f"`{target.name}`" if target else "missing"

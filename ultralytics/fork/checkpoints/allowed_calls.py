@@ -41,12 +41,20 @@ def call_function(function: Any, args: Any) -> Any:
 
 def make_empty_object(cls: Any) -> Any:
     """Make an object of a class; neither its constructor nor a `__new__` of the owner's is called."""
+    if hasattr(cls, "__del__"):
+        raise Violation(f"has a {cls.__module__}.{cls.__qualname__}, whose class has a `__del__`")
     base = next(base for base in cls.__mro__ if not is_owners(base, base.__module__))
     return base.__new__(cls)
 
 
-def make_object(cls: Any, args: Any) -> Any:
-    """Make an empty object of a class that a checkpoint may name; the constructor is not called."""
+def make_object(cls: Any, args: Any, count: Callable[[int], None]) -> Any:
+    """Make an empty object of a class that a checkpoint may name; the constructor is not called.
+
+    Args:
+        cls: The class, as a `Reference`.
+        args: Nothing, or the fields of a named tuple.
+        count: Counts the items that are looked at.
+    """
     if isinstance(cls, Reference) and isinstance(cls.target, type) and not issubclass(cls.target, enum.Enum):
         if args == ():
             return make_empty_object(cls.target)
@@ -55,7 +63,7 @@ def make_object(cls: Any, args: Any) -> Any:
             and type(args) is tuple
             and len(args) == len(getattr(cls.target, "_fields", ()))
         ):
-            return tuple.__new__(cls.target, [hold(x) for x in args])
+            return tuple.__new__(cls.target, [hold(x, count) for x in args])
     raise Violation(f"makes an object of {describe(cls)} with arguments")
 
 
@@ -75,8 +83,8 @@ def find_member(cls: Reference, args: tuple) -> enum.Enum:
 
 def make_partial(function: Any) -> functools.partial:
     """Make a partial of a class of layers, or of a function that a layer may hold; it is not called."""
-    function = hold(function)
-    if not isinstance(function, (type, types.FunctionType, types.BuiltinFunctionType)):
+    function = hold(function, lambda _: None)
+    if type(function) is tuple or not isinstance(function, (type, types.FunctionType, types.BuiltinFunctionType)):
         raise ValueError("it is neither a class nor a function")
     return functools.partial(function)
 
@@ -129,7 +137,7 @@ def get_attribute(obj: Any, name: str) -> Any:
     if isinstance(obj, nn.Module):
         return types.MethodType(get_method(type(obj), name), obj)
     if target is object and name == "__new__":
-        return Reference("builtins.object.__new__", lambda cls: make_object(cls, ()))
+        return Reference("builtins.object.__new__", lambda cls: make_object(cls, (), lambda _: None))
     if target is make_interpolation_mode:
         return make_interpolation_mode(name.lower())
     if target is torch_functions and name in TORCH_FUNCTIONS:

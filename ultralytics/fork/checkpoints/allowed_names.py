@@ -127,8 +127,10 @@ def find_class(path: str) -> Any:
         is_data = path in DATA_CLASSES or (module in PLAIN_MODULES and obj.__module__ == module)
         if is_layer or is_data or is_owners(obj, module):
             return Reference(path, obj)
-    elif path in KEPT_FUNCTIONS or is_owners(obj, module) or getattr(obj, "__module__", None) in (*FUNCTIONAL, "torch"):
-        return obj
+    elif obj is not None:
+        is_tensor_function = module in FUNCTIONAL and getattr(obj, "__module__", None) in (*FUNCTIONAL, "torch")
+        if path in KEPT_FUNCTIONS or is_owners(obj, module) or is_tensor_function:
+            return obj
     if obj is None and path.startswith(ADDED_MODULES):
         raise MissingModule(
             f"names {path[:200]}, which is not here: put the file with {name[:100]} into {ROOT / 'nn' / 'AddModules'}; "

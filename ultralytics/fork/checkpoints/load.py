@@ -24,6 +24,12 @@ from ultralytics.fork.errors import Refused, quote
 
 __all__ = "OPT_OUT", "is_restricted", "load_checkpoint"
 
+# What upstream takes of a checkpoint without a look at its type
+USED_BY_UPSTREAM = {
+    "train_args": (dict, type(None)),
+    "model": (nn.Module, dict, torch.Tensor, type(None)),
+    "ema": (nn.Module, dict, type(None)),
+}
 TORCH_SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # environment variable under which torch opens no model
 
 
@@ -79,6 +85,9 @@ def load_restricted(f: Any, map_location: Any, **kwargs: Any) -> Any:
         checkpoint = torch.serialization.load(f, map_location, module, weights_only=False, **kwargs)
     if isinstance(checkpoint, dict) and checkpoint.get("modelopt"):
         raise Violation("is quantized as the package nvidia-modelopt does, which runs what the file says")
+    for key, kinds in USED_BY_UPSTREAM.items() if isinstance(checkpoint, dict) else ():
+        if not isinstance(checkpoint.get(key), kinds):
+            raise Violation(f"has a {type(checkpoint[key]).__name__} as {key}")
     declared = sizes if type(sizes) is int else sum(sizes.values())
     for value in checkpoint.values() if isinstance(checkpoint, dict) else [checkpoint]:
         if isinstance(value, nn.Module):

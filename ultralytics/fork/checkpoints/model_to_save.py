@@ -44,7 +44,7 @@ def find_problem(content: Any) -> Exception | None:
     """Save something to memory and open it as another process does; give the error, if there is one."""
     buffer = io.BytesIO()
     try:
-        torch.save({"model": content}, buffer)
+        torch.save({"content": content}, buffer)
     except (AttributeError, TypeError, pickle.PicklingError, RecursionError, RuntimeError) as e:
         return e
     buffer.seek(0)
@@ -60,6 +60,8 @@ def find_problem(content: Any) -> Exception | None:
 def describe_problem(model: nn.Module, problem: Exception) -> str:
     """Name the layer and the attribute that a problem is with, and the change that mends it."""
     for name, layer in reversed(list(model.named_modules())):
+        if find_problem(layer) is None:
+            continue
         where = f"{name or 'the model'} ({type(layer).__name__})"
         empty: Any = nn.Module.__new__(type(layer))
         nn.Module.__init__(empty)

@@ -7,6 +7,7 @@ import functools
 import math
 import types
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,22 @@ EXACT_INTEGERS = 2**53  # up to here each number has a hash of its own; beyond, 
 CONTENTS = {"_parameters": nn.Parameter, "_buffers": torch.Tensor, "_modules": nn.Module}  # of a layer
 EINOPS_LAYERS = "einops.layers.torch.Rearrange", "einops.layers.torch.Reduce"
 EINOPS_STATE = {"pattern", "reduction", "axes_lengths"}
+FORWARD_HOOKS = "_forward_hooks", "_forward_pre_hooks"
 FEATURE_HOOK = "ultralytics.nn.distill_model.FeatureHook"
 
 
 # Objects --------------------------------------------------------------------------------------------------------------
-def fill_object(obj: Any, state: Any) -> None:
-    """Give an object its attributes."""
+def fill_object(obj: Any, state: Any, count: Callable[[int], None]) -> None:
+    """Give an object its attributes.
+
+    Args:
+        obj: The object.
+        state: Its attributes, as a checkpoint has them.
+        count: Counts the items that are looked at, and raises `Violation` if they are too many.
+    """
     if isinstance(obj, np.dtype):  # its byte order
+        if type(state) is tuple and state[1:2] == (">",):
+            raise Violation("has a big-endian array")
         if not (type(state) is tuple and len(state) > 5 and state[2:5] == (None, None, None)):
             raise Violation("has an array of records")
         return
@@ -45,7 +55,7 @@ def fill_object(obj: Any, state: Any) -> None:
         fill_array(obj, state)
         return
     if type(obj) is functools.partial:
-        fill_partial(obj, state)
+        fill_partial(obj, state, count)
         return
     cls, slots = type(obj), {}
     if type(state) is tuple and len(state) == 2:  # attributes, and those in slots
@@ -54,7 +64,7 @@ def fill_object(obj: Any, state: Any) -> None:
         state, slots = {}, dict(zip(cls.__dataclass_fields__, state))
     if not all(type(x) is dict and all(type(key) is str for key in x) for x in (state, slots)):
         raise Violation(f"gives {describe(obj)} attributes that are not a dictionary")
-    state, slots = ({key: hold(value) for key, value in x.items()} for x in (state, slots))
+    state, slots = ({key: hold(value, count) for key, value in x.items()} for x in (state, slots))
     if slots and not is_owners(cls, cls.__module__):
         raise Violation(f"gives {describe(obj)} attributes in slots")
     if cls is OrderedDict:  # a state dict, with the versions of its modules
@@ -73,6 +83,7 @@ def fill_object(obj: Any, state: Any) -> None:
         or is_owners(cls, cls.__module__)
     ):
         check_attributes(obj, {**state, **slots})
+        check_plain_object(obj, {**state, **slots})
         vars(obj).update(state) if state else None
         for key, value in slots.items():
             if not isinstance(getattr(cls, key, None), types.MemberDescriptorType):
@@ -82,10 +93,27 @@ def fill_object(obj: Any, state: Any) -> None:
         raise Violation(f"gives {describe(obj)} attributes")
 
 
-def hold(value: Any) -> Any:
+def check_plain_object(obj: Any, state: dict) -> None:
+    """Refuse an object that is no layer and would be called, or whose class wants to fill it itself.
+
+    Upstream calls methods such as `keys` of what it takes for a dictionary.
+    """
+    cls = type(obj)
+    if is_owners(cls, cls.__module__):
+        if "__setstate__" in dir(cls) and not hasattr(cls, "__dataclass_fields__"):
+            raise Violation(f"has a {describe(obj)}, whose class has a `__setstate__`")
+        return
+    for key, value in state.items():
+        if callable(value) and not isinstance(value, nn.Module):
+            raise Violation(f"has a {describe(obj)} whose {key[:40]} can be called")
+
+
+def hold(value: Any, count: Callable[[int], None]) -> Any:
     """Give what an object, a list or a dictionary may hold: of the classes those of layers, and the owner's own."""
     if type(value) is tuple:
-        return tuple(hold(x) for x in value) if any(isinstance(x, (Reference, tuple)) for x in value) else value
+        count(len(value))  # tuples of the same tuples are looked at again and again
+        inner = any(isinstance(x, (Reference, tuple)) for x in value)
+        return tuple(hold(x, count) for x in value) if inner else value
     if not isinstance(value, Reference):
         return value
     if may_be_held(value.target):
@@ -106,13 +134,15 @@ def fill_array(array: np.ndarray, state: Any) -> None:
     array.__setstate__(state)
 
 
-def fill_partial(partial: functools.partial, state: Any) -> None:
+def fill_partial(partial: functools.partial, state: Any, count: Callable[[int], None]) -> None:
     """Give a partial its arguments; it is not called."""
     _, args, keywords, attributes = state if type(state) is tuple and len(state) == 4 else (None,) * 4
     is_right = type(args) is tuple and type(keywords) in (dict, type(None)) and not attributes
     if not (is_right and all(type(key) is str for key in keywords or {})):
         raise Violation("has a partial that is none")
-    partial.__setstate__((partial.func, hold(args), {k: hold(v) for k, v in (keywords or {}).items()}, {}))
+    partial.__setstate__(
+        (partial.func, hold(args, count), {k: hold(v, count) for k, v in (keywords or {}).items()}, {})
+    )
 
 
 def fill_einops_layer(layer: nn.Module, state: dict) -> None:
@@ -138,7 +168,8 @@ def fill_layer(layer: nn.Module, state: dict) -> None:
         ):
             raise Violation(f"has a {describe(layer)} with wrong {kind}")
     for key in state:
-        if "_hooks" in key and not (has_only_distillation_hooks(state[key]) or has_only_own_hooks(state[key])):
+        is_own = key in FORWARD_HOOKS and has_only_own_hooks(state[key])
+        if "_hooks" in key and not (is_own or has_only_distillation_hooks(state[key])):
             raise Violation(f"has a {describe(layer)} with {key}, which run")
     check_attributes(layer, state)
     for key in ("head_dim", "num_heads"):  # upstream's AAttn computes with them in `__setstate__`
@@ -186,8 +217,8 @@ def check_attributes(obj: Any, state: dict) -> None:
         is_method = callable(of_class) and not isinstance(of_class, (type, nn.Module))
         hides = is_method and (callable(value) or of_class is not getattr(nn.Module, key, None))
         # A fused layer, or one with a switch, holds one of its own methods as `forward`
-        is_own = (isinstance(value, types.MethodType) and value.__self__ is obj) or is_own_forward(type(obj), value)
-        if hides and not is_own:
+        is_bound = isinstance(value, types.MethodType) and value.__self__ is obj
+        if hides and not (key.startswith("forward") and (is_bound or is_own_forward(type(obj), value))):
             raise Violation(f"has a {describe(obj)} whose method {key} is replaced")
 
 
@@ -198,13 +229,13 @@ def is_own_forward(cls: type, value: Any) -> bool:
 
 
 # Containers -----------------------------------------------------------------------------------------------------------
-def set_items(target: Any, items: list) -> None:
+def set_items(target: Any, items: list, count: Callable[[int], None]) -> None:
     """Put keys and values, which alternate, into a dictionary."""
     if type(target) not in (dict, OrderedDict):
         raise Violation(f"sets items of {describe(target)}")
     if len(items) % 2:
         raise Violation("has a key without a value")
-    target.update(zip(check_keys(items[::2]), map(hold, items[1::2])))
+    target.update(zip(check_keys(items[::2]), (hold(x, count) for x in items[1::2])))
 
 
 def check_keys(keys: list) -> list:

@@ -109,13 +109,13 @@ class Unpickler(pickle._Unpickler):
     def load_newobj(self) -> None:
         """Make an empty object of an allowed class."""
         args, cls = self.stack.pop(), self.stack.pop()
-        self.append(make_object(cls, args))
+        self.append(make_object(cls, args, self.dispatch.count_steps))
 
     def load_build(self) -> None:
         """Fill an object with its checked state."""
         state = self.stack.pop()
         self.dispatch.count_steps(count_items(state))
-        fill_object(self.stack[-1], state)
+        fill_object(self.stack[-1], state, self.dispatch.count_steps)
 
     def load_binpersid(self) -> None:
         """Refer to a storage, whose size is checked."""
@@ -155,7 +155,7 @@ class Unpickler(pickle._Unpickler):
     def set_items(self, items: list) -> None:
         """Put keys and values, which alternate, into the dictionary on top of the stack."""
         self.count_tuple_keys(items[::2])
-        set_items(self.stack[-1], items)
+        set_items(self.stack[-1], items, self.dispatch.count_steps)
 
     def count_tuple_keys(self, keys: list) -> list:
         """Return the keys; bound the count of tuples among them, whose hashes can be made to collide."""
@@ -167,12 +167,12 @@ class Unpickler(pickle._Unpickler):
     def load_append(self) -> None:
         """Append to a list."""
         value = self.stack.pop()
-        require_type(self.stack[-1], list).append(hold(value))
+        require_type(self.stack[-1], list).append(hold(value, self.dispatch.count_steps))
 
     def load_appends(self) -> None:
         """Extend a list."""
         items = self.pop_mark()
-        require_type(self.stack[-1], list).extend(map(hold, items))
+        require_type(self.stack[-1], list).extend([hold(x, self.dispatch.count_steps) for x in items])
 
     def load_additems(self) -> None:
         """Add to a set."""

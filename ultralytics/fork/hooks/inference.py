@@ -29,7 +29,7 @@ def choose_decoder_size(model: Any, args: Any) -> None:
         args: The arguments of the call.
     """
     install_module(PREDICTOR)  # whose file is imported by now, if it is one
-    arguments.check_classes(args.classes, getattr(model, "names", None))
+    arguments.check_classes(args, getattr(model, "names", None))
     arguments.say_precision(args, getattr(model, "device", None))
     has_head = find_head(getattr(getattr(model, "backend", model), "model", None))
     if has_head and args.mode != "train":  # the last validation of a training has its arguments

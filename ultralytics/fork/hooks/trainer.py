@@ -55,7 +55,8 @@ def get_dataset(original: Any, self: Any) -> dict:
     """Raise an error of one line as it is, where upstream wraps it into another."""
     with raise_plain_cause():
         data = original(self)
-    arguments.check_classes(self.args.classes, (data or self.data or {}).get("names"))
+    found = data if isinstance(data, dict) else getattr(self, "data", None) or {}  # earlier releases return paths
+    arguments.check_classes(self.args, found.get("names"))
     return data
 
 
@@ -84,7 +85,7 @@ def _setup_train(original: Any, self: Any, *args: Any) -> None:
         original(self, *args)
     finally:
         self.args.freeze = freeze  # which `setup_model` has translated
-    if RANK in (-1, 0):
+    if RANK in (-1, 0) and getattr(self.args, "quantize", None) != 8:  # whose layers upstream strips before
         check_model_to_save(unwrap_model(self.model), "Each checkpoint of this run")
     recipe.warn_of_start_from_scratch(self)
     if find_head(unwrap_model(self.model)):

@@ -28,7 +28,7 @@ class HeadWithTargets(InstanceMixin):
 
 def give_targets(trainer: Any) -> None:
     """Let the head of a trainer's compiled model get the targets of each batch."""
-    found = find_head(unwrap_model(trainer.model)) if trainer.args.compile else None
+    found = find_head(unwrap_model(trainer.model)) if getattr(trainer.args, "compile", False) else None
     if found is None:
         return
     head, preprocess = found[1], trainer.preprocess_batch

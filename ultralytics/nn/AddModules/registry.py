@@ -130,7 +130,7 @@ def register(reader: Reader) -> Callable[[type[nn.Module]], type[nn.Module]]:
             raise TypeError(f"only nn.Module classes can be registered, not {cls!r}")
         name = cls.__name__
         taken = NAMES.get(name) or getattr(upstream, name, None) or getattr(nn, name, None)
-        if taken is not None and taken in LENT:  # no YAML of upstream's can mean it
+        if taken is not None and is_lent(taken):
             taken = None
         where = getattr(taken, "__module__", upstream.__name__)
         if taken is not None and where != cls.__module__:  # a file may be loaded again, as notebooks do
@@ -140,6 +140,13 @@ def register(reader: Reader) -> Callable[[type[nn.Module]], type[nn.Module]]:
         return cls
 
     return decorate
+
+
+def is_lent(cls: type) -> bool:
+    """Whether a class is one of upstream's that no YAML of upstream's can mean, so that a user's may have its name."""
+    from ultralytics.fork.building.upstream_layers import FOUND
+
+    return cls.__name__ in FOUND and cls.__module__.startswith(upstream.__name__)
 
 
 # Readers --------------------------------------------------------------------------------------------------------------
@@ -214,9 +221,12 @@ def head(row: Row) -> Layer:
     values.update(zip(others, row.args), ch=row.inputs)
     if "npr" in values and "npr" in names:  # the prototypes of a segmentation
         values["npr"] = row.scale_channels(values["npr"])
-    last = max(names.index(name) for name in values if name in names)
-    # In their order, for a constructor (self, *args)
-    return Layer(args=[values.get(p.name, p.default) for p in parameters[: last + 1]], c2=row.inputs[-1])
+    last = max(names.index(name) for name in values if name in positional)
+    args = [values.get(p.name, p.default) for p in parameters[: last + 1]]  # in order, for a constructor (self, *args)
+    if any(x is signatures.Parameter.empty for x in args):
+        raise row.error(f"arguments {row.args}", f"[{', '.join(others)}]")
+    kwargs = {name: values[name] for name in names if name in values and name not in positional}
+    return Layer(args=args, c2=row.inputs[-1], kwargs=kwargs)
 
 
 def hg_block(row: Row) -> Layer:
