@@ -1,5 +1,7 @@
 """Tools that people put around a model: torch.export, and the pages of solutions."""
 
+import subprocess
+import sys
 import types
 
 import pytest
@@ -49,3 +51,13 @@ def test_the_page_of_a_solution_fetches_nothing(monkeypatch):
     solutions.Inference.web_ui(page)
     solutions.Inference.sidebar(page)
     assert given and not [x for x in given if "http" in str(x)]
+
+
+def test_an_import_does_not_load_torchs_compiler():
+    """It takes longer than all the rest."""
+    code = (
+        "import sys, ultralytics.models.rtdetr.train\n"
+        "from ultralytics import RTDETR\n"
+        "assert not {'torch._dynamo', 'torch._inductor', 'timm'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,7 +19,6 @@ class HeadWithTargets(InstanceMixin):
 
     targets: dict | None = None  # of the batch
 
-    @torch.compiler.disable
     def forward(self, x: list[torch.Tensor], batch: dict | None = None) -> Any:
         """Run the head on maps of shape (B, C, H, W), in training with the targets of their images."""
         targets: Any = self.targets if self.training and batch is None else batch  # pyright: ignore
@@ -32,6 +31,8 @@ def give_targets(trainer: Any) -> None:
     if found is None:
         return
     head, preprocess = found[1], trainer.preprocess_batch
+    if not hasattr(HeadWithTargets.forward, "_torchdynamo_disable"):  # here, as it imports torch's compiler
+        HeadWithTargets.forward = torch.compiler.disable(HeadWithTargets.forward)
     mix_into(head, HeadWithTargets)
 
     def preprocess_batch(batch: dict) -> dict:
