@@ -7,12 +7,14 @@ from torch import nn
 
 from ultralytics import RTDETR, YOLO
 from ultralytics.fork.building.model_yaml import BACKBONE_LAYERS
+from ultralytics.fork.building.upstream_layers import lend_names
 from ultralytics.nn import tasks
 from ultralytics.nn.AddModules import registry
 from ultralytics.nn.AddModules.registry import RowError, changes_channels, head, joins_maps, keeps_channels
 from ultralytics.nn.modules.conv import Conv, DWConv, RepConv
 from ultralytics.nn.modules.head import Detect, RTDETRDecoder, Segment
 
+lend_names()
 STEM = [-1, 1, "Conv", [24, 3, 4]]
 
 

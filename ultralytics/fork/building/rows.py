@@ -203,6 +203,9 @@ _added_names: set[str] = set()
 
 def add_registered_names(names: dict[str, Any]) -> None:
     """Put the registered classes where `parse_model` looks names up, and refuse to shadow one of upstream's there."""
+    from ultralytics.fork.building.upstream_layers import lend_names  # it needs upstream's layers, which need this
+
+    lend_names()
     for name, cls in NAMES.items():
         if name not in names or name in _added_names:
             names[name] = cls

@@ -47,11 +47,9 @@ def __getattr__(name: str) -> Any:
 def install(names: dict[str, Any]) -> None:
     """Put the overrides of nn/tasks.py in place, given its globals, behind `parse_model`."""
     import ultralytics.nn.AddModules  # noqa: F401 - registers the modules of its files
-    from ultralytics.fork.building.upstream_layers import lend_names
     from ultralytics.fork.hooks import cfg  # noqa: F401 - as it is imported
 
     overrides.install_module(HEAD)
-    lend_names()
     model = names["BaseModel"]
     overrides.install(model)
     overrides.install(names)
