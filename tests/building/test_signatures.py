@@ -199,14 +199,14 @@ head:
 
 
 def test_upstreams_layers_without_a_branch(tmp_path):
-    from ultralytics.nn.AddModules.registry import LENT
-
-    assert {"CBAM", "ChannelAttention", "SpatialAttention", "LightConv", "Conv2", "RepConv"} <= {
-        c.__name__ for c in LENT
+    lent = {
+        cls: reader for cls, reader in registry.READERS.items() if cls.__module__.startswith("ultralytics.nn.modules.")
     }
+    names = {cls.__name__ for cls in lent}
+    assert {"CBAM", "ChannelAttention", "SpatialAttention", "LightConv", "Conv2", "RepConv"} <= names
     given = {"ABlock": [2], "PSABlock": [0.5, 2], "Attention": [2], "AAttn": [2], "TransformerBlock": [32, 2, 1]}
     wide = {"changes_channels", "changes_channels_once_named", "widens_by_expansion"}
-    for cls, reader in LENT.items():
+    for cls, reader in lent.items():
         args = given.get(cls.__name__) or ([32] if reader.__name__ in wide else [])
         file = tmp_path / "mine.yaml"
         file.write_text(

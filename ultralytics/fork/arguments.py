@@ -22,6 +22,48 @@ SEGMENTS = "overlap_mask", "mask_ratio", "retina_masks", "copy_paste_mode"
 LOSSES_OF_OTHERS = "pose", "kobj", "rle", "angle", "dlog", "dgrad", "dlam"
 CLASSIFICATION = "auto_augment", "dropout", "erasing"
 PREDICTION = (
+    *("embed", "line_width", "save_conf", "save_crop", "save_frames", "show", "show_boxes", "show_conf"),
+    *("show_labels", "source", "stream_buffer", "tracker", "vid_stride"),
+)
+EXPORT = "it is for train", "it is for predict and track", "it is for export"
+
+SEGMENTS = "overlap_mask", "mask_ratio", "retina_masks", "copy_paste_mode"
+LOSSES_OF_OTHERS = "pose", "kobj", "rle", "angle", "dlog", "dgrad", "dlam"
+CLASSIFICATION = "auto_augment", "dropout", "erasing"
+PREDICTION = (
+    *(
+        "line_width",
+        "save_conf",
+        "save_crop",
+        "save_frames",
+        "show",
+        "show_boxes",
+        "show_conf",
+        "show_labels",
+        "source",
+    ),
+    *("stream_buffer", "tracker", "vid_stride", "embed"),
+)
+EXPORT = "dynamic", "format", "opset", "optimize", "simplify", "verify", "workspace"
+TRAINING = (
+    *("amp", "backbone_lr", "bgr", "clip_grad", "close_mosaic", "cls_remap", "copy_paste", "cos_lr", "cutmix"),
+    *("degrees", "deterministic", "dis", "distill_model", "epochs", "fliplr", "flipud", "freeze", "hsv_h", "hsv_s"),
+    *("hsv_v", "lr0", "lrf", "mixup", "momentum", "mosaic", "multi_scale", "nbs", "optimizer", "patience"),
+    *("perspective", "pretrained", "resume", "save_period", "scale", "seed", "shear", "time", "translate"),
+    *("warmup_bias_lr", "warmup_epochs", "warmup_momentum", "weight_decay"),
+)
+OF_OTHERS = "pose", "kobj", "rle", "angle", "dlog", "dgrad", "dlam"
+CLASSIFICATION = "auto_augment", "dropout", "erasing"
+PREDICTION = (
+    *("embed", "line_width", "save_conf", "save_crop", "save_frames", "show", "show_boxes", "show_conf"),
+    *("show_labels", "source", "stream_buffer", "tracker", "vid_stride"),
+)
+EXPORT = "it is for train", "it is for predict and track", "it is for export"
+
+SEGMENTS = "overlap_mask", "mask_ratio", "retina_masks", "copy_paste_mode"
+LOSSES_OF_OTHERS = "pose", "kobj", "rle", "angle", "dlog", "dgrad", "dlam"
+CLASSIFICATION = "auto_augment", "dropout", "erasing"
+PREDICTION = (
     *(
         "line_width",
         "save_conf",
@@ -117,13 +159,8 @@ def say_what_is_ignored(mode: str, args: Any) -> None:
     """
     for key, why in IGNORED[mode].items():
         value = getattr(args, key, None)
-        if value is not None and value != DEFAULT_CFG_DICT.get(key) and not is_set_by_upstream(mode, key, value):
+        if value is not None and value != DEFAULT_CFG_DICT.get(key):
             warn_once(f"{key}={value} does nothing in {mode} with an RT-DETR: {why}")
-
-
-def is_set_by_upstream(mode: str, key: str, value: Any) -> bool:
-    """Whether upstream itself has given an argument a value that the user may not have named."""
-    return (mode, key, value) in {("export", "iou", 0.45)}
 
 
 def say_what_training_does(args: Any, device: Any) -> None:

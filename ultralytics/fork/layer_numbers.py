@@ -66,11 +66,11 @@ def choose_frozen_places(model: Any, freeze: Any) -> Any:
                 f"freeze={freeze}: layers {found.start} to {found.stop - 1} are one backbone, {kind}; freeze all of "
                 f"it, freeze={found.stop}, or none"
             )
-    parts = [translate_part(layers, x) for x in chosen if isinstance(x, str)]
-    unknown = [x for x in chosen if (translate_part(layers, x) is None if isinstance(x, str) else x not in known)]
+    parts = {x: translate_part(layers, x) for x in chosen if isinstance(x, str)}
+    unknown = [x for x in chosen if not (parts.get(x) if isinstance(x, str) else x in known)]
     if unknown:
         raise Refused(f"freeze={freeze}: the model has no layer {unknown[0]!r}, but 0 to {indices[-1].stop - 1}")
-    return [*parts, *places]
+    return [*parts.values(), *places]
 
 
 def translate_part(layers: Iterable, name: str) -> str | None:

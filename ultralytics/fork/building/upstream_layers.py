@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ultralytics.nn.AddModules.registry import (
-    LENT,
     NAMES,
     READERS,
     Layer,
@@ -47,5 +46,5 @@ def lend_names() -> None:
     for name, reader in FOUND.items():
         cls = next((vars(home)[name] for home in (conv, block, transformer) if name in vars(home)), None)
         if cls is not None:
-            LENT[cls] = READERS[cls] = reader
+            READERS[cls] = reader
             NAMES.setdefault(name, cls)

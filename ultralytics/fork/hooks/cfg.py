@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ultralytics.fork.errors import install_excepthook, mark_as_plain
+from ultralytics.fork.errors import mark_as_plain
 from ultralytics.fork.export.metadata import model_stem
 from ultralytics.fork.hooks.override import install_module, override
 from ultralytics.fork.privacy.downloads import require_names
@@ -27,5 +27,4 @@ def check_dict_alignment(original: Any, *args: Any, **kwargs: Any) -> None:
         raise mark_as_plain(SyntaxError(" ".join(str(e).split()))) from None
 
 
-install_excepthook()
 install_module(CFG)

@@ -85,7 +85,7 @@ def _setup_train(original: Any, self: Any, *args: Any) -> None:
         original(self, *args)
     finally:
         self.args.freeze = freeze  # which `setup_model` has translated
-    if RANK in (-1, 0) and getattr(self.args, "quantize", None) != 8:  # whose layers upstream strips before
+    if RANK in (-1, 0):
         check_model_to_save(unwrap_model(self.model), "Each checkpoint of this run")
     recipe.warn_of_start_from_scratch(self)
     if find_head(unwrap_model(self.model)):

@@ -36,8 +36,7 @@ def save_resumable_checkpoint(save_model: Callable, trainer: Any) -> Any:
         saved = save_model(trainer)
     if not trainer.fork.has_saved and trainer.last.exists():
         trainer.fork.has_saved = True
-        if getattr(trainer.args, "quantize", None) != 8:  # what its forward passes have added
-            check_model_to_save(trainer.ema.ema, "The next checkpoint of this run")
+        check_model_to_save(trainer.ema.ema, "The next checkpoint of this run")  # what its forward passes have added
     return saved
 
 

@@ -109,7 +109,6 @@ class Row:
 Reader = Callable[[Row], Layer]
 READERS: dict[type[nn.Module], Reader] = {}
 NAMES: dict[str, type[nn.Module]] = {}
-LENT: dict[type[nn.Module], Reader] = {}  # upstream's classes that its own `parse_model` has no branch for
 
 
 def register(reader: Reader) -> Callable[[type[nn.Module]], type[nn.Module]]:
