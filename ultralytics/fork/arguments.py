@@ -25,25 +25,6 @@ PREDICTION = (
     *("embed", "line_width", "save_conf", "save_crop", "save_frames", "show", "show_boxes", "show_conf"),
     *("show_labels", "source", "stream_buffer", "tracker", "vid_stride"),
 )
-EXPORT = "it is for train", "it is for predict and track", "it is for export"
-
-SEGMENTS = "overlap_mask", "mask_ratio", "retina_masks", "copy_paste_mode"
-LOSSES_OF_OTHERS = "pose", "kobj", "rle", "angle", "dlog", "dgrad", "dlam"
-CLASSIFICATION = "auto_augment", "dropout", "erasing"
-PREDICTION = (
-    *(
-        "line_width",
-        "save_conf",
-        "save_crop",
-        "save_frames",
-        "show",
-        "show_boxes",
-        "show_conf",
-        "show_labels",
-        "source",
-    ),
-    *("stream_buffer", "tracker", "vid_stride", "embed"),
-)
 EXPORT = "dynamic", "format", "opset", "optimize", "simplify", "verify", "workspace"
 TRAINING = (
     *("amp", "backbone_lr", "bgr", "clip_grad", "close_mosaic", "cls_remap", "copy_paste", "cos_lr", "cutmix"),
@@ -51,62 +32,6 @@ TRAINING = (
     *("hsv_v", "lr0", "lrf", "mixup", "momentum", "mosaic", "multi_scale", "nbs", "optimizer", "patience"),
     *("perspective", "pretrained", "resume", "save_period", "scale", "seed", "shear", "time", "translate"),
     *("warmup_bias_lr", "warmup_epochs", "warmup_momentum", "weight_decay"),
-)
-OF_OTHERS = "pose", "kobj", "rle", "angle", "dlog", "dgrad", "dlam"
-CLASSIFICATION = "auto_augment", "dropout", "erasing"
-PREDICTION = (
-    *("embed", "line_width", "save_conf", "save_crop", "save_frames", "show", "show_boxes", "show_conf"),
-    *("show_labels", "source", "stream_buffer", "tracker", "vid_stride"),
-)
-EXPORT = "it is for train", "it is for predict and track", "it is for export"
-
-SEGMENTS = "overlap_mask", "mask_ratio", "retina_masks", "copy_paste_mode"
-LOSSES_OF_OTHERS = "pose", "kobj", "rle", "angle", "dlog", "dgrad", "dlam"
-CLASSIFICATION = "auto_augment", "dropout", "erasing"
-PREDICTION = (
-    *(
-        "line_width",
-        "save_conf",
-        "save_crop",
-        "save_frames",
-        "show",
-        "show_boxes",
-        "show_conf",
-        "show_labels",
-        "source",
-    ),
-    *("stream_buffer", "tracker", "vid_stride", "embed"),
-)
-EXPORT = "dynamic", "format", "opset", "optimize", "simplify", "verify", "workspace"
-TRAINING = (
-    *(
-        "amp",
-        "backbone_lr",
-        "bgr",
-        "clip_grad",
-        "close_mosaic",
-        "cls_remap",
-        "copy_paste",
-        "cos_lr",
-        "cutmix",
-        "degrees",
-    ),
-    *(
-        "deterministic",
-        "dis",
-        "distill_model",
-        "epochs",
-        "fliplr",
-        "flipud",
-        "freeze",
-        "hsv_h",
-        "hsv_s",
-        "hsv_v",
-        "lr0",
-    ),
-    *("lrf", "mixup", "momentum", "mosaic", "multi_scale", "nbs", "optimizer", "patience", "perspective", "pretrained"),
-    *("resume", "save_period", "scale", "seed", "shear", "time", "translate", "warmup_bias_lr", "warmup_epochs"),
-    *("warmup_momentum", "weight_decay"),
 )
 OF_OTHERS = dict.fromkeys((*SEGMENTS, *LOSSES_OF_OTHERS, *CLASSIFICATION), OTHER_TASK)
 SUPPRESSION = dict.fromkeys(("iou", "agnostic_nms", "nms"), SELECTION)
