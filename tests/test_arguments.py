@@ -108,8 +108,8 @@ def test_nothing_is_said_of_the_defaults(mode, said):
     [
         (
             "train",
-            {"rect": True, "box": 3.0, "close_mosaic": 2},
-            ["rect=True", "box=3.0", "close_mosaic=2 with epochs=2"],
+            {"rect": True, "copy_paste": 0.3, "close_mosaic": 2},
+            ["rect=True", "copy_paste=0.3", "close_mosaic=2 with epochs=2"],
         ),
         ("val", {"augment": True, "quantize": 16}, ["augment=True", "half precision"]),
         ("predict", {"iou": 0.2, "quantize": 16}, ["iou=0.2", "half precision"]),

@@ -400,7 +400,7 @@ OVERRIDDEN = {
         "verify_image_label",
     },
     "ultralytics.data.base": {"imread"},
-    "ultralytics.data.base.BaseDataset": {"cache_images_to_disk", "get_img_files", "load_image"},
+    "ultralytics.data.base.BaseDataset": {"cache_images_to_disk", "check_cache_ram", "get_img_files", "load_image"},
     "ultralytics.data.dataset.YOLODataset": {"get_labels"},
     "ultralytics.utils.downloads": {"get_github_assets", "safe_download"},
 }

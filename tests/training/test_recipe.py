@@ -9,15 +9,31 @@ from torch import nn
 
 from ultralytics.cfg import get_cfg
 from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.fork.errors import Refused
 from ultralytics.fork.training import nonfinite_steps, recipe
+from ultralytics.fork.training.frozen_backbone import pretrained_share
 from ultralytics.fork.training.run_state import RunState
 from ultralytics.models.rtdetr.train import RTDETRTrainer
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import RTDETRDetectionModel
 from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_yaml
 
 RECIPES = sorted(file.name for file in (ROOT / "cfg_custom" / "recipes").glob("*.yaml"))
-OFFICIAL = dict(optimizer="AdamW", lr0=1e-4, backbone_lr=0.1, weight_decay=1e-4, clip_grad=0.1, epochs=72, batch=16)
+# Of ../shared/facts: figures of the official repositories, R50 or HGNetv2 L
+COMMON = dict(optimizer="AdamW", batch=16, nbs=16, weight_decay=1e-4, clip_grad=0.1, warmup_steps=2000, momentum=0.9)
+AUGMENTED = dict(photometric=0.5, zoom_out=0.5, iou_crop=0.8, fliplr=0.5, multi_scale=0.25, base_size_repeat=3)
+FROZEN = dict(freeze_norm=True, freeze_at=0)
+OFFICIAL = {
+    "rtdetr.yaml": dict(loss="official", lr0=1e-4, lrf=1.0, backbone_lr=0.1, epochs=72, mosaic=0.0, **FROZEN),
+    "rtdetrv2.yaml": dict(
+        loss="official", lr0=1e-4, lrf=1.0, backbone_lr=0.05, epochs=72, no_aug_epochs=1, bias_decay=True, **FROZEN
+    ),
+    "deim.yaml": dict(
+        **dict(loss="mal", lr0=2e-4, lrf=0.5, lr_schedule="flat-cosine", backbone_lr=0.1, epochs=60, mosaic=0.5),
+        **dict(mixup=0.5, aug_policy="deim", no_aug_epochs=2, bias_decay=True),
+    ),
+}
 
 
 def build(name):
@@ -27,7 +43,7 @@ def build(name):
 def trainer(model, **settings):
     """Stand for a trainer that has built its optimiser, as upstream's code does."""
     args = get_cfg(overrides=settings)
-    self = SimpleNamespace(args=args, model=model, data={"nc": 3}, resume=False)
+    self = SimpleNamespace(args=args, model=model, data={"nc": 3}, resume=False, fork=RunState())
     self.optimizer = BaseTrainer.build_optimizer(
         self, model, args.optimizer, args.lr0, args.momentum, args.weight_decay
     )
@@ -41,10 +57,10 @@ def test_recipes_are_found_by_bare_name_and_hold_only_what_upstream_reads(file):
     assert all(getattr(read, key) == value for key, value in settings.items())
 
 
-def test_the_official_settings():
-    settings = YAML.load(check_yaml("rtdetr.yaml"))
-    assert {key: settings[key] for key in OFFICIAL} == OFFICIAL
-    assert settings["nbs"] == settings["batch"]  # weight decay and steps are not scaled
+@pytest.mark.parametrize("file", OFFICIAL)
+def test_the_official_settings(file):
+    settings, expected = YAML.load(check_yaml(file)), {**COMMON, **AUGMENTED, **OFFICIAL[file]}
+    assert {key: settings[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -86,12 +102,59 @@ def test_gradients_are_clipped_to_the_norm():
         assert total == pytest.approx(norm, rel=1e-4)
 
 
-@pytest.mark.parametrize("key, value", [*(("clip_grad", v) for v in (0.0, -1, "a", True)), ("backbone_lr", 1.5)])
-def test_wrong_values_are_refused_before_anything_is_made(key, value, tmp_path):
+WRONG = [
+    *(("clip_grad", value, "a number above 0") for value in (0.0, -1, "a", True)),
+    ("backbone_lr", 1.5, "a number above 0 to 1"),
+    *(("warmup_steps", value, "a whole number from 0") for value in (-1, 2.5)),
+    *(("photometric", value, "a number from 0 to 1") for value in (1.5, float("nan"))),
+    ("freeze_at", 9, "a whole number from -1 to 4"),
+    ("freeze_norm", "yes", "True or False"),
+    ("lr_schedule", "cosine", "flat-cosine"),
+    ("aug_policy", "deimv2", "deim"),
+]
+
+
+@pytest.mark.parametrize("key, value, expected", WRONG, ids=str)
+def test_wrong_values_are_refused_before_anything_is_made(key, value, expected, tmp_path):
     overrides = {"model": "rtdetr-tiny.yaml", "data": "shapes.yaml", "project": str(tmp_path), key: value}
-    with pytest.raises(ValueError, match=f"{key}={value!r}: expected a number"):
+    with pytest.raises(Refused, match=f"{key}={value!r}: expected {expected}") as e:
+        RTDETRTrainer(overrides=overrides)
+    assert "\n" not in str(e.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "given, line",
+    [
+        ({"no_aug_epochs": 1}, "no_aug_epochs=1 ends photometric, zoom_out and iou_crop, which are all 0"),
+        ({"no_aug_epochs": 5, "iou_crop": 0.5, "epochs": 4}, "no_aug_epochs=5 is more than epochs=4"),
+        ({"aug_policy": "deim"}, "aug_policy=deim plans photometric, zoom_out and iou_crop, which are all 0"),
+    ],
+    ids=str,
+)
+def test_switches_that_do_not_go_together(given, line, tmp_path):
+    overrides = {"model": "rtdetr-tiny.yaml", "data": "shapes.yaml", "project": str(tmp_path), **given}
+    with pytest.raises(Refused, match=line):
         RTDETRTrainer(overrides=overrides)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key, value", [("loss", "official"), ("iou_crop", 0.5), ("checkpoint_activations", True)])
+def test_another_model_does_not_take_them(key, value, tmp_path):
+    overrides = {"model": "yolo11n.yaml", "data": "shapes.yaml", "project": str(tmp_path), key: value}
+    with pytest.raises(Refused, match=f"{key}={value} is for RT-DETR, and yolo11n.yaml is no RT-DETR"):
+        DetectionTrainer(overrides=overrides)
+    assert not list(tmp_path.iterdir())
+
+
+def test_biases_decay_but_those_of_norms():
+    model = build("rtdetr-tiny")
+    groups = trainer(model, optimizer="AdamW", bias_decay=True, weight_decay=1e-4).optimizer.param_groups
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    assert len(decay) == len(list(model.parameters()))
+    for m in model.modules():
+        is_norm = isinstance(m, (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm))
+        for p in m.parameters(recurse=False):
+            assert decay[id(p)] == (0 if is_norm else 1e-4)
 
 
 def test_a_slow_backbone_without_weights_is_warned_of(monkeypatch):
@@ -100,8 +163,8 @@ def test_a_slow_backbone_without_weights_is_warned_of(monkeypatch):
     monkeypatch.setattr(recipe.LOGGER, "warning", said.append)
     target.load(source, verbose=False)
     other.load(source, verbose=False)
-    assert recipe.pretrained_share(target, len(target.yaml["backbone"])) > 0.9
-    assert recipe.pretrained_share(other, len(other.yaml["backbone"])) == recipe.pretrained_share(source, 10) == 0
+    assert pretrained_share(target, len(target.yaml["backbone"])) > 0.9
+    assert pretrained_share(other, len(other.yaml["backbone"])) == pretrained_share(source, 10) == 0
     for model in (target, other):
         trainer(model, optimizer="AdamW", backbone_lr=0.1)
     assert len(said) == 1 and "100% of the backbone starts from scratch" in said[0] and "backbone_lr=1" in said[0]

@@ -12,10 +12,8 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
 STRETCHED = "each image is stretched to imgsz x imgsz"
 SELECTION = "RT-DETR selects its queries and has no non-maximum suppression"
-GAINS = "the gains of RT-DETR's loss are its own"
 NO_AUGMENTATION = "RT-DETR has no augmentation at inference"
 OTHER_TASK = "it is for another task"
-OF_DATA_SETS = "it is for train and val"
 OF_TRAINING, OF_PREDICTION, OF_EXPORT = "it is for train", "it is for predict and track", "it is for export"
 
 SEGMENTS = "overlap_mask", "mask_ratio", "retina_masks", "copy_paste_mode"
@@ -27,11 +25,13 @@ PREDICTION = (
 )
 EXPORT = "dynamic", "format", "opset", "optimize", "simplify", "verify", "workspace"
 TRAINING = (
-    *("amp", "backbone_lr", "bgr", "clip_grad", "close_mosaic", "cls_remap", "copy_paste", "cos_lr", "cutmix"),
-    *("degrees", "deterministic", "dis", "distill_model", "epochs", "fliplr", "flipud", "freeze", "hsv_h", "hsv_s"),
-    *("hsv_v", "lr0", "lrf", "mixup", "momentum", "mosaic", "multi_scale", "nbs", "optimizer", "patience"),
-    *("perspective", "pretrained", "resume", "save_period", "scale", "seed", "shear", "time", "translate"),
-    *("warmup_bias_lr", "warmup_epochs", "warmup_momentum", "weight_decay"),
+    *("amp", "aug_policy", "backbone_lr", "base_size_repeat", "bgr", "bias_decay", "box", "checkpoint_activations"),
+    *("clip_grad", "close_mosaic", "cls", "cls_pw", "cls_remap", "copy_paste", "cos_lr", "cutmix", "degrees"),
+    *("deterministic", "dfl", "dis", "distill_model", "epochs", "fliplr", "flipud", "freeze", "freeze_at"),
+    *("freeze_norm", "hsv_h", "hsv_s", "hsv_v", "iou_crop", "loss", "lr0", "lr_schedule", "lrf", "mixup", "momentum"),
+    *("mosaic", "multi_scale", "nbs", "no_aug_epochs", "optimizer", "patience", "perspective", "photometric"),
+    *("pretrained", "resume", "save_period", "scale", "seed", "shear", "time", "translate", "warmup_bias_lr"),
+    *("warmup_epochs", "warmup_momentum", "warmup_steps", "weight_decay", "zoom_out"),
 )
 OF_OTHERS = dict.fromkeys((*SEGMENTS, *LOSSES_OF_OTHERS, *CLASSIFICATION), OTHER_TASK)
 SUPPRESSION = dict.fromkeys(("iou", "agnostic_nms", "nms"), SELECTION)
@@ -39,7 +39,7 @@ INFERENCE = {
     "augment": NO_AUGMENTATION,
     **SUPPRESSION,
     **OF_OTHERS,
-    **dict.fromkeys(("box", "cls", "dfl", "cls_pw", *TRAINING), OF_TRAINING),
+    **dict.fromkeys(TRAINING, OF_TRAINING),
     **dict.fromkeys(EXPORT, OF_EXPORT),
 }
 
@@ -52,7 +52,6 @@ IGNORED: dict[str, dict[str, str]] = {
         "dnn": "it is for an exported model",
         **SUPPRESSION,
         **OF_OTHERS,
-        **dict.fromkeys(("box", "cls", "dfl", "cls_pw"), GAINS),
         **dict.fromkeys(PREDICTION, OF_PREDICTION),
         **dict.fromkeys(EXPORT, OF_EXPORT),
     },
@@ -67,7 +66,7 @@ IGNORED: dict[str, dict[str, str]] = {
     "export": {
         **dict.fromkeys(("iou", "agnostic_nms", "conf", "max_det"), SELECTION),
         **OF_OTHERS,
-        **dict.fromkeys(("box", "cls", "dfl", "cls_pw", *TRAINING), OF_TRAINING),
+        **dict.fromkeys(TRAINING, OF_TRAINING),
         **dict.fromkeys(PREDICTION, OF_PREDICTION),
         **dict.fromkeys(("rect", "augment", "classes", "save_txt", "visualize"), "it is for predict and val"),
     },

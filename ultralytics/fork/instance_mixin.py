@@ -12,7 +12,10 @@ class InstanceMixin:
     def __reduce_ex__(self, protocol: int) -> tuple:
         """Copies and pickles are of the class that the object had before."""
         _, _, *state = super().__reduce_ex__(protocol)
-        return object.__new__, (type(self).__bases__[-1],), *state
+        cls = type(self)
+        while issubclass(cls, InstanceMixin):  # several may be in front
+            cls = cls.__bases__[-1]
+        return object.__new__, (cls,), *state
 
 
 def mix_into(obj: Any, mixin: type[InstanceMixin]) -> None:

@@ -19,6 +19,7 @@ from ultralytics.fork.data.images import check_image_pixels, load_readable_image
 from ultralytics.fork.data.label_cache import load_label_cache, save_label_cache
 from ultralytics.fork.data.label_errors import name_wrong_row
 from ultralytics.fork.data.mixed_labels import verify_mixed
+from ultralytics.fork.data.official_augmentation import keep_image_size
 from ultralytics.fork.hooks import downloads
 from ultralytics.fork.hooks.override import install_module, override, upstream_release, version
 
@@ -109,8 +110,19 @@ def imread(original: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @override(BASE_DATASET)
+def check_cache_ram(original: Any, self: Any, *args: Any, **kwargs: Any) -> bool:
+    """Count whole images where they are kept as they are."""
+    return original(keep_image_size(self) if hasattr(self, "plan") else self, *args, **kwargs)
+
+
+@override(BASE_DATASET)
 def load_image(original: Any, self: Any, i: int, *args: Any, **kwargs: Any) -> tuple:
-    """Use no cached .npy file that is not an image; name an image that cannot be decoded."""
+    """Use no cached .npy file that is not an image; name an image that cannot be decoded.
+
+    The official augmentation stretches images itself, and takes them as they are.
+    """
+    if hasattr(self, "plan"):
+        self, args, kwargs = keep_image_size(self), (), {"rect_mode": True}
     return with_depth_of(self, functools.partial(load_readable_image, original), i, *args, **kwargs)
 
 

@@ -1,9 +1,8 @@
 """What this fork does to upstream's engine/model.py.
 
-A YAML with RT-DETR's head becomes an `RTDETR`; `embed` finds the layer before the head behind a multi-output backbone;
-an `RTDETR` is no other model;
-`save` says what a file will not keep; `benchmark` refuses decoder arguments; `val` fetches no data set that nobody
-named; `resume` refuses a run that is over.
+A YAML with RT-DETR's head becomes an `RTDETR`, and an `RTDETR` is no other model; `embed` finds the layer before the
+head behind a multi-output backbone; `save` says what a file will not keep; `benchmark` refuses decoder arguments; `tune`
+searches what acts; `val` fetches no data set that nobody named; `resume` refuses a run that is over.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from ultralytics.fork.hooks.override import install, override
 from ultralytics.fork.privacy.downloads import require_local_data
 from ultralytics.fork.rtdetr import find_head
 from ultralytics.fork.training.resume import refuse_finished_run
+from ultralytics.fork.training.search_space import search_what_acts
 
 __all__ = (
     "install",
@@ -48,6 +48,15 @@ def save(original: Any, self: Any, filename: Any = "saved_model.pt", *args: Any)
     if isinstance(self.model, nn.Module):
         check_model_to_save(self.model, str(filename))
     original(self, filename, *args)
+
+
+@override(MODEL)
+def tune(original: Any, self: Any, use_ray: bool = False, *args: Any, **kwargs: Any) -> Any:
+    """Search only over what acts on an RT-DETR."""
+    if not find_head(self.model):
+        return original(self, use_ray, *args, **kwargs)
+    with search_what_acts(use_ray, kwargs.get("space")):
+        return original(self, use_ray, *args, **kwargs)
 
 
 @override(MODEL)

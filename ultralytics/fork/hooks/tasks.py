@@ -52,6 +52,7 @@ def install(names: dict[str, Any]) -> None:
     overrides.install_module(HEAD)
     model = names["BaseModel"]
     overrides.install(model)
+    overrides.install(names["RTDETRDetectionModel"])
     overrides.install(names)
     for cls in [cls for cls in names.values() if isinstance(cls, type) and issubclass(cls, model)]:
         if "__init__" in vars(cls):
@@ -80,6 +81,14 @@ def fuse(original: Any, self: Any, verbose: bool = True, *args: Any, **kwargs: A
     from ultralytics.fork.building.fuse import fuse_model
 
     return fuse_model(original, self, verbose, *args, **kwargs)
+
+
+@override("ultralytics.nn.tasks.RTDETRDetectionModel")
+def init_criterion(original: Any, self: Any) -> Any:
+    """Train by the class loss and the gains of the arguments."""
+    from ultralytics.fork.training.losses import make_criterion
+
+    return make_criterion(original, self)
 
 
 @override(HEAD)

@@ -10,19 +10,26 @@ from torch import nn
 from ultralytics.fork import arguments, decoder_size
 from ultralytics.fork.checkpoints.model_to_save import check_model_to_save
 from ultralytics.fork.data.dataset_errors import raise_plain_cause
+from ultralytics.fork.data.official_augmentation import say_what_is_replaced
 from ultralytics.fork.distributed import elastic_launch
+from ultralytics.fork.hooks import rtdetr
 from ultralytics.fork.hooks.override import install, override
 from ultralytics.fork.layer_numbers import choose_frozen_places
 from ultralytics.fork.pretrained.transfer_report import write_transfer_report
 from ultralytics.fork.rtdetr import find_head, unwrap_model
-from ultralytics.fork.training import nonfinite_steps, recipe, resume
+from ultralytics.fork.training import losses, nonfinite_steps, recipe, resume
+from ultralytics.fork.training.activation_checkpoints import checkpoint_activations
+from ultralytics.fork.training.batch_transforms import transform_batches
 from ultralytics.fork.training.compiled_training import give_targets
 from ultralytics.fork.training.explain_interruption import explain_interruption
+from ultralytics.fork.training.frozen_backbone import freeze_backbone, train_new_backbone
 from ultralytics.fork.training.inference_tensors import thaw
+from ultralytics.fork.training.mixed_precision import choose_precision
 from ultralytics.fork.training.norm_gradients import match_gradient_layout
 from ultralytics.fork.training.resumable_checkpoint import save_resumable_checkpoint
 from ultralytics.fork.training.resume import begin_epoch
 from ultralytics.fork.training.run_state import RunState
+from ultralytics.fork.training.schedule import choose_schedule, count_warm_up_in_steps, square_warm_up
 from ultralytics.utils import RANK
 
 __all__ = "begin_epoch", "install"
@@ -47,7 +54,11 @@ def check_resume(original: Any, self: Any, overrides: dict) -> None:
     decoder_size.refuse_in_mode("train", self.args, overrides)
     original(self, overrides)
     resume.stay_in_checkpoint_folder(self, overrides)
-    recipe.check_recipe(self.args)
+    if recipe.is_rtdetr_trainer(self):
+        rtdetr.install()
+    recipe.check_recipe(self)
+    if self.args.resume:
+        recipe.refuse_changes(self, overrides)
 
 
 @override(TRAINER)
@@ -62,25 +73,44 @@ def get_dataset(original: Any, self: Any) -> dict:
 
 @override(TRAINER)
 def setup_model(original: Any, self: Any) -> Any:
-    """Write into the run's folder which pretrained weights arrived; freeze layers by their indices."""
+    """Write into the run's folder which pretrained weights arrived; freeze layers by their indices.
+
+    A model of RT-DETR gets the first scores and the frozen parts of its recipe.
+    """
     checkpoint = original(self)
     write_transfer_report(self)
-    self.args.freeze = choose_frozen_places(unwrap_model(self.model), self.args.freeze)
+    model = unwrap_model(self.model)
+    self.args.freeze = choose_frozen_places(model, self.args.freeze)
+    train_new_backbone(self, model)
+    freeze_backbone(self, model)
+    if self.args.loss:
+        losses.start_scores(model)
+    if self.args.checkpoint_activations:
+        checkpoint_activations(model)
     return checkpoint
 
 
 @override(TRAINER)
 def build_optimizer(original: Any, self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-    """Let the backbone learn at the share `backbone_lr` of the learning rate."""
+    """Give the backbone its learning rate, and biases their weight decay."""
     optimizer = original(self, model, *args, **kwargs)
+    recipe.decay_biases(self, model, optimizer)
     recipe.slow_backbone(self, model, optimizer)
     return optimizer
+
+
+@override(TRAINER)
+def _setup_scheduler(original: Any, self: Any) -> None:
+    """Put DEIM's schedule in place of upstream's where it is asked for."""
+    original(self)
+    choose_schedule(self)
 
 
 @override(TRAINER)
 def _setup_train(original: Any, self: Any, *args: Any) -> None:
     """Say what a checkpoint will not keep; watch each loss; give batch norms on a CPU gradients in their layout."""
     freeze = self.args.freeze
+    choose_precision(self)
     try:
         original(self, *args)
     finally:
@@ -93,7 +123,13 @@ def _setup_train(original: Any, self: Any, *args: Any) -> None:
             arguments.warn_once.cache_clear()  # each training says it
             arguments.say_what_is_ignored("train", self.args)
             arguments.say_what_training_does(self.args, self.device)
+            losses.say_gains(self.args)
+            say_what_is_replaced(self.args)
+        recipe.name_official_recipe(self)
+        transform_batches(self)
         give_targets(self)
+    count_warm_up_in_steps(self)
+    square_warm_up(self)
     nonfinite_steps.watch_losses(self)
     if self.device.type == "cpu":
         match_gradient_layout(unwrap_model(self.model))

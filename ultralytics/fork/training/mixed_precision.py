@@ -1,15 +1,28 @@
-"""Check half precision on a device without fetching a model, which upstream's check of AMP does."""
+"""Check half precision on a device without fetching a model, which upstream's check of AMP does; choose where it is."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
 
 from ultralytics.nn.modules import Conv
-from ultralytics.utils import ASSETS, LOGGER, colorstr
+from ultralytics.utils import ASSETS, LOGGER, RANK, colorstr
 
 TOLERANCE = 0.05  # of the norm: how far a result in half precision may be from fp32; it is 0.003
 LOSS_SCALE = 2**8  # as a training scales its loss: small gradients have few digits in half precision
+
+
+def choose_precision(trainer: Any) -> None:
+    """Train in FP32 where `amp=bf16` is asked for and the device has no fast bfloat16."""
+    device: torch.device = trainer.device
+    if trainer.args.amp != "bf16":
+        return
+    if device.type == "cpu" or (device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)):
+        trainer.args.amp = False
+        if RANK in {-1, 0}:
+            LOGGER.info(f"amp=bf16: {device} has no fast bfloat16, so that training is in FP32")
 
 
 def is_half_precision_accurate(device: torch.device) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ultralytics.fork.rtdetr import unwrap_model
+from ultralytics.fork.training.accumulation import average_gradients, weigh_batch
 from ultralytics.utils import LOGGER
 
 MAX_REPORTS = 3  # of a run; the cause is mostly the same
@@ -33,7 +34,7 @@ def watch_losses(trainer: Any) -> None:
 
     # Upstream calls the first for what it gives the model, and the second with the loss, once a batch
     trainer.preprocess_batch = preprocess_batch
-    trainer.scaler.scale = lambda loss: scale(check_loss(trainer, loss))
+    trainer.scaler.scale = lambda loss: scale(weigh_batch(trainer, check_loss(trainer, loss)))
 
 
 def check_loss(trainer: Any, loss: torch.Tensor) -> torch.Tensor:
@@ -87,6 +88,7 @@ def clip_gradients(trainer: Any, clip: Callable) -> None:
         FloatingPointError: If too many steps in a row had to be skipped.
     """
     run = trainer.fork
+    average_gradients(trainer)
     run.accumulated_batches = 0
     restore_spoiled_statistics(trainer)
     named = [(name, p) for name, p in trainer.model.named_parameters() if p.grad is not None]

@@ -8,31 +8,102 @@ from typing import Any
 import torch
 from torch import nn
 
+from ultralytics.fork.data.official_augmentation import is_official
 from ultralytics.fork.errors import Refused
-from ultralytics.fork.pretrained.transfer_report import MIN_SHARE, REPORTS
+from ultralytics.fork.pretrained.transfer_report import MIN_SHARE
 from ultralytics.fork.rtdetr import unwrap_model
+from ultralytics.fork.training import losses
+from ultralytics.fork.training.frozen_backbone import count_backbone_rows, new_share
 from ultralytics.nn.modules.block import HGStem, ResNetLayer
 from ultralytics.nn.modules.head import RTDETRDecoder
-from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK
 
 FEW_IMAGES = 5_000  # for training, below which a model that starts from scratch hardly learns
+RANGES = {  # of the switches: kind, least and most
+    "backbone_lr": (float, 0, 1),
+    "clip_grad": (float, 0, math.inf),
+    "warmup_steps": (int, 0, math.inf),
+    "freeze_at": (int, -1, 4),
+    **dict.fromkeys(("photometric", "zoom_out", "iou_crop"), (float, 0, 1)),
+    **dict.fromkeys(("base_size_repeat", "no_aug_epochs"), (int, 0, math.inf)),
+}
+ABOVE = "backbone_lr", "clip_grad"  # the least value itself is out of range
+RTDETR_ONLY = (
+    *("loss", "photometric", "zoom_out", "iou_crop", "aug_policy", "no_aug_epochs", "base_size_repeat"),
+    "checkpoint_activations",
+)
+SWITCHES = tuple(dict.fromkeys((*RANGES, *RTDETR_ONLY, "bias_decay", "freeze_norm", "lr_schedule")))
 HGNET_WEIGHTS = {48: "timm/hgnetv2_b4", 64: "timm/hgnetv2_b5"}  # that fit a PP-HGNetV2, by the channels of its stem
 
 
-def check_recipe(args: Any) -> None:
-    """Raise `Refused` for a `backbone_lr` or a `clip_grad` that is out of range."""
-    for key, most in (("backbone_lr", 1.0), ("clip_grad", math.inf)):
-        value = getattr(args, key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
-            bounds = "from above 0 to 1" if most == 1 else "above 0"
-            raise Refused(f"{key}={value!r}: expected a number {bounds}")
+def check_recipe(trainer: Any) -> None:
+    """Check the switches of the recipes, before anything is made.
+
+    Raises:
+        Refused: For a value out of range, a clean tail longer than the run, or a switch of RT-DETR's for another model.
+    """
+    args = trainer.args
+    for key, (kind, least, most) in RANGES.items():
+        check_range(key, getattr(args, key), kind, least, most)
+    for key, known in (("lr_schedule", ("flat-cosine",)), ("aug_policy", ("deim",))):
+        if getattr(args, key) is not None and getattr(args, key) not in known:
+            raise Refused(f"{key}={getattr(args, key)!r}: expected {' or '.join(known)}, or none for Ultralytics' own")
+    for key in ("bias_decay", "freeze_norm", "checkpoint_activations"):
+        if not isinstance(getattr(args, key), bool):
+            raise Refused(f"{key}={getattr(args, key)!r}: expected True or False")
+    if not is_rtdetr_trainer(trainer):
+        given = [key for key in RTDETR_ONLY if getattr(args, key) != DEFAULT_CFG_DICT[key]]
+        if given:
+            raise Refused(f"{given[0]}={getattr(args, given[0])} is for RT-DETR, and {args.model} is no RT-DETR")
+        return
+    losses.check_loss_arguments(args)
+    if args.no_aug_epochs and not is_official(args):
+        raise Refused(
+            f"no_aug_epochs={args.no_aug_epochs} ends photometric, zoom_out and iou_crop, which are all 0; "
+            "close_mosaic= ends Ultralytics' mosaic"
+        )
+    if args.aug_policy and not is_official(args):
+        raise Refused(f"aug_policy={args.aug_policy} plans photometric, zoom_out and iou_crop, which are all 0")
+    if args.no_aug_epochs > args.epochs:
+        raise Refused(f"no_aug_epochs={args.no_aug_epochs} is more than epochs={args.epochs}")
+
+
+def is_rtdetr_trainer(trainer: Any) -> bool:
+    """Whether a trainer trains RT-DETR."""
+    from ultralytics.models.rtdetr.train import RTDETRTrainer  # which imports engine/trainer.py, which needs this
+
+    return isinstance(trainer, RTDETRTrainer)
+
+
+def refuse_changes(trainer: Any, overrides: dict) -> None:
+    """Raise `Refused` where a run that is resumed is given another value of a switch; upstream takes the old one."""
+    for key in (*SWITCHES, "cls", "box", "cls_pw"):
+        before = getattr(trainer.args, key)
+        if key in overrides and overrides[key] != before:
+            raise Refused(
+                f"{key}={overrides[key]}: the run of {trainer.args.resume} has {key}={before}, and a resumed run "
+                f"keeps it. Leave it out, or begin a new run"
+            )
+
+
+def check_range(key: str, value: Any, kind: Any, least: float, most: float) -> None:
+    """Raise `Refused` for a number out of its range; None stands for a switch that is not set."""
+    if value is None and DEFAULT_CFG_DICT[key] is None:
+        return
+    is_number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    number: Any = value
+    if is_number and math.isfinite(number) and least <= number <= most and (number > least or key not in ABOVE):
+        return
+    numbers = {float: "a number", int: "a whole number"}[kind]
+    bounds = f"{'above' if key in ABOVE else 'from'} {least}" + ("" if most == math.inf else f" to {most:g}")
+    raise Refused(f"{key}={value!r}: expected {numbers} {bounds}")
 
 
 def slow_backbone(trainer: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Let the backbone learn at the share `backbone_lr` of the learning rate."""
     student = getattr(unwrap_model(model), "student_model", unwrap_model(model))
-    rows = len((getattr(student, "yaml", None) or {}).get("backbone", []))
-    share = trainer.args.backbone_lr
+    rows = count_backbone_rows(student)
+    share = 1 if trainer.fork.trains_new_backbone else trainer.args.backbone_lr
     if share == 1 or not rows:
         return
     slow = {id(p) for m in student.model[:rows] for p in m.parameters()}
@@ -41,7 +112,7 @@ def slow_backbone(trainer: Any, model: nn.Module, optimizer: torch.optim.Optimiz
         group["params"] = [p for p in group["params"] if id(p) not in slow]
         optimizer.param_groups.append({**group, "params": backbone, "lr": group["lr"] * share})
     LOGGER.info(f"The backbone's {len(slow)} parameters learn at {share:g} of the learning rate")
-    new = 1 - pretrained_share(student, rows)
+    new = new_share(student)
     if new > MIN_SHARE and not trainer.resume:
         LOGGER.warning(
             f"{new:.0%} of the backbone starts from scratch, and backbone_lr={share:g} is for a pretrained one: "
@@ -49,10 +120,24 @@ def slow_backbone(trainer: Any, model: nn.Module, optimizer: torch.optim.Optimiz
         )
 
 
-def pretrained_share(model: nn.Module, backbone: int) -> float:
-    """Give the share of the tensors of a model's backbone, its first rows, that came from pretrained weights."""
-    rows = [(n, of) for _, _, to, n, of, _ in REPORTS.get(model, []) if to != "-" and int(to.split()[0]) < backbone]
-    return sum(n for n, _ in rows) / max(sum(of for _, of in rows), 1)
+def decay_biases(trainer: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give biases the weight decay of the weights, those of norms excepted, as the training of RT-DETRv2 does."""
+    if not trainer.args.bias_decay:
+        return
+    norms = {id(p) for m in model.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)}
+    chosen = {id(p) for name, p in model.named_parameters() if name.endswith("bias") and id(p) not in norms}
+    decay = max(group["weight_decay"] for group in optimizer.param_groups)
+    for group in list(optimizer.param_groups):
+        biases = [p for p in group["params"] if id(p) in chosen]
+        if biases and group["weight_decay"] != decay:
+            group["params"] = [p for p in group["params"] if id(p) not in chosen]
+            optimizer.param_groups.append({**group, "params": biases, "weight_decay": decay})
+
+
+def name_official_recipe(trainer: Any) -> None:
+    """Say once which recipe is the official one, where a run of RT-DETR trains as Ultralytics does."""
+    if RANK in {-1, 0} and not trainer.resume and not trainer.args.loss:
+        LOGGER.info("This is Ultralytics' training of RT-DETR; cfg=rtdetr.yaml is the one of its authors")
 
 
 def warn_of_start_from_scratch(trainer: Any) -> None:

@@ -17,6 +17,7 @@ from ultralytics.fork.checkpoints import load
 from ultralytics.fork.distributed import run_folder
 from ultralytics.fork.errors import Refused, quote
 from ultralytics.fork.rtdetr import unwrap_model
+from ultralytics.fork.training.augmentation_epochs import begin_planned_epoch
 from ultralytics.fork.training.resumable_checkpoint import TRAINING_STATE_KEY, training_state
 from ultralytics.utils import LOGGER, RANK
 
@@ -51,8 +52,10 @@ def stay_in_checkpoint_folder(trainer: Any, overrides: dict) -> None:
     if not trainer.args.resume or overrides.get("save_dir"):
         return
     file, before = Path(os.path.abspath(trainer.args.resume)), getattr(trainer.args, "save_dir", None)
-    if not before and read_checkpoint(file).get("optimizer") is None:
+    checkpoint = read_checkpoint(file)
+    if not before and checkpoint.get("optimizer") is None:
         refuse_finished_checkpoint(file)
+    trainer.fork.trains_new_backbone = (checkpoint.get(TRAINING_STATE_KEY) or {}).get("trains_new_backbone", False)
     for key in ("data", "distill_model", "pretrained"):
         if key not in overrides and "://" in str(getattr(trainer.args, key, None)):
             named = quote(getattr(trainer.args, key), 200)
@@ -117,6 +120,7 @@ def begin_epoch(trainer: Any, last_opt_step: int) -> int:
     """
     run = trainer.fork
     run.finite_batches = 0
+    begin_planned_epoch(trainer)
     if run.has_begun:
         return last_opt_step
     state, run.resumed = run.resumed, None
@@ -145,6 +149,7 @@ def restore_training_state(trainer: Any, state: dict) -> None:
         if name in state["gradients"]:
             p.grad = state["gradients"][name].to(p.device)
     trainer.fork.accumulated_batches = state["pending"]
+    trainer.fork.first_objects, trainer.fork.accumulated_objects = state.get("objects", (0, 0))
     patience = trainer.stopper.patience  # the user may change it on resume
     vars(trainer.stopper).update(state["stopper"])
     trainer.stopper.patience = patience

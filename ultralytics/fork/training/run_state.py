@@ -13,6 +13,7 @@ class RunState:
     has_begun: bool = False  # the first epoch of this process has begun
     has_saved: bool = False  # a checkpoint was written, and tried as another process would open it
     has_pretrained_weights: bool = False
+    trains_new_backbone: bool = False  # all of it, at the full rate, where the recipe is for a pretrained one
     is_complete: bool = False  # the launcher restarted workers whose run was over
     resumed: dict | None = None  # training state of the checkpoint, until the first epoch begins
 
@@ -20,6 +21,8 @@ class RunState:
     finite_batches: int = 0  # of this epoch, with a finite loss
     mean_loss: Any = None  # of these
     accumulated_batches: int = 0  # batches whose gradients wait for the optimiser's step
+    first_objects: int = 0  # of the first of these batches
+    accumulated_objects: int = 0  # of all of them
     reported_losses: int = 0  # non-finite losses that were reported with their layer
     skipped_steps: int = 0  # in a row
     has_spoiled_statistics: bool = False  # a forward pass has put NaN or Inf into running statistics

@@ -1,0 +1,163 @@
+"""Freeze the norms, the stem and stages of a pretrained backbone, as RT-DETR's authors do.
+
+A frozen norm uses its running statistics in training, too, and none of its parameters is trained. It stays the layer
+that it is: checkpoints, their average, transfer and exports see an ordinary batch norm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ultralytics.fork.errors import Refused
+from ultralytics.fork.instance_mixin import InstanceMixin, mix_into
+from ultralytics.fork.layer_numbers import list_indices
+from ultralytics.fork.pretrained.transfer_report import MIN_SHARE, REPORTS
+from ultralytics.utils import LOGGER, RANK
+
+
+class FrozenNorm(InstanceMixin):
+    """Put in front of the class of a batch norm that uses its running statistics in training."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Stay in evaluation mode."""
+        return super().train(False)  # pyright: ignore[reportAttributeAccessIssue] - of the norm
+
+
+def count_backbone_rows(model: Any) -> int:
+    """Count the rows of a model's backbone; 0 for a model that is not made of rows."""
+    return len((getattr(model, "yaml", None) or {}).get("backbone", []))
+
+
+def pretrained_share(model: nn.Module, backbone: int) -> float:
+    """Give the share of the tensors of a model's backbone, its first rows, that came from pretrained weights."""
+    rows = [(n, of) for _, _, to, n, of, _ in REPORTS.get(model, []) if to != "-" and int(to.split()[0]) < backbone]
+    return sum(n for n, _ in rows) / max(sum(of for _, of in rows), 1)
+
+
+def new_share(model: Any) -> float:
+    """Give the share of a backbone that starts from scratch.
+
+    It counts what was transferred; a backbone that has loaded weights by itself is told by its norms, which are no
+    longer those of a new layer.
+    """
+    norms = list_norms(model)
+    fresh = [m for m in norms if bool((m.weight == 1).all()) and not bool(m.bias.any())]
+    shares = [1 - pretrained_share(model, count_backbone_rows(model))]
+    return min(shares + ([len(fresh) / len(norms)] if norms else []))
+
+
+def list_norms(model: Any) -> list[Any]:
+    """List the batch norms with parameters in the backbone of a model."""
+    rows = model.model[: count_backbone_rows(model)]
+    return [m for m in rows.modules() if isinstance(m, _BatchNorm) and m.affine]
+
+
+def freeze_backbone(trainer: Any, model: Any) -> None:
+    """Freeze what `freeze_norm` and `freeze_at` say, beside what `freeze` does.
+
+    Args:
+        trainer: The trainer, whose `args.freeze` is what upstream takes for `freeze`.
+        model: The model, outside of its wrappers.
+
+    Raises:
+        Refused: If the model has no such stage or no batch norm.
+    """
+    args = trainer.args
+    if trainer.fork.trains_new_backbone or (not args.freeze_norm and args.freeze_at < 0):
+        return
+    stages = list_stages(model)
+    if args.freeze_at >= len(stages):
+        raise Refused(
+            f"freeze_at={args.freeze_at}: the backbone of {args.model} has a stem, 0, and stages 1 to {len(stages) - 1}"
+            if stages
+            else f"freeze_at={args.freeze_at}: the backbone of {args.model} is one row, whose stem is not known by "
+            'itself; freeze parts of it by name, such as freeze="[0.stem]", and use freeze_at=-1'
+        )
+    norms = list_norms(model)
+    if args.freeze_norm and not norms:
+        raise Refused(f"freeze_norm=True: the backbone of {args.model} has no batch norm; use freeze_norm=False")
+    frozen = list(range(args.freeze)) if isinstance(args.freeze, int) else list(args.freeze or [])
+    frozen += [place for stage in stages[: args.freeze_at + 1] for place in stage]
+    if args.freeze_norm:
+        names = {m: name for name, m in model.named_modules()}
+        frozen += [names[m].removeprefix("model.") for m in norms]
+    in_frozen_rows = [m for place in frozen if isinstance(place, int) for m in model.model[place].modules()]
+    for m in norms if args.freeze_norm else [m for m in norms if m in in_frozen_rows]:
+        mix_into(m, FrozenNorm)
+        m.eval()
+    args.freeze = frozen
+    if RANK in {-1, 0}:
+        what = [f"{len(norms)} batch norms"] if args.freeze_norm else []
+        what += ["the stem" if args.freeze_at == 0 else f"the stem and {args.freeze_at} stages"][: args.freeze_at + 1]
+        LOGGER.info(f"Frozen in the backbone: {' and '.join(what)}")
+
+
+def train_new_backbone(trainer: Any, model: Any) -> None:
+    """Train the whole of a backbone that starts from scratch, where the arguments are for a pretrained one."""
+    args = trainer.args
+    if trainer.resume or not (args.freeze_norm or args.freeze_at >= 0) or not count_backbone_rows(model):
+        return
+    share = new_share(model)
+    if share <= MIN_SHARE:
+        return
+    named = [f"freeze_norm={args.freeze_norm}"] * bool(args.freeze_norm)
+    named += [f"freeze_at={args.freeze_at}"] * (args.freeze_at >= 0) + [f"backbone_lr={args.backbone_lr:g}"]
+    LOGGER.warning(
+        f"{share:.0%} of the backbone starts from scratch, and {', '.join(named)} are for a pretrained one: all of it "
+        "is trained, at the learning rate of the rest. freeze= freezes layers of it."
+    )
+    trainer.fork.trains_new_backbone = True
+
+
+def list_stages(model: Any) -> list[list[int]]:
+    """List the rows of a backbone's stem and of each of its stages, by the strides of their outputs.
+
+    The stem is the first row, and a stage is the rows behind it up to the next stride.
+
+    Returns:
+        The places of the rows in the model's list; empty for a backbone that is one row.
+    """
+    rows = count_backbone_rows(model)
+    if rows < 2 or any(len(indices) > 1 for indices in list_indices(model.model)[:rows]):
+        return []
+    strides = measure_strides(model, rows)
+    stages: list[list[int]] = [[0]]
+    for place in range(1, rows):
+        if place == 1 or strides[place] > strides[place - 1]:
+            stages.append([])
+        stages[-1].append(place)
+    return stages
+
+
+def measure_strides(model: Any, rows: int) -> list[int]:
+    """Measure the strides of the outputs of a backbone's rows, on an image of zeros."""
+    parameter = next(model.parameters())
+    sizes: dict[int, int] = {}
+
+    def keep(place: int) -> Any:
+        def hook(_: Any, __: Any, out: Any) -> None:
+            if isinstance(out, torch.Tensor) and out.dim() == 4:
+                sizes[place] = out.shape[-1]
+
+        return hook
+
+    side = 256
+    hooks = [m.register_forward_hook(keep(place)) for place, m in enumerate(model.model[:rows])]
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            channels = (getattr(model, "yaml", None) or {}).get("channels", 3)
+            model.eval()(torch.zeros(1, channels, side, side, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    strides, last = [], 1
+    for place in range(rows):
+        last = side // sizes[place] if place in sizes else last
+        strides.append(last)
+    return strides
