@@ -2,6 +2,7 @@
 
     python scripts/bench.py modules              the published cases, and how cost grows with the map
     python scripts/bench.py models               whole models at 640 pixels, fused
+    python scripts/bench.py memory               a training step at 640 pixels, with and without activation checkpoints
     python scripts/bench.py depth --model FILE   a trained RT-DETR with fewer decoder layers and queries: latency, mAP
     python scripts/bench.py deploy               every model in each runtime that it is exported to: latency, file size
     python scripts/bench.py startup              import and build against the untouched release
@@ -30,7 +31,7 @@ os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network,
 
 import torch  # noqa: E402
 
-from _bench import cases, deploy, depth, measure, models, naive_formulas, plots, report, startup  # noqa: E402
+from _bench import cases, deploy, depth, measure, models, naive_formulas, plots, report, startup, training_memory  # noqa: E402
 from _shared import timing  # noqa: E402
 from _shared.flops import count_flops  # noqa: E402
 from _shared.progress import Progress  # noqa: E402
@@ -161,6 +162,14 @@ def bench_profile(args: argparse.Namespace) -> list[dict]:
     ]
 
 
+def bench_memory(args: argparse.Namespace) -> list[dict]:
+    """Measure the memory of training steps."""
+    names = [name for name in training_memory.NAMES if args.only in name]
+    batches = [4, 8, 16] if args.device.type == "cuda" else [1, 4]
+    common = args.device, args.options, batches
+    return training_memory.measure_training_memory(names, *common, args.rounds, args.seconds)
+
+
 def show_modules(results: dict) -> None:
     """Print the tables of `modules`."""
     plain = ["Conv 3x3 ms", "AIFI ms", "MHA ms", "HGNet ms"]
@@ -218,6 +227,7 @@ def write_pages() -> None:
 BENCHES = {
     "modules": (bench_modules, show_modules),
     "models": (bench_models, show_models),
+    "memory": (bench_memory, lambda results: print(report.format_table(results, list(results[0])))),
     "depth": (bench_depth, show_depth),
     "deploy": (bench_deploy, show_deploy),
     "profile": (bench_profile, lambda results: print(report.format_table(results, list(results[0])))),
@@ -251,7 +261,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("deploy: the runtimes of the `export` extra are those of the CPU")
     if args.device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")
-    if args.what in ("modules", "models", "deploy", "profile") and not has_matches(args):
+    if args.what in ("modules", "models", "memory", "deploy", "profile") and not has_matches(args):
         parser.error(f"--only {args.only!r} is in no name; there are {', '.join(list_names(args.what))}")
     if args.what == "depth" and not (args.model and Path(args.model).is_file()):
         problem = f"{args.model} does not exist" if args.model else "none is named"
@@ -264,6 +274,8 @@ def list_names(what: str) -> list[str]:
     """List the cases or the models."""
     if what == "models":
         return [*cases.PUBLISHED, *cases.LARGER]
+    if what == "memory":
+        return training_memory.NAMES
     if what == "deploy":
         return deploy.NAMES
     return [case.name for case in (measure.iterate_cases() if what == "modules" else cases.CASES)]

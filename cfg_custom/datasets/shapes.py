@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -98,11 +99,12 @@ def fill(outline: np.ndarray, size: int) -> np.ndarray:
     return alpha.astype(np.float32) / 255
 
 
-def find_boxes(alphas: list[np.ndarray]) -> list[tuple[int, int, int, int] | None]:
+def find_boxes(alphas: list[np.ndarray], min_visible: float = MIN_VISIBLE) -> list[tuple[int, int, int, int] | None]:
     """Find the tight box of what can be seen of each shape.
 
     Args:
         alphas: Coverage maps (size, size), the hindmost shape first.
+        min_visible: Share of a shape that must be seen for it to be drawn.
 
     Returns:
         One box for each map as left, top, right, bottom, or None for a shape that is hidden too far to be drawn.
@@ -112,7 +114,7 @@ def find_boxes(alphas: list[np.ndarray]) -> list[tuple[int, int, int, int] | Non
     for alpha in reversed(alphas):  # from the front, so that shapes left out hide nothing
         shape = alpha >= 0.5
         seen = shape & ~hidden
-        if seen.sum() < MIN_VISIBLE * shape.sum():
+        if seen.sum() < min_visible * shape.sum() or not seen.any():
             boxes.append(None)
             continue
         hidden |= shape
@@ -172,7 +174,7 @@ def _write(path: Path, content: bytes) -> None:
         raise
 
 
-def _write_sample(image_path: Path, label_path: Path, rng: np.random.Generator, size: int) -> None:
+def _write_sample(image_path: Path, label_path: Path, rng: np.random.Generator, size: int, draw: Callable) -> None:
     """Draw one image and write it with its label file; nothing is done where both exist."""
     if image_path.exists() and label_path.exists():
         return
@@ -191,7 +193,15 @@ def _check_recipe(root: Path, recipe: dict[str, int]) -> None:
         raise ValueError(f"{root} holds shapes made with {found}, not {recipe}: choose another root or remove it")
 
 
-def generate(root: str | Path, train: int = 512, val: int = 128, size: int = 256, seed: int = 0) -> None:
+def generate(
+    root: str | Path,
+    train: int = 512,
+    val: int = 128,
+    size: int = 256,
+    seed: int = 0,
+    draw: Callable[[np.random.Generator, int], tuple[np.ndarray, list]] = draw,
+    **facts: str,
+) -> None:
     """Write the dataset below root, or what is missing of it.
 
     The folder images/val appears last and complete: upstream takes its existence for that of the whole set.
@@ -202,11 +212,13 @@ def generate(root: str | Path, train: int = 512, val: int = 128, size: int = 256
         val: Number of validation images.
         size: Image side in pixels.
         seed: Another seed gives other images.
+        draw: Draws an image from a generator and its side, as `draw` does, which draws shapes.
+        facts: What tells a set that is drawn otherwise.
 
     Raises:
         ValueError: If a number is out of range, or root holds a set made with other numbers.
     """
-    recipe = {"train": train, "val": val, "size": size, "seed": seed}
+    recipe = {"train": train, "val": val, "size": size, "seed": seed, **facts}
     for (name, value), least in zip(recipe.items(), (1, 1, 64, 0)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
@@ -220,8 +232,8 @@ def generate(root: str | Path, train: int = 512, val: int = 128, size: int = 256
             images = final if final.exists() else final.with_name(f"{split}.part")
             for folder in (images, labels):
                 folder.mkdir(parents=True, exist_ok=True)
-            for index in TQDM(range(recipe[split]), desc=f"Drawing {split} shapes"):
+            for index in TQDM(range(recipe[split]), desc=f"Drawing {split} {facts.get('set', 'shapes')}"):
                 rng = np.random.default_rng([seed, number, index])
-                _write_sample(images / f"{index:04d}.jpg", labels / f"{index:04d}.txt", rng, size)
+                _write_sample(images / f"{index:04d}.jpg", labels / f"{index:04d}.txt", rng, size, draw)
             if images != final:
                 os.replace(images, final)

@@ -11,6 +11,7 @@ from _shared.flops import count_gflops
 from _shared.module_calls import make_call, make_training_step
 from _shared.peak_memory import measure_peak_memory
 from _shared.timing import time_in_turn
+from ultralytics.fork.training.activation_checkpoints import checkpoint_activations
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
 SIZE = 640
@@ -81,11 +82,13 @@ def time_against_naive(
     ]
 
 
-def build_trainable_model(name: str, device: torch.device) -> nn.Module:
-    """Build a model from its file's name, ready to train."""
+def build_trainable_model(name: str, device: torch.device, side: str = "plain") -> nn.Module:
+    """Build a model from its file's name, ready to train; the side "checkpointed" keeps few activations."""
     torch.manual_seed(0)
     model = RTDETRDetectionModel(f"{name}.yaml", verbose=False).to(device).train()
     model.nc = model.yaml["nc"]
+    if side == "checkpointed":
+        checkpoint_activations(model)
     return model
 
 
@@ -116,7 +119,7 @@ def measure_model_peak(name: str, side: str, mode: str, device: torch.device, op
         model = torch.compile(model) if options["compile"] else model
         call = make_call(model, torch.rand(batch, 3, SIZE, SIZE, device=device), mode, options["autocast"])
     else:
-        call = make_training_step(build_trainable_model(name, device), device, options, batch, SIZE)
+        call = make_training_step(build_trainable_model(name, device, side), device, options, batch, SIZE)
     if options["compile"]:
         call()  # compile first, as its memory does not count
     return measure_peak_memory(call, device)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import ROOT
 
 import bench
-from _bench import cases, deploy, depth, lower_bound, measure, models, report
+from _bench import cases, deploy, depth, lower_bound, measure, models, report, training_memory
 from _shared import timing
 from ultralytics import RTDETR, YOLO
 from ultralytics.fork import decoder_size
@@ -18,6 +18,7 @@ from ultralytics.nn.AddModules.FLA import FocusedLinearAttention
 from ultralytics.nn.AddModules.MQA import MultiQueryAttentionLayerWithDownSampling
 
 CPU = torch.device("cpu")
+FP32 = {"autocast": None, "compile": False}
 
 
 def test_floor_of_fla_is_its_products():
@@ -46,6 +47,11 @@ def test_floor_runs_every_product():
     with torch.no_grad(), lower_bound.ProductRecorder() as recorder:
         run()
     assert [func for func, *_ in recorder.products] == [func for func, *_ in lower_bound.record_products(module, x)]
+
+
+def test_checkpointed_activations_need_less_memory():
+    (row,) = training_memory.measure_training_memory(["rtdetr-tiny"], CPU, FP32, [1], 3, 0.1)
+    assert 0 < row["GiB checkpointed"] < 0.8 * row["GiB"] and row["of the time"] > 0.5
 
 
 def test_compare_alternates_and_takes_ratios_of_the_same_round(monkeypatch):
