@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 _config = tempfile.TemporaryDirectory(prefix="ultralytics-tests-")
@@ -55,6 +56,12 @@ def chance() -> random.Random:
     seed = time.time_ns()
     print(f"random.Random({seed})")
     return random.Random(seed)
+
+
+def mark_nightly(cases: Iterable, kept: Container) -> list:
+    """Mark the cases of a parametrization `nightly`, except for the kept ones, which stand for them in each run."""
+    marks = {True: (), False: pytest.mark.nightly}
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=marks[case in kept]) for case in cases]
 
 
 can_kill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, load_file
+from conftest import ROOT, TINY, load_file, mark_nightly
 
 from ultralytics.nn.AddModules.registry import NAMES
 from ultralytics.nn.tasks import RTDETRDetectionModel
@@ -77,10 +77,7 @@ def build(name):
     return model
 
 
-SUITE = "rtdetr-tiny", "rtdetr-tiny-EMO"  # the others learn at night
-
-
-@pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in SUITE else pytest.mark.nightly) for x in TINY])
+@pytest.mark.parametrize("name", mark_nightly(TINY, {"rtdetr-tiny-FLA"}))
 def test_a_tiny_model_learns_eight_pictures(name):
     model = build(name)
     start = copy.deepcopy(dict(model.named_parameters()))
@@ -102,8 +99,11 @@ def test_a_tiny_model_learns_eight_pictures(name):
     assert all("_key_" in key and key.endswith("bias") for key in still), still
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", TINY)
+HALF = [(name, dtype) for name in TINY for dtype in (torch.float16, torch.bfloat16)]
+FAST = {(name, torch.bfloat16) for name in TINY}  # a CPU has no fast convolutions in float16
+
+
+@pytest.mark.parametrize("name, dtype", mark_nightly(HALF, {*FAST, ("rtdetr-tiny-FLA", torch.float16)}), ids=str)
 def test_a_tiny_model_stays_finite_in_half_precision(name, dtype):
     model = build(name)
     pictures = batch()
