@@ -13,6 +13,11 @@ import time
 from collections.abc import Container, Iterable
 from pathlib import Path
 
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None) and not sys.pycache_prefix:
+    # Else each of the processes that tests start would compile torch anew, which takes longer than all that it does
+    _bytecode = tempfile.TemporaryDirectory(prefix="ultralytics-bytecode-")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = _bytecode.name  # for the workers of pytest-xdist, too
+    sys.dont_write_bytecode = False
 _config = tempfile.TemporaryDirectory(prefix="ultralytics-tests-")
 os.environ["YOLO_CONFIG_DIR"] = _config.name
 os.environ["YOLO_OFFLINE"] = "true"  # the tests need no network, and so no look-ups that wait for one
