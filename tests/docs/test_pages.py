@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import MODELS, ROOT, load_file
+from conftest import MODELS, ROOT, TINY, load_file, mark_nightly
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 import bench
@@ -55,7 +55,9 @@ def yolo_arguments(command: str, folder: Path) -> list[str]:
     words = words[words.index("yolo") + 1 :]
     if words[0] == "train":
         words = [word for word in words if not word.startswith(("epochs=", "imgsz="))]
-        words += ["epochs=1", "imgsz=64", "batch=8", f"fraction={0.5 if 'data=my-data.yaml' in words else 0.03}"]
+        words += ["epochs=1", "imgsz=64", "batch=8", "fraction=0.5"]
+    if "pretrained=rtdetr-l.pt" in words:
+        words = [word.replace("model=rtdetr-l-", "model=rtdetr-tiny-") for word in words]
     if words[0] in ("train", "val"):
         words += ["plots=False"]
         words += [] if any(word.startswith("project=") for word in words) else [f"project={folder}"]
@@ -83,8 +85,12 @@ def run_commands(items: list[list[str] | str], folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, shapes) -> Path:
-    """A folder where the commands' relative paths exist, with the small data set under the name `my-data.yaml`."""
+    """A folder where the commands' relative paths exist, with the small data set under the name `my-data.yaml`.
+
+    Of the set that shapes.yaml would draw there are the first images; that it draws them has a test of its own.
+    """
     folder = tmp_path_factory.mktemp("pages")
+    load_file(ROOT / "cfg_custom" / "datasets" / "shapes.py").generate(folder / "shapes", train=16, val=8)
     (folder / "my-data.yaml").write_text(shapes.read_text())
     (folder / "ultralytics").symlink_to(ROOT / "ultralytics")
     return folder
@@ -105,8 +111,11 @@ def trained(workplace) -> Path:
 
 @pytest.fixture(scope="module")
 def pretrained(workplace) -> None:
-    """Files of pretrained weights where the commands look for them before they use the network."""
-    RTDETR("rtdetr-l.yaml").save(workplace / "rtdetr-l.pt")
+    """Files of pretrained weights where the commands look for them before they use the network.
+
+    The one of `rtdetr-l.pt` has a tiny model's.
+    """
+    RTDETR("rtdetr-tiny.yaml").save(workplace / "rtdetr-l.pt")
     weights = Path(settings["weights_dir"])
     weights.mkdir(exist_ok=True)
     torch.save(timm.create_model("hgnetv2_b4").state_dict(), weights / "hgnetv2_b4.pth")
@@ -224,7 +233,7 @@ def table_of_models() -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", mark_nightly(MODELS, {*TINY, "rtdetr-l-Biformer", "rtdetr-l-EMO_2M"}))
 def test_table_of_models(name):
     """A model's row has its own counts and the published ones."""
     reproduce = importlib.import_module("reproduce")
