@@ -133,8 +133,9 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     total = sum(sum(times.values()) for times in measured.values())
     terminalreporter.write_line(f"processor time: {total / 60:.1f} min")
     if config.getoption("--measure"):
-        run = {name.partition("::")[0] for found in measured.values() for name in found}
-        times = {  # those of files that did not run stay
+        names = {name.partition("::")[0] for found in measured.values() for name in found}
+        run = {name for name in names if name.endswith(".py")}
+        times = {  # those of files that did not run stay, and of conftest.py, of which a run needs some
             kind: {
                 **{name: seconds for name, seconds in recorded.items() if name.partition("::")[0] not in run},
                 **{name: round(seconds, 2) for name, seconds in measured[kind].items() if seconds >= RECORDED},

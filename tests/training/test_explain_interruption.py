@@ -10,15 +10,17 @@ import time
 
 import pytest
 import torch
-from short_runs import EPOCHS, columns, data, train, whole  # noqa: F401 - fixtures
+from short_runs import EPOCHS, columns, data, train  # noqa: F401 - fixtures
 
 from ultralytics import RTDETR
 from ultralytics.fork import atomic_write
 
 
-def test_a_run_that_is_over_is_not_resumed(whole, tmp_path, monkeypatch):
+def test_a_run_that_is_over_is_not_resumed(data, tmp_path_factory, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    last = whole / "weights" / "last.pt"
+    project = tmp_path_factory.mktemp("over")
+    train(project, data, model="rtdetr-tiny.yaml", epochs=1)
+    last = project / "run" / "weights" / "last.pt"
     with yolo("train", "resume", f"model={last}") as process:
         said = process.communicate(timeout=60)[0]
     assert process.returncode == 1 and "Traceback" not in said
@@ -63,7 +65,7 @@ def yolo(*args, **kwargs):
 
 
 def arguments(folder, data):
-    sizes = ("epochs=200", "imgsz=64", "batch=4", "plots=False", "val=False")
+    sizes = ("epochs=200", "imgsz=64", "batch=4", "workers=0", "plots=False", "val=False")
     return ("train", "model=rtdetr-tiny.yaml", f"data={data}", *sizes, f"project={folder}", "name=run", "exist_ok=True")
 
 
@@ -83,7 +85,7 @@ def test_kill_and_ctrl_c(data, tmp_path):
     epoch = torch.load(last, weights_only=False)["epoch"]
     assert epoch >= 0
     with yolo("train", "resume", f"model={last}") as process:
-        wait_for(lambda: torch.load(last, weights_only=False)["epoch"] > epoch + 1, process)
+        wait_for(lambda: len(columns(run)) > 1 + (epoch + 1) + 1, process)  # the names, what was saved, another epoch
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[0]
     saved = torch.load(last, weights_only=False)["epoch"] + 1
