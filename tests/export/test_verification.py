@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from conftest import MODELS, TINY, lively
+from conftest import MODELS, TINY, lively, mark_nightly
 from predicted_labels import write_predicted_labels
 
 from ultralytics import RTDETR, YOLO
@@ -70,15 +70,15 @@ def metadata(file) -> dict:
     return ast.literal_eval(found) if isinstance(found, str) else found  # an ONNX property is text
 
 
-USUAL = "torchscript", "onnx", "openvino", "mnn"
+TURNS = "rtdetr-tiny-FLA", "rtdetr-tiny-Biformer", "rtdetr-tiny-MQA", "rtdetr-tiny"
 
 
 def mark_case(name: str, form: str) -> tuple | pytest.MarkDecorator:
-    """Choose the tier of a case: each model in its usual forms, each other form of one model, all others at night."""
+    """Choose the tier of a case: each model in ONNX, each other form of one model, all others at night."""
     if (name, form) == ("rtdetr-tiny-FLA", "onnx"):
         return pytest.mark.end_to_end("export")
-    turn = TINY[list(FORMATS).index(form) % len(TINY)]
-    return () if form in USUAL or name == turn else pytest.mark.nightly
+    turn = TURNS[list(FORMATS).index(form) % len(TURNS)]
+    return () if form == "onnx" or name == turn else pytest.mark.nightly
 
 
 CASES = [pytest.param(name, form, marks=mark_case(name, form)) for name in TINY for form in FORMATS]
@@ -95,6 +95,7 @@ def test_every_tiny_model_in_every_format(files, shapes, name, form):
     model = files[name] if bits > 8 else files[name].with_name("calm.pt")
     file = YOLO(model).export(**size, **FORMATS[form])
     found = metadata(file)
+    assert form != "onnx" or list_operators(onnx.load(file)) <= TENSORRT
     assert len(found["inputs"]) == (4 if "dynamic" in form else 2)
     for row in found["inputs"]:
         # Of a photograph, INT8 that was calibrated on other images is only asked for finite numbers
@@ -114,13 +115,15 @@ def test_every_tiny_model_in_every_format(files, shapes, name, form):
         assert boxes.conf.sort().values == pytest.approx(expected.conf.sort().values, abs=1e-3)
 
 
-LARGE = "rtdetr-l-HGBlock_FLA", "rtdetr-l-HGBlock_Biformer", "rtdetr-l-EMO", "rtdetr-ResNetLayer_MQA_SR"
+def list_operators(model: onnx.ModelProto) -> set[str]:
+    """List the operators of a graph."""
+    return {node.op_type for node in model.graph.node}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(x, marks=() if x in LARGE else pytest.mark.nightly) for x in MODELS if x not in TINY],
-)
+LARGE = [name for name in MODELS if name not in TINY]
+
+
+@pytest.mark.parametrize("name", mark_nightly(LARGE, {"rtdetr-l-HGBlock_Biformer"}))
 def test_every_large_model_in_onnx(name, tmp_path, monkeypatch):
     """At a small size: the graph's operators are what matters, and that the weights are in it; regions are ragged."""
     monkeypatch.chdir(tmp_path)
@@ -128,7 +131,7 @@ def test_every_large_model_in_onnx(name, tmp_path, monkeypatch):
     assert all(row["matched"] + row["tied"] == row["detections"] > 0 for row in metadata(file)["inputs"])
     graph = onnx.load(file, load_external_data=False)
     assert {entry.domain: entry.version for entry in graph.opset_import}[""] == 17
-    operators = {node.op_type for node in graph.graph.node}
+    operators = list_operators(graph)
     # TensorRT has all of them, as its documented list of ONNX operators says; none that a release must be built for
     assert operators <= TENSORRT, operators - TENSORRT
 
@@ -218,14 +221,14 @@ TENSORRT = {
 }
 
 
-def test_int8_with_calibration(trained, shapes, tmp_path):
+@pytest.mark.parametrize("form", mark_nightly(("onnx", "openvino"), {"onnx"}))
+def test_int8_with_calibration(trained, shapes, tmp_path, form):
     """And what the model is most certain of is found again."""
-    for form in ("openvino", "onnx"):
-        file = YOLO(trained).export(format=form, quantize=8, data=shapes, imgsz=64)
-        found = metadata(file)
-        assert found["bounds"] == vars(BOUNDS[8])
-        assert [row["input"] for row in found["inputs"]] == ["bus.jpg", "4 images of small.yaml"]
-        assert type(YOLO(file)) is RTDETR
+    file = YOLO(trained).export(format=form, quantize=8, data=shapes, imgsz=64)
+    found = metadata(file)
+    assert found["bounds"] == vars(BOUNDS[8])
+    assert [row["input"] for row in found["inputs"]] == ["bus.jpg", "4 images of small.yaml"]
+    assert type(YOLO(file)) is RTDETR
     images = shapes.parent / "data" / "images" / "val"
     labelled = write_predicted_labels(trained, images, tmp_path / "labelled", 64, count=20)
     assert YOLO(file).val(data=labelled, imgsz=64, plots=False, project=tmp_path).box.map50 > 0.3
@@ -263,19 +266,28 @@ def test_an_export_that_does_not_run_is_an_error_and_is_not_kept(files, monkeypa
     assert sorted(folder.iterdir()) == before
 
 
-@pytest.mark.parametrize("form", ["onnx", "openvino"])
-def test_what_was_exported_before_stays_where_another_export_fails(files, monkeypatch, form):
-    """Even where the new one goes through ONNX, and at Ctrl-C."""
-    model = YOLO(files["rtdetr-tiny"])
-    old = [Path(model.export(format=f, imgsz=SIZE)) for f in ("onnx", form)]
-    contents = [{p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()} for path in old]
-    for error in (ValueError("no"), KeyboardInterrupt()):
-        with monkeypatch.context() as patch:
-            patch.setattr(AutoBackend, "forward", lambda *_, error=error: (_ for _ in ()).throw(error))
-            with pytest.raises(type(error)):
-                YOLO(files["rtdetr-tiny"]).export(format=form, imgsz=SIZE)
-        assert [{p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()} for path in old] == contents
-        assert not list(files["rtdetr-tiny"].parent.glob(".*"))
+FAILURES = [(form, error) for form in ("onnx", "openvino") for error in (ValueError("no"), KeyboardInterrupt())]
+KEPT = [FAILURES[0], FAILURES[3]]
+
+
+def name_value(value: object) -> str:
+    """Name a parameter's value: a text is its own name."""
+    return value if isinstance(value, str) else type(value).__name__
+
+
+@pytest.mark.parametrize("form, error", mark_nightly(FAILURES, KEPT), ids=name_value)
+def test_what_was_exported_before_stays_where_another_export_fails(files, tmp_path, monkeypatch, form, error):
+    """Whatever it holds, even where the new one goes through ONNX, and at Ctrl-C."""
+    model = shutil.copy(files["rtdetr-tiny"], tmp_path / "mine.pt")
+    (tmp_path / "mine_openvino_model").mkdir()
+    for name in ("mine.onnx", "mine_openvino_model/mine.xml", "mine_openvino_model/mine.bin"):
+        (tmp_path / name).write_text(f"an older {name}")
+    contents = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(AutoBackend, "forward", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)):
+        YOLO(model).export(format=form, imgsz=SIZE)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == contents
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.nightly)])
@@ -343,13 +355,13 @@ def test_a_runtime_of_another_machine_is_warned_of(files, monkeypatch, capsys, c
     assert "parity" not in BaseBackend.read_metadata(file)
 
 
-def test_a_file_that_another_format_goes_through_is_kept(files):
-    """MNN's way leads through ONNX, to the name of what was exported before."""
-    model = YOLO(files["rtdetr-tiny"])
-    file = Path(model.export(format="onnx", imgsz=SIZE, dynamic=True))
-    before = file.read_bytes()
-    model.export(format="mnn", imgsz=SIZE)
-    assert file.read_bytes() == before and not list(file.parent.glob(".*"))
+def test_mnn_keeps_the_onnx_file_of_before_and_its_tools_stay_silent(files, tmp_path):
+    """Its way leads through ONNX; its tools would send what they do to their makers, and install a package for it."""
+    model = shutil.copy(files["rtdetr-tiny"], tmp_path / "mine.pt")
+    (tmp_path / "mine.onnx").write_text("an older file")
+    assert Path(YOLO(model).export(format="mnn", imgsz=SIZE)).is_file()
+    assert (tmp_path / "mine.onnx").read_text() == "an older file" and not list(tmp_path.glob(".*"))
+    assert sys.modules["MNN.tools.utils.log"] is None and not any(name.startswith("aliyun") for name in sys.modules)
 
 
 def test_the_model_that_is_compared_with_is_not_the_changed_one(files, monkeypatch):
@@ -376,12 +388,6 @@ def test_other_models_export_as_upstream_does(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = YOLO("yolo11n.yaml").export(format="torchscript", imgsz=SIZE)
     assert "parity" not in BaseBackend.read_metadata(file)
-
-
-def test_mnn_s_tools_stay_silent(files):
-    """They would send what they do to their makers, and install a package for it."""
-    YOLO(files["rtdetr-tiny"]).export(format="mnn", imgsz=SIZE)
-    assert sys.modules["MNN.tools.utils.log"] is None and not any(name.startswith("aliyun") for name in sys.modules)
 
 
 # Comparing ------------------------------------------------------------------------------------------------------------
