@@ -43,7 +43,7 @@ from ultralytics.fork.errors import Refused
 from ultralytics.nn.tasks import RTDETRDetectionModel
 from ultralytics.utils.metrics import ap_per_class, box_iou
 
-MODELS = ["rtdetr-tiny.yaml", "rtdetr-tiny-EMO.yaml"]
+MODELS = ["rtdetr-tiny.yaml", "rtdetr-tiny-FLA.yaml"]
 PUBLISHED = json.loads((ROOT / "scripts" / "_reproduce" / "published.json").read_text())
 
 
@@ -284,8 +284,8 @@ def test_names_and_times(tmp_path):
 # A study --------------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """32 images to learn from, 8 to validate on."""
-    return draw_shapes(tmp_path_factory.mktemp("shapes 32"), train=32, val=8)  # a folder with a space
+    """16 images to learn from, 8 to validate on."""
+    return draw_shapes(tmp_path_factory.mktemp("shapes 16"), train=16, val=8)  # a folder with a space
 
 
 def arguments(data: Path, out: Path, *models: str, seeds: str = "0 1") -> list[str]:
@@ -349,8 +349,8 @@ def written(folder: Path) -> dict[Path, int]:
 
 def test_a_study_goes_on_after_a_kill(folder, data):
     log = (folder / "log").read_text()
-    assert "run 2 of 4, rtdetr-tiny-EMO with seed 0, continues from its checkpoint" in log
-    assert "run 1 of 4" not in log and "run 4 of 4, rtdetr-tiny-EMO with seed 1: epoch 1 of 1" in log
+    assert "run 2 of 4, rtdetr-tiny-FLA with seed 0, continues from its checkpoint" in log
+    assert "run 1 of 4" not in log and "run 4 of 4, rtdetr-tiny-FLA with seed 1: epoch 1 of 1" in log
     study = json.loads((folder / "study.json").read_text())
     assert [(run["model"], run["seed"], run["state"]) for run in study["runs"]] == [
         (Path(model).stem, seed, "done") for seed in (0, 1) for model in MODELS
@@ -416,7 +416,7 @@ def test_a_failing_model_is_reported_and_the_rest_goes_on(folder, data, tmp_path
     states = {(run["model"], run["seed"]): run["state"] for run in study["runs"]}
     assert states == {
         (m, s): "failed" if m == "broken" else "done"
-        for m in ("rtdetr-tiny", "broken", "rtdetr-tiny-EMO")
+        for m in ("rtdetr-tiny", "broken", "rtdetr-tiny-FLA")
         for s in (0, 1)
     }
     assert "| broken " in (out / "table.md").read_text() and "Failed: broken, seed 1" in (out / "table.md").read_text()
@@ -585,11 +585,11 @@ def test_a_figure_that_cannot_be_measured(folder, monkeypatch):
 
     monkeypatch.setattr(cost, "count_published_gflops", counts)
     monkeypatch.setattr(cost, "run_module", lambda *_: "noise\n7\n30\n")
-    sizes = {"rtdetr-tiny": 96, "rtdetr-tiny-EMO": 64}
+    sizes = {"rtdetr-tiny": 96, "rtdetr-tiny-FLA": 64}
     found = cost.measure_costs(files, sizes, torch.device("cpu"), 2)["models"]
-    tiny, emo = found.values()
+    tiny, fla = found.values()
     assert tiny["failures"] == ["GFLOPs in the published style of rtdetr-tiny: AssertionError: no profiler"]
-    assert "GFLOPs published" not in tiny and emo["GFLOPs published"] == 1.5 and not emo["failures"]
+    assert "GFLOPs published" not in tiny and fla["GFLOPs published"] == 1.5 and not fla["failures"]
     assert tiny["over_first"] == 1 and (tiny["MiB"], tiny["MiB training"]) == (7, 30)
     alike = cost.measure_costs(files, {**sizes, "rtdetr-tiny": 64}, torch.device("cpu"), 2)["models"]
     assert tiny["GFLOPs honest"] > 1.5 * alike["rtdetr-tiny"]["GFLOPs honest"]  # each at a size of its own
@@ -602,7 +602,7 @@ def test_another_baseline_is_measured_anew(folder, data, tmp_path, monkeypatch, 
     rows = json.loads((out / "study.json").read_text())["results"]
     assert "not named in its last command" not in (out / "table.md").read_text()
     assert [(row["model"], row["cost"]["over_first"]) for row in rows] == [
-        ("rtdetr-tiny-EMO", 1), ("rtdetr-tiny", 1.25)
+        ("rtdetr-tiny-FLA", 1), ("rtdetr-tiny", 1.25)
     ]  # fmt: skip
 
 
@@ -632,7 +632,7 @@ def test_runs_of_others_are_taken_in(folder, data, tmp_path, monkeypatch, capsys
     out = tmp_path / "taken"
     assert main(monkeypatch, "--from", *there, "--out", out) == 0
     ours, theirs = (json.loads((f / "study.json").read_text()) for f in (folder, out))
-    assert [row["model"] for row in theirs["results"]] == ["rtdetr-tiny", "rtdetr-tiny-EMO"]
+    assert [row["model"] for row in theirs["results"]] == ["rtdetr-tiny", "rtdetr-tiny-FLA"]
     for a, b in zip(ours["results"], theirs["results"]):
         assert a["mAP50-95"] == b["mAP50-95"] and a["seeds"] == b["seeds"] and a["classes"] == b["classes"]
     assert theirs["results"][1]["difference"] == pytest.approx(ours["results"][1]["difference"])
