@@ -17,6 +17,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,13 @@ class Run:
 
 def training_arguments(file: Path) -> dict[str, Any]:
     """Return the arguments of a checkpoint's training; after a resume, `model` is still the file that it began with."""
+    modified = file.stat().st_mtime_ns if file.is_file() else None
+    return dict(read_training_arguments(file, modified))
+
+
+@lru_cache
+def read_training_arguments(file: Path, modified: int | None) -> dict[str, Any]:
+    """Read the arguments of a checkpoint's training, once as long as the file is not modified: it is slow to open."""
     checkpoint = read_checkpoint(file)
     written = (getattr(checkpoint["model"], "yaml", None) or {}).get("yaml_file")
     arguments = checkpoint["train_args"]
