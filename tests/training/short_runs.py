@@ -6,7 +6,7 @@ from conftest import ROOT, load_file
 
 from ultralytics import RTDETR
 
-EPOCHS = 4
+EPOCHS = 3
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ class Crash(RuntimeError):
 
 
 def train(folder, data, model="rtdetr-tiny-FLA.yaml", stop=None, callbacks=(), **kwargs):
-    """Train four epochs of four batches, the last of one image, a step each three batches; crash at (epoch, batch)."""
+    """Train three epochs of four batches, the last of one image, a step each three batches; crash at (epoch, batch)."""
     model = RTDETR(model)
     seen = {"batch": 0}
 
