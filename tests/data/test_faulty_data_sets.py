@@ -7,6 +7,7 @@ import sys
 import faulty_data_sets as faulty
 import pytest
 import torch
+from conftest import mark_nightly
 
 from ultralytics import RTDETR
 from ultralytics.cfg import get_cfg
@@ -120,7 +121,7 @@ FEW = {
 }
 
 
-@pytest.mark.parametrize("model", FEW)
+@pytest.mark.parametrize("model", mark_nightly(FEW, {"rtdetr-tiny.yaml"}))
 def test_the_command(model, tmp_path, often):
     """What trains, trains to its end, and what does not ends with one line and a status of 1; so does `yolo val`."""
     for name in often(FEW[model], faulty.CASES):
