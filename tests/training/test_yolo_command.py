@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import MODELS, TINY
+from conftest import MODELS, TINY, mark_nightly
 
 from ultralytics import RTDETR, YOLO, cfg
 from ultralytics.utils import ASSETS
@@ -26,11 +26,8 @@ class Stop(Exception):
     """Ends a training from outside."""
 
 
-# The tiny models have the modules of the large ones
-PARAMS = [pytest.param(name, marks=() if name in TINY else pytest.mark.nightly) for name in MODELS]
-
-
-@pytest.fixture(scope="module", params=PARAMS)
+# The tiny models have the modules of the large ones; one inserts a module, one has a backbone of several outputs
+@pytest.fixture(scope="module", params=mark_nightly(MODELS, {"rtdetr-tiny-FLA", "rtdetr-tiny-EMO"}))
 def trained(request, shapes, tmp_path_factory):
     """A model trained for two epochs: its name, its run's folder, and its weights under a name without "rtdetr".
 
