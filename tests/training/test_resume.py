@@ -14,8 +14,10 @@ from ultralytics.fork.training import resumable_checkpoint, resume
 from ultralytics.fork.training.resumable_checkpoint import TRAINING_STATE_KEY
 from ultralytics.fork.training.resume import count_epochs
 
+NIGHTLY = [pytest.param(stop, marks=pytest.mark.nightly) for stop in ((1, 1), (2, 3))]
 
-@pytest.mark.parametrize("stop", [(0, 2), pytest.param((1, 1), marks=pytest.mark.nightly), (2, 3)], ids=str)
+
+@pytest.mark.parametrize("stop", [(0, 2), *NIGHTLY], ids=str)
 def test_a_resumed_run_ends_like_one_that_was_never_stopped(whole, data, tmp_path, stop):
     with pytest.raises(Crash):
         train(tmp_path, data, stop=stop)
@@ -62,11 +64,13 @@ def test_a_run_goes_on_after_images_were_removed(data, tmp_path):
 def test_a_checkpoint_beside_others_goes_on_with_its_run(whole, data, tmp_path):
     """A folder `weights` is a run's only beside its arguments."""
     with pytest.raises(Crash):
-        train(tmp_path / "runs", data, stop=(1, 0))
+        train(tmp_path / "runs", data, stop=(2, 3))
     (tmp_path / "weights").mkdir()
     kept = shutil.copy(tmp_path / "runs" / "run" / "weights" / "last.pt", tmp_path / "weights" / "kept.pt")
     RTDETR(kept).train(resume=True)
     assert columns(tmp_path / "runs" / "run") == columns(whole)
+    for name in ("last.pt", "best.pt"):
+        assert same(whole / "weights" / name, tmp_path / "runs" / "run" / "weights" / name)
     assert [file.name for file in (tmp_path / "weights").iterdir()] == ["kept.pt"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["runs", "weights"]
 
