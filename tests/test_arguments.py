@@ -108,7 +108,7 @@ def test_nothing_is_said_of_the_defaults(mode, said):
     [
         (
             "train",
-            {"rect": True, "copy_paste": 0.3, "close_mosaic": 2},
+            {"rect": True, "copy_paste": 0.3, "close_mosaic": 2, "val": False, "plots": False},
             ["rect=True", "copy_paste=0.3", "close_mosaic=2 with epochs=2"],
         ),
         ("val", {"augment": True, "quantize": 16}, ["augment=True", "half precision"]),
