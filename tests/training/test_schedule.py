@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from short_runs import data, train  # noqa: F401 - a fixture
+from short_runs import EPOCHS, data, train  # noqa: F401 - a fixture
 
 from ultralytics.fork.training import schedule
 from ultralytics.fork.training.augmentation_epochs import EpochPlan, plan_epoch
@@ -67,7 +67,7 @@ def test_the_warm_up_is_counted_in_steps(kind, data, tmp_path):
     settings = dict(warmup_steps=6, warmup_bias_lr=0.0, lrf=1.0 if kind is None else 0.5, lr_schedule=kind, nbs=3)
     train(tmp_path, data, model="rtdetr-tiny.yaml", callbacks=[("on_train_batch_end", look)], val=False, **settings)
     power = 1 if kind is None else 2
-    factor = schedule.flat_cosine(4, 0, 0.5) if kind else lambda _: 1.0
+    factor = schedule.flat_cosine(EPOCHS, 0, 0.5) if kind else lambda _: 1.0
     for step, rates in enumerate(seen):
         expected = 1e-3 * factor(step // 4) * min(step / 6, 1) ** power
         assert rates == pytest.approx([expected] * len(rates)), step

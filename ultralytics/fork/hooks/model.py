@@ -1,8 +1,8 @@
 """What this fork does to upstream's engine/model.py.
 
 A YAML with RT-DETR's head becomes an `RTDETR`, and an `RTDETR` is no other model; `embed` finds the layer before the
-head behind a multi-output backbone; `save` says what a file will not keep; `benchmark` refuses decoder arguments; `tune`
-searches what acts; `val` fetches no data set that nobody named; `resume` refuses a run that is over.
+head behind a multi-output backbone; `save` says what a file will not keep; `benchmark` refuses decoder arguments;
+`tune` searches what acts; `val` fetches no data set that nobody named; `resume` refuses a run that is over.
 """
 
 from __future__ import annotations
