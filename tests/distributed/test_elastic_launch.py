@@ -29,6 +29,7 @@ from ultralytics.utils import USER_CONFIG_DIR
 IMAGES, BATCH = 18, 8  # the last batch has two images, for four processes
 STILL = {"mosaic": 0, "fliplr": 0, "hsv_h": 0, "hsv_s": 0, "hsv_v": 0, "translate": 0, "scale": 0, "erasing": 0}
 OPTIONS = {"imgsz": 64, "batch": BATCH, "device": "cpu", "optimizer": "SGD", "lr0": 0.001, "plots": False, **STILL}
+OPTIONS |= {"loss": "official"}  # whose terms are sums over all processes, as those of Ultralytics' loss are
 ALONE = {**OPTIONS, "workers": 0}  # where it does not matter how images are loaded
 LINUX = sys.platform == "linux"
 
