@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from ultralytics.fork.building.model_class import route_by_head
+from ultralytics.fork.building import model_class
 from ultralytics.fork.checkpoints.model_to_save import check_model_to_save
 from ultralytics.fork.decoder_size import refuse_in_mode
 from ultralytics.fork.errors import Refused
-from ultralytics.fork.hooks.override import install, override
+from ultralytics.fork.hooks.override import install, install_module, override
 from ultralytics.fork.privacy.downloads import require_local_data
 from ultralytics.fork.rtdetr import find_head
 from ultralytics.fork.training.resume import refuse_finished_run
@@ -31,6 +31,12 @@ __all__ = (
 )
 
 MODEL = "ultralytics.engine.model.Model"
+
+
+def route_by_head(model: Any, config: dict, task: str) -> str:
+    """Let a model from a YAML be an `RTDETR` if the YAML has its head."""
+    install_module(MODEL)  # the methods behind the patched line of upstream's class
+    return model_class.route_by_head(model, config, task)
 
 
 @override(MODEL)
@@ -62,6 +68,7 @@ def tune(original: Any, self: Any, use_ray: bool = False, *args: Any, **kwargs: 
 @override(MODEL)
 def _load(original: Any, self: Any, weights: Any, *args: Any, **kwargs: Any) -> None:
     """Refuse to open another model as an `RTDETR`, whose first prediction would end in an error about sizes."""
+    install_module(MODEL)
     original(self, weights, *args, **kwargs)
     if type(self).__name__ == "RTDETR" and isinstance(self.model, nn.Module) and not find_head(self.model):
         raise Refused(f"{weights} is a model of YOLO for the task {self.task}, not an RT-DETR: open it by YOLO(...)")
