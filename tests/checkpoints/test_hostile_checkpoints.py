@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, ROOT, TINY
+from conftest import MODELS, ROOT, TINY, mark_nightly
 
 from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import entrypoint, get_cfg
@@ -99,9 +99,11 @@ def test_changed_at_random(tmp_path, often):
         assert any(outcome in line for line in lines), outcome
 
 
-@pytest.mark.parametrize(
-    "name, fused", [*((name, False) for name in MODELS if name not in TINY), *product([*TINY, *VANILLA], [False, True])]
-)
+LARGE = [(name, False) for name in MODELS if name not in TINY]
+SMALL = list(product([*TINY, *VANILLA], [False, True]))
+
+
+@pytest.mark.parametrize("name, fused", mark_nightly([*LARGE, *SMALL], [*SMALL, ("rtdetr-l-EMO", False)]))
 def test_models_open(tmp_path, name, fused):
     """What a training or a `save` writes of a model comes back, weights and all."""
     model = (RTDETR if name.startswith("rtdetr") else YOLO)(name if name.endswith(".yaml") else f"{name}.yaml").model
