@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, mark_nightly
 
 from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import entrypoint
@@ -348,7 +348,7 @@ def test_torchscript_holds_no_layer_that_it_does_not_run(copied):
     torch.testing.assert_close(script(x), expected, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("form", ["torchscript", "onnx"])
+@pytest.mark.parametrize("form", mark_nightly(("torchscript", "onnx"), {"torchscript"}))
 def test_an_exported_model_says_what_it_is(copied, shapes, tmp_path, form):
     """It takes the values that it has, and refuses others with what to do."""
     model = RTDETR(copied)
