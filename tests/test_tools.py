@@ -6,12 +6,12 @@ import types
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, mark_nightly
 
 from ultralytics import RTDETR, solutions
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", mark_nightly(TINY, {"rtdetr-tiny-Biformer", "rtdetr-tiny-EMO"}))
 def test_torch_export_of_a_model_that_never_ran(name):
     """At a fixed size; the model is usable after it, at this size and at others."""
     model = RTDETR(f"{name}.yaml").model.eval()

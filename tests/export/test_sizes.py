@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from conftest import MODELS, TINY
+from conftest import MODELS, TINY, mark_nightly
 
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
@@ -56,7 +56,7 @@ def test_tiny_models(name):
         assert loss.isfinite() and grads and all(grad.isfinite().all() for grad in grads)
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", mark_nightly(LARGE, {"rtdetr-l-HGBlock_Biformer", "rtdetr-ResNetLayer_MQA_SR"}))
 def test_large_models(name):
     model = build(name)
     for batch, size in ((1, (32, 32)), (2, (32, 160)), *((1, size) for size in drawn(name, 2, most=256 * 256))):

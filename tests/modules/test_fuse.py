@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import MODELS
+from conftest import MODELS, TINY, mark_nightly
 from torch import nn
 
 from ultralytics.fork.export.compare_detections import Bounds, compare_detections
@@ -37,7 +37,9 @@ def found_again(model: nn.Module, fused: nn.Module, x: torch.Tensor) -> bool:
         return compare_detections("random", expected, fused(x)[0], (1, 1), bounds, tied).is_within(bounds)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", mark_nightly(MODELS, {*TINY, "rtdetr-l-HGBlock_Biformer", "rtdetr-ResNetLayer_MQA_SR"})
+)
 def test_fused_equals_unfused(name):
     """What enters the decoder, and what is detected."""
     model = with_statistics(RTDETRDetectionModel(f"{name}.yaml", verbose=False))

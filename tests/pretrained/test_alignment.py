@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import MODELS, TINY
+from conftest import MODELS, TINY, mark_nightly
 from torch import nn
 
 from ultralytics import RTDETR, YOLO
@@ -26,6 +26,9 @@ INTO = {
     "rtdetr-l-EMO": {i: i - 5 for i in range(11, 29) if i not in {14, 19}},
     "rtdetr-resnet50": {i: i - 5 for i in range(10, 29)},
 }
+
+
+PAIRS = list(itertools.permutations(TINY, 2))
 
 
 def build(cfg, nc=1):
@@ -58,7 +61,7 @@ def layer(model, i):
     return next(m for m in model.model if m.i == i)
 
 
-@pytest.mark.parametrize("name", INTO)
+@pytest.mark.parametrize("name", mark_nightly(INTO, {"rtdetr-l-FLA", "rtdetr-l-Biformer", "rtdetr-l-EMO"}))
 def test_published_variants_get_all_that_has_a_place(name):
     source, target = build("rtdetr-l"), build(name)
     before = {m.i: copy.deepcopy(m.state_dict()) for m in target.model}
@@ -79,7 +82,7 @@ def test_resnet50_arrives_whole_in_the_mqa_variant():
     assert all(torch.equal(arrived[key], tensor) for key, tensor in source.state_dict().items())
 
 
-@pytest.mark.parametrize("source, target", list(itertools.permutations(TINY, 2)))
+@pytest.mark.parametrize("source, target", mark_nightly(PAIRS, set(zip(TINY, [*TINY[1:], TINY[0]]))))
 def test_between_any_two_variants_the_neck_arrives_in_order(source, target):
     source, target = build(source), build(target)
     necks = [[m for m in model.model[len(model.yaml["backbone"]) : -1] if m.state_dict()] for model in (source, target)]
@@ -94,7 +97,10 @@ def test_between_any_two_variants_the_neck_arrives_in_order(source, target):
     assert came[target.model[-1].i] == {source.model[-1].i}
 
 
-@pytest.mark.parametrize("name, nc", [("rtdetr-l", 3), ("rtdetr-tiny", 3), ("rtdetr-resnet50", 2)])
+SAME_ROWS = [("rtdetr-l", 3), ("rtdetr-tiny", 3), ("rtdetr-resnet50", 2)]
+
+
+@pytest.mark.parametrize("name, nc", mark_nightly(SAME_ROWS, {("rtdetr-tiny", 3)}))
 def test_same_rows_give_what_upstream_gives(name, nc):
     source, target = build(name), build(name, nc)
     expected = target.state_dict() | {}
@@ -248,7 +254,10 @@ def test_a_load_touches_nothing_else():
     assert not any(m._forward_hooks or m._forward_pre_hooks for model in (source, target) for m in model.modules())
 
 
-@pytest.mark.parametrize("name", [*MODELS, "rtdetr-l", "rtdetr-resnet50", "yolo26n"])
+ALL = [*MODELS, "rtdetr-l", "rtdetr-resnet50", "yolo26n"]
+
+
+@pytest.mark.parametrize("name", mark_nightly(ALL, {*TINY, "rtdetr-l-Biformer", "rtdetr-resnet50", "yolo26n"}))
 def test_strides_of_all_layers_are_told(name):
     model = (YOLO if "yolo" in name else RTDETR)(f"{name}.yaml").model
     stride = find_strides(model)

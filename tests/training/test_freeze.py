@@ -24,8 +24,8 @@ def frozen_by(freeze, name, shapes, folder):
     [
         ("rtdetr-tiny", 3, {0, 1, 2}),
         ("rtdetr-tiny-EMO", 5, {4}),
-        ("rtdetr-tiny-EMO", 7, {4, 5, 6}),
-        ("rtdetr-tiny-EMO", [6], {6}),
+        pytest.param("rtdetr-tiny-EMO", 7, {4, 5, 6}, marks=pytest.mark.nightly),
+        pytest.param("rtdetr-tiny-EMO", [6], {6}, marks=pytest.mark.nightly),
         ("rtdetr-tiny-EMO", [0, 1, 2, 3, 4, 8], {4, 8}),
     ],
 )

@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import PYTHONS, can_kill, find_python, killed_in_time, on_small_disks
+from conftest import PYTHONS, can_kill, find_python, killed_in_time, mark_nightly, on_small_disks
 
 from _upstream.fetch.wheel import download_wheel
 from _upstream.pin import Pin, UpstreamError, queue_sha256
@@ -231,7 +231,7 @@ def test_line_ends_do_not_matter(fresh, wheel, laid_down):
     assert queue(fresh) == queue(laid_down)
 
 
-@pytest.mark.parametrize("version", PYTHONS)
+@pytest.mark.parametrize("version", mark_nightly(PYTHONS, (PYTHONS[0], PYTHONS[-1])))
 def test_each_python(fresh, wheel, laid_down, version):
     python = find_python(version)
     ok(fresh, "apply", python=python, ULTRALYTICS_WHEEL=str(wheel))
@@ -481,12 +481,12 @@ DENIED = ("set-up needs a writable checkout", errno.EACCES)
     [
         (*FULL, "os", "mkdir", 1, "stage-"),  # making the stage
         (*FULL, "subprocess", "run", 3, " 'am', "),  # in the middle of the queue
-        (*FULL, "shutil", "copyfile", 3, "stage-"),  # staging the tree
+        pytest.param(*FULL, "shutil", "copyfile", 3, "stage-", marks=pytest.mark.nightly),  # staging the tree
         (*FULL, "os", "replace", 1, ".addmodules.part"),  # the stamp that says "pending"
-        (*FULL, "os", "replace", 3, "__init__.py"),
-        (*FULL, "os", "replace", 2, ".addmodules.part"),  # after all files
+        pytest.param(*FULL, "os", "replace", 3, "__init__.py", marks=pytest.mark.nightly),
+        pytest.param(*FULL, "os", "replace", 2, ".addmodules.part", marks=pytest.mark.nightly),  # after all files
         (*READ_ONLY, "os", "mkdir", 1, ".upstream"),
-        (*READ_ONLY, "os", "replace", 1, ".addmodules.part"),
+        pytest.param(*READ_ONLY, "os", "replace", 1, ".addmodules.part", marks=pytest.mark.nightly),
         (*DENIED, "os", "replace", 3, "__init__.py"),
     ],
 )
@@ -572,8 +572,11 @@ os.replace = replace
 """
 
 
+RENAMES = (1, True), (1, False), (2, False), (4, False)
+
+
 @can_kill
-@pytest.mark.parametrize("number, before", [(1, True), (1, False), (2, False), (4, False)])
+@pytest.mark.parametrize("number, before", mark_nightly(RENAMES, {(1, True), (2, False)}))
 def test_killed_half_way_through_a_renewal(checkout, laid_down, tmp_path, number, before):
     """The renames are: the stamp, utils/__init__.py and utils/checks.py of the changed patch, the stamp, the repo."""
     edited = checkout / UNPATCHED
@@ -601,7 +604,7 @@ def test_killed_half_way_through_a_renewal(checkout, laid_down, tmp_path, number
 
 
 @can_kill
-@pytest.mark.parametrize("number", [1, 2, 150])
+@pytest.mark.parametrize("number", mark_nightly((1, 2, 150), {1, 150}))
 def test_killed_half_way_through_the_first_run(fresh, wheel, laid_down, tmp_path, number):
     (tmp_path / "sitecustomize.py").write_text(KILL.format(number=number, before=False))
     done = run(fresh, "apply", PYTHONPATH=str(tmp_path), ULTRALYTICS_WHEEL=str(wheel))
@@ -662,7 +665,7 @@ def killed_at_random(root: Path, command: str, seconds: float, chance, **environ
 
 
 @can_kill
-@pytest.mark.parametrize("due", ["first run", "renewal"])
+@pytest.mark.parametrize("due", mark_nightly(("first run", "renewal"), {"renewal"}))
 def test_set_up_killed_at_random_moments(fresh, checkout, wheel, tmp_path, often, chance, due):
     """The run after it, and one beside it, end in the recorded state; what the user has edited stays."""
     settings = {"ULTRALYTICS_WHEEL": str(wheel)}
@@ -752,7 +755,7 @@ def index_lines(before: dict, after: dict, name: str) -> tuple[bytes, bytes]:
     return old, new
 
 
-@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("where", mark_nightly(("before", "after"), {"before"}))
 def test_an_edit_beside_a_patchs_line_is_folded_into_it(checkout, pristine, wheel, tmp_path, where):
     line = "@fork.install  # this fork is renewed by `git pull`\n"
     new = f"# mine\n{line}" if where == "before" else f"{line}# mine\n"
@@ -892,7 +895,7 @@ def test_status_of_nothing_laid_down(fresh):
 
 
 # What the user sees ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("how", ["model", "checks"])
+@pytest.mark.parametrize("how", mark_nightly(("model", "checks"), {"checks"}))
 def test_a_stale_tree_says_so_in_one_line(checkout, tmp_path, how):
     patch = patch_of(checkout, "YOLOEModel")
     patch.write_text(patch.read_text(encoding="utf-8").replace("Why:", "Because:"), encoding="utf-8")
