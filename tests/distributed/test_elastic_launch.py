@@ -168,8 +168,9 @@ def test_two_launchers_on_loopback_train_as_one_process(data, one, tmp_path):
     assert_same_run(tmp_path / "run", one)
 
 
-def write_deadly(tmp_path, data, name, **options):
+def write_deadly(tmp_path, data, name):
     """Write a script that trains for two epochs, and whose second process is killed when the second one begins."""
+    options = {**ALONE, "data": str(data), "epochs": 2, "val": False, "project": str(tmp_path), "name": name}
     script = tmp_path / "deadly.py"
     script.write_text(
         f"""
@@ -182,7 +183,7 @@ def die(trainer):
 
 model = YOLO("rtdetr-tiny.yaml")
 model.add_callback("on_train_epoch_start", die)
-model.train(data={str(data)!r}, epochs=2, project={str(tmp_path)!r}, name={name!r}, **{ {**ALONE, **options}!r})
+model.train(**{options!r})
 """,
         encoding="utf-8",
     )
