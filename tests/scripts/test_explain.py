@@ -499,7 +499,10 @@ def test_small_files(monkeypatch, tmp_path, picture):
     """They have fewer colours, and hardly another look."""
     for name, argv in (("whole", []), ("small", ["--small"])):
         torch.manual_seed(0)  # for the same weights
-        assert run(monkeypatch, "rtdetr-tiny.yaml", picture, "--imgsz=64", f"--out={tmp_path / name}", *argv) == 0
+        assert (
+            run(monkeypatch, "rtdetr-tiny.yaml", picture, "--imgsz=64", "--what=cam", f"--out={tmp_path / name}", *argv)
+            == 0
+        )
     whole, small = (tmp_path / name / "spots-cam.png" for name in ("whole", "small"))
     with Image.open(whole) as a, Image.open(small) as b:
         assert b.mode == "P" and a.size == b.size

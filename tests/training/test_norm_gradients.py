@@ -74,5 +74,6 @@ def test_a_trainer_on_a_cpu_lays_gradients_out(data, tmp_path):
 
     model = RTDETR("rtdetr-tiny.yaml")
     model.add_callback("on_train_start", look)
-    model.train(data=data, epochs=1, imgsz=64, batch=1, plots=False, val=False, project=tmp_path, name="run", workers=0)
+    settings = dict(epochs=1, imgsz=64, batch=1, fraction=0.2, plots=False, val=False, workers=0)
+    model.train(data=data, project=tmp_path, name="run", **settings)
     assert seen == [True, True]
