@@ -120,6 +120,7 @@ def elsewhere(tmp_path) -> Path:
     return tmp_path / "elsewhere"
 
 
+@pytest.mark.nightly
 def test_editable(clone, environment, elsewhere, wheel):
     environment.pip("-e", clone, ULTRALYTICS_WHEEL=str(wheel))
     environment.works(elsewhere, clone)
@@ -127,12 +128,14 @@ def test_editable(clone, environment, elsewhere, wheel):
     assert status == "", "set-up left files that git sees"
 
 
+@pytest.mark.nightly
 def test_plain(clone, environment, elsewhere, wheel):
     environment.pip(clone, ULTRALYTICS_WHEEL=str(wheel))
     shutil.rmtree(clone)
     environment.works(elsewhere, environment.packages)
 
 
+@pytest.mark.nightly
 def test_from_git(repository, environment, elsewhere, wheel):
     environment.pip(f"git+{repository.as_uri()}", ULTRALYTICS_WHEEL=str(wheel))
     environment.works(elsewhere, environment.packages)
@@ -218,6 +221,7 @@ needs_uv = pytest.mark.skipif(
 
 
 @needs_uv
+@pytest.mark.nightly
 def test_uv_build(clone, environment, elsewhere, wheel, tmp_path):
     run("uv", "build", "--quiet", "--out-dir", tmp_path / "dist", cwd=clone, ULTRALYTICS_WHEEL=str(wheel))
     built = next((tmp_path / "dist").glob("*.whl"))
@@ -231,6 +235,8 @@ def test_uv_editable(clone, environment, elsewhere, wheel):
     install = ["uv", "pip", "install", "--quiet", "--no-deps", "--python", environment.python, "-e", clone]
     run(*install, cwd=elsewhere, ULTRALYTICS_WHEEL=str(wheel))
     environment.works(elsewhere, clone)
+    status = run("git", "status", "--porcelain", cwd=clone).stdout
+    assert status == "", "set-up left files that git sees"
 
 
 @needs_uv
