@@ -1111,6 +1111,7 @@ def test_on_small_disks(checkout, tmp_path, often, conflict):
 
 
 @can_kill
+@pytest.mark.nightly  # the test above kills it at chosen steps
 @pytest.mark.parametrize("conflict", [False, True])
 def test_killed_at_random_moments(checkout, tmp_path, often, chance, conflict):
     """What follows ends as if nothing had been; a conflict that was resolved need not be resolved again."""

@@ -318,7 +318,7 @@ def due(request, pristine, laid_down, tmp_path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("setting", ["PIP_NO_INDEX", "PIP_INDEX_URL"])
+@pytest.mark.parametrize("setting", mark_nightly(("PIP_NO_INDEX", "PIP_INDEX_URL"), {"PIP_INDEX_URL"}))
 def test_no_network(due, setting):
     settings = {**NO_REGISTRY, "PIP_RETRIES": "0"}
     if setting == "PIP_INDEX_URL":
@@ -665,7 +665,8 @@ def killed_at_random(root: Path, command: str, seconds: float, chance, **environ
 
 
 @can_kill
-@pytest.mark.parametrize("due", mark_nightly(("first run", "renewal"), {"renewal"}))
+@pytest.mark.nightly  # tests above kill it at chosen moments
+@pytest.mark.parametrize("due", ["first run", "renewal"])
 def test_set_up_killed_at_random_moments(fresh, checkout, wheel, tmp_path, often, chance, due):
     """The run after it, and one beside it, end in the recorded state; what the user has edited stays."""
     settings = {"ULTRALYTICS_WHEEL": str(wheel)}
