@@ -7,12 +7,13 @@ import tiers
 def test_recorded_times_fit_the_budget_of_the_fast_tier(request):
     """Ten minutes of processor time."""
     durations = tiers.read_durations()
-    fast = [item for item in request.session.items if not tiers.is_slow(item, durations)]
+    run = [item for item in request.session.items if not item.get_closest_marker("nightly")]
+    fast = [item for item in run if not tiers.is_slow(item, durations)]
     assert durations["tests"] and tiers.sum_durations(fast, durations) <= tiers.FAST_BUDGET
 
 
-@pytest.mark.xfail(strict=True, reason="the slow tier takes about an hour on a crowded machine; 35 minutes are asked")
 def test_recorded_times_fit_the_budget_of_the_slow_tier():
+    """35 minutes of processor time, of which the end-to-end cases are in the fast tier."""
     durations = tiers.read_durations()
     slow = sum(seconds for seconds in durations["tests"].values() if seconds > tiers.SLOW)
     assert slow + sum(durations["fixtures"].values()) <= tiers.SLOW_BUDGET

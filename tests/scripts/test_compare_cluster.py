@@ -20,7 +20,7 @@ from _compare import ray_cluster, study_folder, training_run
 from ultralytics.fork.errors import Refused
 from ultralytics.utils import YAML
 
-MODELS = ["rtdetr-tiny.yaml", "rtdetr-tiny-EMO.yaml"]
+MODELS = ["rtdetr-tiny.yaml", "rtdetr-tiny-FLA.yaml"]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # else whoever is on this machine may join
 ENVIRONMENT = {
     **os.environ,
