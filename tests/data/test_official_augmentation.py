@@ -109,6 +109,7 @@ def test_a_mosaic_is_of_four_images_without_zoom_and_crop(images):
     torch.manual_seed(0)
     samples = dataset(images, **OFFICIAL, mosaic=1.0)
     samples.plan = EpochPlan()
+    samples.close_mosaic(get_cfg(overrides=OFFICIAL))  # is of upstream's mosaic
     one = samples.transforms.transforms[0]
     one.zoom_out = one.crop = lambda _: pytest.fail("a mosaic is not zoomed out or cropped")
     counts = [len(samples[i]["bboxes"]) for i in list(range(6)) * 4]
@@ -127,6 +128,12 @@ def test_images_keep_their_size_until_the_end(images):
     assert sum(im is not None for im in samples.ims) <= 2  # whole images are not collected
     for other in (dataset(images), dataset(images, augment=False, **OFFICIAL)):
         assert other.load_image(0)[0].shape[:2] == (SIZE, SIZE) and not hasattr(other, "plan")
+
+
+def test_huge_images_are_reduced_first(images, tmp_path):
+    shutil.copytree(images.parent, tmp_path / "set")
+    cv2.imwrite(str(tmp_path / "set" / "images" / "0.png"), np.zeros((500, 1000, 3), np.uint8))
+    assert dataset(tmp_path / "set" / "images", **OFFICIAL).load_image(0)[0].shape == (2 * SIZE, 4 * SIZE, 3)
 
 
 def test_without_the_switches_the_transforms_are_upstream_s(images):

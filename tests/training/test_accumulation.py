@@ -44,7 +44,7 @@ def batches(parts):
 def gradients(parts, **arguments):
     model = build(**arguments)
     trainer = SimpleNamespace(
-        **dict(args=model.args, model=model, fork=RunState(), loss_items={}, tloss=None, epoch=0),
+        **dict(args=model.args, model=model, accumulate=parts, fork=RunState(), loss_items={}, tloss=None, epoch=0),
         **dict(device=torch.device("cpu"), amp=False, preprocess_batch=lambda batch: batch),
         scaler=SimpleNamespace(scale=lambda loss: loss, is_enabled=lambda: False),
     )

@@ -71,6 +71,14 @@ def test_what_is_frozen_beside_freeze():
     )
 
 
+def test_a_norm_that_was_added_to_a_pretrained_backbone_is_trained():
+    model = build("rtdetr-tiny", pretrained=True)
+    added = model.model[3].m[0].bn = nn.BatchNorm2d(32)
+    args = freeze(model, freeze_norm=True).args
+    model.train()
+    assert added.training and "3.m.0.bn" not in args.freeze and not model.model[3].m[1].bn.training
+
+
 def test_a_backbone_that_starts_from_scratch_is_trained_whole(monkeypatch):
     said = []
     monkeypatch.setattr(frozen_backbone.LOGGER, "warning", said.append)

@@ -14,6 +14,7 @@ from ultralytics.fork.training import nonfinite_steps, recipe
 from ultralytics.fork.training.frozen_backbone import pretrained_share
 from ultralytics.fork.training.run_state import RunState
 from ultralytics.models.rtdetr.train import RTDETRTrainer
+from ultralytics.models.utils.loss import RTDETRDetectionLoss
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import RTDETRDetectionModel
 from ultralytics.utils import YAML
@@ -127,6 +128,9 @@ def test_wrong_values_are_refused_before_anything_is_made(key, value, expected, 
     [
         ({"no_aug_epochs": 1}, "no_aug_epochs=1 ends photometric, zoom_out and iou_crop, which are all 0"),
         ({"no_aug_epochs": 5, "iou_crop": 0.5, "epochs": 4}, "no_aug_epochs=5 is more than epochs=4"),
+        ({"checkpoint_activations": True, "compile": True}, "torch cannot compile these checkpoints"),
+        ({"lr_schedule": "flat-cosine", "cos_lr": True}, "these are two schedules"),
+        ({"lr_schedule": "flat-cosine", "time": 1.0}, "time=1 lr_schedule=flat-cosine: it needs the number of epochs"),
         ({"aug_policy": "deim"}, "aug_policy=deim plans photometric, zoom_out and iou_crop, which are all 0"),
     ],
     ids=str,
@@ -141,9 +145,26 @@ def test_switches_that_do_not_go_together(given, line, tmp_path):
 @pytest.mark.parametrize("key, value", [("loss", "official"), ("iou_crop", 0.5), ("checkpoint_activations", True)])
 def test_another_model_does_not_take_them(key, value, tmp_path):
     overrides = {"model": "yolo11n.yaml", "data": "shapes.yaml", "project": str(tmp_path), key: value}
-    with pytest.raises(Refused, match=f"{key}={value} is for RT-DETR, and yolo11n.yaml is no RT-DETR"):
+    with pytest.raises(Refused, match=f"{key}={value} is for RT-DETR, and yolo11n.yaml is not an RT-DETR"):
         DetectionTrainer(overrides=overrides)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_switch_that_a_user_s_own_class_leaves_out_is_refused(shapes, tmp_path):
+    class Plain(RTDETRTrainer):
+        def build_dataset(self, img_path, mode="train", batch=None):
+            data = super().build_dataset(img_path, mode, batch)
+            data.transforms.transforms = data.transforms.transforms[-1:]
+            return data
+
+    settings = dict(model="rtdetr-tiny.yaml", data=shapes, epochs=1, imgsz=64, batch=4, project=str(tmp_path))
+    with pytest.raises(Refused, match="do nothing with the data set of this trainer"):
+        Plain(overrides={**settings, "iou_crop": 0.8})._setup_train()
+    model = build("rtdetr-tiny")
+    model.init_criterion = lambda: RTDETRDetectionLoss(nc=3, use_vfl=True)
+    trainer = SimpleNamespace(args=get_cfg(overrides={"loss": "mal"}), train_loader=SimpleNamespace(dataset=None))
+    with pytest.raises(Refused, match="loss=mal does nothing with RTDETRDetectionModel, which has its own loss"):
+        recipe.check_that_switches_act(trainer, model)
 
 
 def test_biases_decay_but_those_of_norms():

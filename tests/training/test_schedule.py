@@ -56,7 +56,7 @@ def test_mixup_keeps_the_objects_of_both():
     assert torch.equal(mixed["bboxes"], batch["bboxes"].repeat(2, 1))
 
 
-@pytest.mark.parametrize("kind", [None, "flat-cosine"])
+@pytest.mark.parametrize("kind", [pytest.param(None, marks=pytest.mark.nightly), "flat-cosine"])
 def test_the_warm_up_is_counted_in_steps(kind, data, tmp_path):
     """Four batches an epoch: six steps of warm-up end in the second epoch."""
     seen = []
@@ -77,6 +77,7 @@ def test_a_warm_up_as_long_as_the_run_is_one_line(monkeypatch):
     said = []
     monkeypatch.setattr(schedule.LOGGER, "warning", said.append)
     trainer = SimpleNamespace(args=SimpleNamespace(warmup_steps=2000), train_loader=range(32), epochs=72, resume=False)
-    schedule.count_warm_up_in_steps(trainer)
+    schedule.count_warm_up_in_steps(trainer, 32)
+    schedule.warn_of_long_warm_up(trainer)
     assert trainer.args.warmup_epochs == 62.5
     assert len(said) == 1 and "warmup_steps=2000 is 87% of this run's 2304 steps" in said[0]

@@ -39,14 +39,19 @@ def test_a_space_with_dead_arguments_is_refused(spaces, tmp_path):
         tune(model, tmp_path, space={"lr0": (1e-5, 1e-2), "dfl": (1.0, 2.0)})
     with pytest.raises(Refused, match="use_ray=True needs space= with RT-DETR"):
         tune(model, tmp_path, use_ray=True)
+    with pytest.raises(Refused, match="space: dfl would do nothing"):
+        tune(model, tmp_path, use_ray=True, space={"dfl": (1.0, 2.0)})
     assert not spaces
 
 
 def test_what_is_dead_depends_on_the_optimiser():
     assert "warmup_momentum" in list_dead_arguments(get_cfg(overrides={"optimizer": "AdamW"}))
+    assert {"lr0", "momentum"} <= list_dead_arguments(get_cfg())  # which the automatic choice replaces
+    assert "warmup_epochs" in list_dead_arguments(get_cfg(overrides={"warmup_steps": 9}))
     assert "warmup_momentum" not in list_dead_arguments(get_cfg(overrides={"optimizer": "SGD"}))
 
 
+@pytest.mark.nightly
 def test_one_iteration(shapes, tmp_path):
     """A real one, of one short training."""
     sizes = dict(imgsz=64, batch=4, workers=0, device="cpu", plots=False, val=True)

@@ -18,31 +18,35 @@ from ultralytics.fork.errors import Refused
 from ultralytics.fork.training.augmentation_epochs import EpochPlan
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
-SWITCHES = "photometric", "zoom_out", "iou_crop"
+PROBABILITIES = "photometric", "zoom_out", "iou_crop"
 REPLACED = (  # upstream's augmentation, in whose place this one is
     *("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud"),
     *("copy_paste", "cutmix"),
 )
-MIXING = "mosaic", "mixup"  # which DEIM's policy has
+POLICY_MIXING = "mosaic", "mixup"  # which DEIM's policy has
+MOST_SIDES = 4
 MOSAIC_AFFINE: dict[str, Any] = dict(degrees=10, translate=(0.1, 0.1), scale=(0.5, 1.5), fill=0)  # DEIM's
 
 
-def is_official(args: Any) -> bool:
+def has_official_augmentation(args: Any) -> bool:
     """Whether the arguments of a training ask for this augmentation."""
-    return any(getattr(args, key, 0) for key in SWITCHES)
+    return any(getattr(args, key, 0) for key in PROBABILITIES)
 
 
-class KeepSize(int):
-    """An image size that upstream's `load_image` divides by an image's, and gets the ratio 1: nothing is resized."""
+class LargestSide(int):
+    """An image size that upstream's `load_image` divides by an image's longer side: smaller images are not resized."""
 
-    def __truediv__(self, _: Any) -> int:
-        return 1
+    def __truediv__(self, side: Any) -> float:
+        return min(1, int(self) / side)
 
 
 def keep_image_size(dataset: Any) -> Any:
-    """Give a view of a data set, with the same caches, whose images are loaded in the size that their files have."""
+    """Give a view of a data set, with the same caches, whose images are loaded in the size that their files have.
+
+    A side of more than `MOST_SIDES` of `imgsz` is reduced to that: zooming out makes an image sixteen times as large.
+    """
     view = copy.copy(dataset)
-    view.imgsz = KeepSize(dataset.imgsz)
+    view.imgsz = LargestSide(MOST_SIDES * dataset.imgsz)
     return view
 
 
@@ -50,19 +54,20 @@ class OfficialAugmentation:
     """Augment an image with its boxes, and stretch it to `imgsz` x `imgsz`.
 
     Args:
-        dataset: The data set. Its `plan` says what the epoch does, and a mosaic takes other images of it.
+        dataset: The data set. Its `plan` says what the epoch does, and a mosaic, of which it has the probability, takes
+            other images of it.
         args: The arguments of the training.
     """
 
     def __init__(self, dataset: Any, args: Any):
         from torchvision.transforms import v2
 
-        if args.photometric and dataset.channels not in (1, 3):
+        if args.photometric and getattr(dataset, "channels", 3) not in (1, 3):
             raise Refused(
                 f"photometric={args.photometric:g} distorts colours, and the images of {dataset.img_path} have "
                 f"{dataset.channels} channels; use photometric=0"
             )
-        self.dataset, self.mosaic, size = dataset, args.mosaic, dataset.imgsz
+        self.dataset, size = dataset, dataset.imgsz
         self.distort = v2.RandomPhotometricDistort(p=args.photometric)
         self.zoom_out = v2.RandomZoomOut(fill=0, p=args.zoom_out)
         self.crop = v2.RandomApply([v2.RandomIoUCrop()], p=args.iou_crop)
@@ -76,7 +81,7 @@ class OfficialAugmentation:
         """Augment what upstream's `get_image_and_label` gives: `img` (H, W, C) uint8 BGR, with its boxes."""
         plan: EpochPlan = self.dataset.plan
         sample = read_sample(labels)
-        if plan.mixes and torch.rand(()) < self.mosaic:
+        if plan.mixes and torch.rand(()) < self.dataset.mosaic_share:
             others = [random.randrange(len(self.dataset)) for _ in range(3)]
             tiles = [sample, *(read_sample(self.dataset.get_image_and_label(i)) for i in others)]
             sample = self.move_mosaic(put_together([self.resize_tile(tile) for tile in tiles]))
@@ -142,9 +147,9 @@ def put_together(tiles: list[dict]) -> dict:
 
 def say_what_is_replaced(args: Any) -> None:
     """Warn of arguments of upstream's augmentation that were set and do nothing beside the official one."""
-    if not is_official(args):
+    if not has_official_augmentation(args):
         return
-    replaced = REPLACED if args.aug_policy else (*REPLACED, *MIXING)
+    replaced = REPLACED if args.aug_policy else (*REPLACED, *POLICY_MIXING)
     named = [key for key in replaced if getattr(args, key) != DEFAULT_CFG_DICT[key]]
     if getattr(args, "augmentations", None):
         named.append("augmentations")

@@ -112,7 +112,10 @@ def imread(original: Any, *args: Any, **kwargs: Any) -> Any:
 @override(BASE_DATASET)
 def check_cache_ram(original: Any, self: Any, *args: Any, **kwargs: Any) -> bool:
     """Count whole images where they are kept as they are."""
-    return original(keep_image_size(self) if hasattr(self, "plan") else self, *args, **kwargs)
+    view = keep_image_size(self) if hasattr(self, "plan") else self
+    fits = original(view, *args, **kwargs)
+    self.cache = view.cache  # upstream notes there that it does not fit
+    return fits
 
 
 @override(BASE_DATASET)

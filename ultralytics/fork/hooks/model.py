@@ -20,6 +20,7 @@ from ultralytics.fork.privacy.downloads import require_local_data
 from ultralytics.fork.rtdetr import find_head
 from ultralytics.fork.training.resume import refuse_finished_run
 from ultralytics.fork.training.search_space import search_what_acts
+from ultralytics.utils import DEFAULT_CFG_DICT
 
 __all__ = (
     "install",
@@ -61,7 +62,8 @@ def tune(original: Any, self: Any, use_ray: bool = False, *args: Any, **kwargs: 
     """Search only over what acts on an RT-DETR."""
     if not find_head(self.model):
         return original(self, use_ray, *args, **kwargs)
-    with search_what_acts(use_ray, kwargs.get("space")):
+    arguments = {key: value for key, value in {**self.overrides, **kwargs}.items() if key in DEFAULT_CFG_DICT}
+    with search_what_acts(use_ray, kwargs.get("space"), {"optimizer": "AdamW", **arguments}):
         return original(self, use_ray, *args, **kwargs)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ultralytics.fork.data.official_augmentation import OfficialAugmentation, is_official
+from ultralytics.fork.data.official_augmentation import OfficialAugmentation, has_official_augmentation
 from ultralytics.fork.hooks.override import install_module, override
 from ultralytics.fork.training.augmentation_epochs import EpochPlan
 
@@ -19,8 +19,9 @@ def install() -> None:
 @override(DATASET)
 def __init__(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     """Note, before the first image is loaded, whether this data set has the official augmentation."""
-    if kwargs.get("augment") and is_official(kwargs.get("hyp")):
+    if kwargs.get("augment") and has_official_augmentation(kwargs.get("hyp")):
         self.plan = EpochPlan(mixes=False)  # the trainer plans each epoch
+        self.mosaic_share = kwargs["hyp"].mosaic  # `close_mosaic` is not for it
     original(self, *args, **kwargs)
     if hasattr(self, "plan"):
         self.max_buffer_length = 1  # upstream's mosaics are of images that it keeps, and these are of any size

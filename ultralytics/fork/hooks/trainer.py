@@ -29,7 +29,12 @@ from ultralytics.fork.training.norm_gradients import match_gradient_layout
 from ultralytics.fork.training.resumable_checkpoint import save_resumable_checkpoint
 from ultralytics.fork.training.resume import begin_epoch
 from ultralytics.fork.training.run_state import RunState
-from ultralytics.fork.training.schedule import choose_schedule, count_warm_up_in_steps, square_warm_up
+from ultralytics.fork.training.schedule import (
+    choose_schedule,
+    count_warm_up_in_steps,
+    square_warm_up,
+    warn_of_long_warm_up,
+)
 from ultralytics.utils import RANK
 
 __all__ = "begin_epoch", "install"
@@ -56,9 +61,7 @@ def check_resume(original: Any, self: Any, overrides: dict) -> None:
     resume.stay_in_checkpoint_folder(self, overrides)
     if recipe.is_rtdetr_trainer(self):
         rtdetr.install()
-    recipe.check_recipe(self)
-    if self.args.resume:
-        recipe.refuse_changes(self, overrides)
+    recipe.check_recipe(self, overrides)
 
 
 @override(TRAINER)
@@ -84,7 +87,7 @@ def setup_model(original: Any, self: Any) -> Any:
     train_new_backbone(self, model)
     freeze_backbone(self, model)
     if self.args.loss:
-        losses.start_scores(model)
+        losses.init_score_biases(model)
     if self.args.checkpoint_activations:
         checkpoint_activations(model)
     return checkpoint
@@ -106,6 +109,13 @@ def _setup_scheduler(original: Any, self: Any) -> None:
     choose_schedule(self)
 
 
+@override(TRAINER, since="8.4.105")
+def _get_warmup_iterations(original: Any, self: Any, num_batches: int) -> int:
+    """Count the warm-up of `warmup_steps` by the batches that an epoch has now."""
+    count_warm_up_in_steps(self, num_batches)
+    return original(self, num_batches)
+
+
 @override(TRAINER)
 def _setup_train(original: Any, self: Any, *args: Any) -> None:
     """Say what a checkpoint will not keep; watch each loss; give batch norms on a CPU gradients in their layout."""
@@ -125,10 +135,12 @@ def _setup_train(original: Any, self: Any, *args: Any) -> None:
             arguments.say_what_training_does(self.args, self.device)
             losses.say_gains(self.args)
             say_what_is_replaced(self.args)
+        recipe.check_that_switches_act(self, unwrap_model(self.model))
         recipe.name_official_recipe(self)
         transform_batches(self)
         give_targets(self)
-    count_warm_up_in_steps(self)
+    count_warm_up_in_steps(self, len(self.train_loader))
+    warn_of_long_warm_up(self)
     square_warm_up(self)
     nonfinite_steps.watch_losses(self)
     if self.device.type == "cpu":

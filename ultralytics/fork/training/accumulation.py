@@ -15,11 +15,11 @@ from ultralytics.fork.distributed.global_batch import shared_step
 
 
 def count_objects(trainer: Any) -> int:
-    """Count the objects of the current batch, of all processes that share it."""
-    count = len(trainer.fork.batch["cls"])
-    if not shared_step.is_active:
+    """Count the objects of the current batch of all processes, which weigh it alike."""
+    count = 0 if shared_step.is_idle else len(trainer.fork.batch["cls"])
+    if not (dist.is_available() and dist.is_initialized()):
         return count
-    total = torch.tensor(0 if shared_step.is_idle else count)
+    total = torch.tensor(count, device=trainer.device)
     dist.all_reduce(total)
     return int(total)
 
@@ -27,7 +27,8 @@ def count_objects(trainer: Any) -> int:
 def weigh_batch(trainer: Any, loss: torch.Tensor) -> torch.Tensor:
     """Weigh a batch's loss by its objects, relative to the first batch whose gradients wait for the same step."""
     run = trainer.fork
-    if not trainer.args.loss:
+    if not trainer.args.loss or trainer.accumulate <= 1:
+        run.first_objects = run.accumulated_objects = 0
         return loss
     objects = count_objects(trainer)
     if run.accumulated_batches <= 1:  # this one is counted

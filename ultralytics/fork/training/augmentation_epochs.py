@@ -12,7 +12,7 @@ from typing import Any
 
 from ultralytics.utils import LOGGER, RANK
 
-DEIM_START = 4  # epochs without augmentation
+DEIM_PLAIN_EPOCHS = 4  # epochs without augmentation
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class EpochPlan:
 
 def count_flat_epochs(epochs: int, no_aug_epochs: int) -> int:
     """Give the number of epochs before DEIM's learning rate begins to fall, and its images are no longer mixed."""
-    return max(min(DEIM_START + epochs // 2, epochs - no_aug_epochs), 0)
+    return max(min(DEIM_PLAIN_EPOCHS + epochs // 2, epochs - no_aug_epochs), 0)
 
 
 def plan_epoch(args: Any, epoch: int, epochs: int) -> EpochPlan:
@@ -35,7 +35,7 @@ def plan_epoch(args: Any, epoch: int, epochs: int) -> EpochPlan:
         return EpochPlan(augments=False, mixes=False, resizes=False)
     if args.aug_policy is None:
         return EpochPlan(mixes=False)
-    if epoch < DEIM_START:
+    if epoch < DEIM_PLAIN_EPOCHS:
         return EpochPlan(augments=False, mixes=False)
     return EpochPlan(mixes=epoch < count_flat_epochs(epochs, args.no_aug_epochs))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ultralytics.fork.data.official_augmentation import is_official
+from ultralytics.fork.data.official_augmentation import has_official_augmentation
 from ultralytics.fork.distributed.elastic_launch import broadcast_result
 from ultralytics.fork.distributed.global_batch import shared_step
 from ultralytics.fork.training.augmentation_epochs import plan_epoch
@@ -46,7 +46,7 @@ def transform_batches(trainer: Any) -> None:
     sizes = []
     if args.base_size_repeat:
         sizes = list_sizes(args.imgsz, args.multi_scale, args.base_size_repeat, trainer.stride)
-    mixup = args.mixup if is_official(args) else 0
+    mixup = args.mixup if has_official_augmentation(args) else 0
     if not sizes and not mixup:
         return
 

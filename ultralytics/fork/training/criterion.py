@@ -1,16 +1,20 @@
-"""Upstream's criterion with a class loss of the official trainings, and GIoU without an epsilon.
+"""Upstream's criterion with a class loss of the official trainings, and overlaps without an epsilon.
 
-Upstream adds 1e-7 to areas, in units of the image, which changes the gradient of boxes of a few pixels.
+Upstream adds 1e-7 to areas, in units of the image, which changes targets and gradients of boxes of a few pixels.
 """
 
 from __future__ import annotations
 
+from typing import Any
+from unittest.mock import patch
+
 import torch
 
 from ultralytics.fork.training.losses import NegativesOnly, VarifocalLoss
+from ultralytics.models.utils import loss
 from ultralytics.models.utils.loss import RTDETRDetectionLoss
 
-TINY = 1e-12  # area of a box that has none, in units of the image
+MIN_AREA = 1e-12  # of a box that has none, in units of the image
 
 
 class OfficialCriterion(RTDETRDetectionLoss):
@@ -25,29 +29,28 @@ class OfficialCriterion(RTDETRDetectionLoss):
         super().__init__(nc=nc, use_vfl=True)
         self.vfl, self.fl = class_loss, NegativesOnly(class_loss)
 
-    def _get_loss_bbox(
-        self, pred_bboxes: torch.Tensor, gt_bboxes: torch.Tensor, postfix: str = ""
-    ) -> dict[str, torch.Tensor]:
-        loss = super()._get_loss_bbox(pred_bboxes, gt_bboxes, postfix)
-        if len(gt_bboxes):
-            mean = (1 - generalized_iou(pred_bboxes, gt_bboxes)).mean()
-            loss[f"loss_giou{postfix}"] = self.loss_gain["giou"] * mean
-        return loss
+    def _get_loss(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        with patch.object(loss, "bbox_iou", overlap):
+            return super()._get_loss(*args, **kwargs)
 
 
-def generalized_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Compute the generalised IoU (https://arxiv.org/abs/1902.09630) of pairs of boxes.
+def overlap(a: torch.Tensor, b: torch.Tensor, xywh: bool = True, GIoU: bool = False) -> torch.Tensor:
+    """Compute the IoU of pairs of boxes, or the generalised one (https://arxiv.org/abs/1902.09630).
 
     Args:
         a: Boxes, (N, 4), as centre, width and height.
         b: The same.
+        xywh: True; it is there as upstream's function, in whose place this one is called, has it.
+        GIoU: Whether to give the generalised IoU.
 
     Returns:
-        (N,), from -1 to 1.
+        (N, 1), from 0 to 1, or from -1 to 1.
     """
     a, b = a.float(), b.float()
     least_a, most_a, least_b, most_b = (x[:, :2] + sign * x[:, 2:] / 2 for x in (a, b) for sign in (-1, 1))
-    inside = (torch.minimum(most_a, most_b) - torch.maximum(least_a, least_b)).clamp(min=0).prod(-1)
-    union = (a[:, 2:].prod(-1) + b[:, 2:].prod(-1) - inside).clamp(min=TINY)
-    hull = (torch.maximum(most_a, most_b) - torch.minimum(least_a, least_b)).prod(-1).clamp(min=TINY)
+    inside = (torch.minimum(most_a, most_b) - torch.maximum(least_a, least_b)).clamp(min=0).prod(-1, keepdim=True)
+    union = (a[:, 2:].prod(-1, keepdim=True) + b[:, 2:].prod(-1, keepdim=True) - inside).clamp(min=MIN_AREA)
+    if not GIoU:
+        return inside / union
+    hull = (torch.maximum(most_a, most_b) - torch.minimum(least_a, least_b)).prod(-1, keepdim=True).clamp(min=MIN_AREA)
     return inside / union - (hull - union) / hull

@@ -45,9 +45,14 @@ def new_share(model: Any) -> float:
     longer those of a new layer.
     """
     norms = list_norms(model)
-    fresh = [m for m in norms if bool((m.weight == 1).all()) and not bool(m.bias.any())]
+    fresh = [m for m in norms if is_new_norm(m)]
     shares = [1 - pretrained_share(model, count_backbone_rows(model))]
     return min(shares + ([len(fresh) / len(norms)] if norms else []))
+
+
+def is_new_norm(m: Any) -> bool:
+    """Whether a norm's weights are those with which it is made."""
+    return bool((m.weight == 1).all()) and not bool(m.bias.any())
 
 
 def list_norms(model: Any) -> list[Any]:
@@ -69,23 +74,24 @@ def freeze_backbone(trainer: Any, model: Any) -> None:
     args = trainer.args
     if trainer.fork.trains_new_backbone or (not args.freeze_norm and args.freeze_at < 0):
         return
-    stages = list_stages(model)
-    if args.freeze_at >= len(stages):
+    stages = list_stages(model) if args.freeze_at >= 0 else []
+    if args.freeze_at >= 0 and args.freeze_at >= len(stages):
         raise Refused(
             f"freeze_at={args.freeze_at}: the backbone of {args.model} has a stem, 0, and stages 1 to {len(stages) - 1}"
             if stages
             else f"freeze_at={args.freeze_at}: the backbone of {args.model} is one row, whose stem is not known by "
             'itself; freeze parts of it by name, such as freeze="[0.stem]", and use freeze_at=-1'
         )
-    norms = list_norms(model)
-    if args.freeze_norm and not norms:
+    norms = [m for m in list_norms(model) if not is_new_norm(m)]  # a new one has no statistics to keep
+    if args.freeze_norm and not list_norms(model):
         raise Refused(f"freeze_norm=True: the backbone of {args.model} has no batch norm; use freeze_norm=False")
     frozen = list(range(args.freeze)) if isinstance(args.freeze, int) else list(args.freeze or [])
     frozen += [place for stage in stages[: args.freeze_at + 1] for place in stage]
     if args.freeze_norm:
         names = {m: name for name, m in model.named_modules()}
         frozen += [names[m].removeprefix("model.") for m in norms]
-    in_frozen_rows = [m for place in frozen if isinstance(place, int) for m in model.model[place].modules()]
+    rows = [model.model[place] for place in frozen if isinstance(place, int) and place < len(model.model)]
+    in_frozen_rows = {m for row in rows for m in row.modules()}
     for m in norms if args.freeze_norm else [m for m in norms if m in in_frozen_rows]:
         mix_into(m, FrozenNorm)
         m.eval()

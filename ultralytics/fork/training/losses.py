@@ -19,7 +19,7 @@ from ultralytics.fork.errors import Refused
 from ultralytics.fork.rtdetr import find_head
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK
 
-PRIOR = 0.01  # score of every query and class before the first step
+PRIOR_SCORE = 0.01  # score of every query and class before the first step
 
 
 class VarifocalLoss(nn.Module):
@@ -125,11 +125,11 @@ def say_gains(args: Any) -> None:
 
 def check_loss_arguments(args: Any) -> None:
     """Raise `Refused` for a loss that does not exist, or a gain that RT-DETR's loss does not have."""
-    if args.loss is not None and args.loss not in LOSSES:
+    if args.loss is not None and not (isinstance(args.loss, str) and args.loss in LOSSES):
         raise Refused(f"loss={args.loss!r}: expected one of {', '.join(LOSSES)}; without it the loss is Ultralytics'")
     if args.dfl != DEFAULT_CFG_DICT["dfl"]:
         raise Refused(f"dfl={args.dfl:g}: RT-DETR has no distribution focal loss; its gains are cls and box")
-    if args.cls_pw and not args.loss:
+    if getattr(args, "cls_pw", 0) and not args.loss:  # earlier releases lack it
         raise Refused(f"cls_pw={args.cls_pw:g} weighs classes in loss=official and loss=mal; choose one of them")
     for key in ("box", "cls"):
         value = getattr(args, key)
@@ -137,8 +137,8 @@ def check_loss_arguments(args: Any) -> None:
             raise Refused(f"{key}={value!r}: expected a number from 0")
 
 
-def start_scores(model: nn.Module) -> None:
-    """Let every score of new class heads start at `PRIOR`, whatever the number of classes; pretrained ones stay.
+def init_score_biases(model: nn.Module) -> None:
+    """Let every score of new class heads start at `PRIOR_SCORE`, whatever the number of classes; pretrained ones stay.
 
     Upstream scales the bias of the prior by classes / 80, with which the queries of a model of one class start at 0.49.
     """
@@ -146,13 +146,14 @@ def start_scores(model: nn.Module) -> None:
     if found is None:
         return
     head: Any = found[1]
-    bias = -math.log((1 - PRIOR) / PRIOR)
+    bias = -math.log((1 - PRIOR_SCORE) / PRIOR_SCORE)
     started = torch.tensor(bias / 80 * head.nc)  # the one that upstream sets
     count = 0
     with torch.no_grad():
         for layer in (head.enc_score_head, *head.dec_score_head):
-            is_new = layer.bias == started.to(layer.bias)
+            starts = [started.to(layer.bias), started.half().to(layer.bias)]  # the second after one save
+            is_new = torch.stack([layer.bias == value for value in starts]).any(0)
             layer.bias[is_new] = bias
             count += int(is_new.sum())
     if count and head.nc != 80 and RANK in {-1, 0}:
-        LOGGER.info(f"The scores of new classes start at {PRIOR}, as in the official training")
+        LOGGER.info(f"The scores of new classes start at {PRIOR_SCORE}, as in the official training")

@@ -15,9 +15,9 @@ LOSS_SCALE = 2**8  # as a training scales its loss: small gradients have few dig
 
 
 def choose_precision(trainer: Any) -> None:
-    """Train in FP32 where `amp=bf16` is asked for and the device has no fast bfloat16."""
+    """Train in FP32 where a recipe has `amp=bf16` and the device has no fast bfloat16."""
     device: torch.device = trainer.device
-    if trainer.args.amp != "bf16":
+    if trainer.args.amp != "bf16" or not trainer.args.loss:  # which the recipes have
         return
     if device.type == "cpu" or (device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)):
         trainer.args.amp = False

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ultralytics.fork.data.official_augmentation import is_official
+from ultralytics.fork.data.official_augmentation import OfficialAugmentation, has_official_augmentation
 from ultralytics.fork.errors import Refused
 from ultralytics.fork.pretrained.transfer_report import MIN_SHARE
 from ultralytics.fork.rtdetr import unwrap_model
@@ -36,13 +36,15 @@ SWITCHES = tuple(dict.fromkeys((*RANGES, *RTDETR_ONLY, "bias_decay", "freeze_nor
 HGNET_WEIGHTS = {48: "timm/hgnetv2_b4", 64: "timm/hgnetv2_b5"}  # that fit a PP-HGNetV2, by the channels of its stem
 
 
-def check_recipe(trainer: Any) -> None:
+def check_recipe(trainer: Any, overrides: dict) -> None:
     """Check the switches of the recipes, before anything is made.
 
     Raises:
         Refused: For a value out of range, a clean tail longer than the run, or a switch of RT-DETR's for another model.
     """
     args = trainer.args
+    if args.resume:
+        return refuse_changes(trainer, overrides)
     for key, (kind, least, most) in RANGES.items():
         check_range(key, getattr(args, key), kind, least, most)
     for key, known in (("lr_schedule", ("flat-cosine",)), ("aug_policy", ("deim",))):
@@ -54,16 +56,23 @@ def check_recipe(trainer: Any) -> None:
     if not is_rtdetr_trainer(trainer):
         given = [key for key in RTDETR_ONLY if getattr(args, key) != DEFAULT_CFG_DICT[key]]
         if given:
-            raise Refused(f"{given[0]}={getattr(args, given[0])} is for RT-DETR, and {args.model} is no RT-DETR")
+            raise Refused(f"{given[0]}={getattr(args, given[0])} is for RT-DETR, and {args.model} is not an RT-DETR")
         return
     losses.check_loss_arguments(args)
-    if args.no_aug_epochs and not is_official(args):
+    if args.no_aug_epochs and not has_official_augmentation(args):
         raise Refused(
             f"no_aug_epochs={args.no_aug_epochs} ends photometric, zoom_out and iou_crop, which are all 0; "
             "close_mosaic= ends Ultralytics' mosaic"
         )
-    if args.aug_policy and not is_official(args):
+    if args.aug_policy and not has_official_augmentation(args):
         raise Refused(f"aug_policy={args.aug_policy} plans photometric, zoom_out and iou_crop, which are all 0")
+    if args.checkpoint_activations and args.compile:
+        raise Refused("checkpoint_activations=True compile=True: torch cannot compile these checkpoints; choose one")
+    if args.lr_schedule and args.cos_lr:
+        raise Refused(f"lr_schedule={args.lr_schedule} cos_lr=True: these are two schedules; choose one")
+    planned = [key for key in ("no_aug_epochs", "aug_policy", "lr_schedule") if getattr(args, key)]
+    if args.time and planned:
+        raise Refused(f"time={args.time:g} {planned[0]}={getattr(args, planned[0])}: it needs the number of epochs")
     if args.no_aug_epochs > args.epochs:
         raise Refused(f"no_aug_epochs={args.no_aug_epochs} is more than epochs={args.epochs}")
 
@@ -78,7 +87,7 @@ def is_rtdetr_trainer(trainer: Any) -> bool:
 def refuse_changes(trainer: Any, overrides: dict) -> None:
     """Raise `Refused` where a run that is resumed is given another value of a switch; upstream takes the old one."""
     for key in (*SWITCHES, "cls", "box", "cls_pw"):
-        before = getattr(trainer.args, key)
+        before = getattr(trainer.args, key, None)
         if key in overrides and overrides[key] != before:
             raise Refused(
                 f"{key}={overrides[key]}: the run of {trainer.args.resume} has {key}={before}, and a resumed run "
@@ -118,6 +127,16 @@ def slow_backbone(trainer: Any, model: nn.Module, optimizer: torch.optim.Optimiz
             f"{new:.0%} of the backbone starts from scratch, and backbone_lr={share:g} is for a pretrained one: "
             "backbone_lr=1 lets it learn like the rest."
         )
+
+
+def check_that_switches_act(trainer: Any, model: Any) -> None:
+    """Raise `Refused` where a trainer, a data set or a model of the user's own leaves out what a switch asks for."""
+    transforms = getattr(getattr(trainer.train_loader.dataset, "transforms", None), "transforms", [])
+    if has_official_augmentation(trainer.args) and not any(isinstance(t, OfficialAugmentation) for t in transforms):
+        kind = type(trainer.train_loader.dataset).__name__
+        raise Refused(f"photometric, zoom_out and iou_crop do nothing with the data set of this trainer, {kind}")
+    if trainer.args.loss and not isinstance(getattr(model.init_criterion(), "vfl", None), losses.VarifocalLoss):
+        raise Refused(f"loss={trainer.args.loss} does nothing with {type(model).__name__}, which has its own loss")
 
 
 def decay_biases(trainer: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

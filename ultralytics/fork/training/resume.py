@@ -19,7 +19,7 @@ from ultralytics.fork.errors import Refused, quote
 from ultralytics.fork.rtdetr import unwrap_model
 from ultralytics.fork.training.augmentation_epochs import begin_planned_epoch
 from ultralytics.fork.training.resumable_checkpoint import TRAINING_STATE_KEY, training_state
-from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK
 
 
 class FinishedRun(Refused, AssertionError):
@@ -49,13 +49,15 @@ def stay_in_checkpoint_folder(trainer: Any, overrides: dict) -> None:
         Refused: If the checkpoint names a data set or a model elsewhere, which would be fetched.
         FinishedRun: If it is the end of a run.
     """
-    if not trainer.args.resume or overrides.get("save_dir"):
+    if not trainer.args.resume:
         return
     file, before = Path(os.path.abspath(trainer.args.resume)), getattr(trainer.args, "save_dir", None)
     checkpoint = read_checkpoint(file)
+    trainer.fork.trains_new_backbone = (checkpoint.get(TRAINING_STATE_KEY) or {}).get("trains_new_backbone", False)
+    if overrides.get("save_dir"):
+        return
     if not before and checkpoint.get("optimizer") is None:
         refuse_finished_checkpoint(file)
-    trainer.fork.trains_new_backbone = (checkpoint.get(TRAINING_STATE_KEY) or {}).get("trains_new_backbone", False)
     for key in ("data", "distill_model", "pretrained"):
         if key not in overrides and "://" in str(getattr(trainer.args, key, None)):
             named = quote(getattr(trainer.args, key), 200)
@@ -106,6 +108,8 @@ def keep_training_state(resume_training: Callable, trainer: Any, checkpoint: dic
     else:
         resume_training(trainer, checkpoint)
     trainer.fork.resumed = state
+    if trainer.resume and "objects" not in (state or {}):  # begun where `box` and `cls` did nothing
+        trainer.args.box, trainer.args.cls = DEFAULT_CFG_DICT["box"], DEFAULT_CFG_DICT["cls"]
 
 
 def begin_epoch(trainer: Any, last_opt_step: int) -> int:
@@ -121,6 +125,8 @@ def begin_epoch(trainer: Any, last_opt_step: int) -> int:
     run = trainer.fork
     run.finite_batches = 0
     begin_planned_epoch(trainer)
+    if last_opt_step == -1:  # at first, and where upstream has dropped the gradients of an epoch that begins again
+        run.accumulated_batches = 0
     if run.has_begun:
         return last_opt_step
     state, run.resumed = run.resumed, None

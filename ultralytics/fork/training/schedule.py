@@ -37,14 +37,16 @@ def choose_schedule(trainer: Any) -> None:
     trainer.scheduler = LambdaLR(trainer.optimizer, lr_lambda=trainer.lf)
 
 
-def count_warm_up_in_steps(trainer: Any) -> None:
-    """Give upstream the warm-up of `warmup_steps` in the epochs in which it counts."""
-    args, batches = trainer.args, len(trainer.train_loader)
-    if args.warmup_steps is None:
-        return
-    args.warmup_epochs = args.warmup_steps / batches
-    steps = batches * trainer.epochs
-    if args.warmup_steps > LONG_WARM_UP * steps and RANK in {-1, 0} and not trainer.resume:
+def count_warm_up_in_steps(trainer: Any, batches: int) -> None:
+    """Give upstream the warm-up of `warmup_steps` in the epochs, of so many batches, in which it counts."""
+    if trainer.args.warmup_steps is not None:
+        trainer.args.warmup_epochs = trainer.args.warmup_steps / batches
+
+
+def warn_of_long_warm_up(trainer: Any) -> None:
+    """Warn of a `warmup_steps` that is a large part of the run."""
+    args, steps = trainer.args, len(trainer.train_loader) * trainer.epochs
+    if args.warmup_steps is not None and args.warmup_steps > LONG_WARM_UP * steps and RANK in {-1, 0}:
         LOGGER.warning(
             f"warmup_steps={args.warmup_steps} is {args.warmup_steps / steps:.0%} of this run's {steps} steps; the "
             f"official 2000 are for 530,000. warmup_steps={max(steps // 100, 1)} is one in a hundred."
