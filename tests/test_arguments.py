@@ -68,7 +68,7 @@ def run(mode, model, shapes, folder, **options):
     """Run a mode with a tiny model."""
     options = {"imgsz": 64, "project": str(folder), "device": "cpu", **options}
     if mode == "train":
-        model.train(data=shapes, batch=4, workers=0, **{"epochs": 2, **options})
+        model.train(data=shapes, epochs=2, batch=4, workers=0, **options)
     elif mode == "val":
         model.val(data=shapes, workers=0, plots=True, **options)
     elif mode == "predict":
@@ -82,7 +82,7 @@ def test_an_argument_that_nobody_reads_is_said_to_do_nothing(mode, read, shapes,
     """A way to find them in each new release: what is never read does nothing."""
     model = RTDETR("rtdetr-tiny.yaml")
     model.save(tmp_path / "x.pt")
-    run(mode, RTDETR(tmp_path / "x.pt"), shapes, tmp_path, **({"epochs": 1} if mode == "train" else {}))
+    run(mode, RTDETR(tmp_path / "x.pt"), shapes, tmp_path)
     silent = set(DEFAULT_CFG_DICT) - read - set(arguments.IGNORED[mode]) - ELSEWHERE[mode]
     assert not silent, f"{mode}: say in fork/arguments.py what these do"
     assert {"imgsz", "batch"} & read
