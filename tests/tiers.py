@@ -25,6 +25,7 @@ PROMISES = (  # of the README; each has a test that is marked end_to_end with it
 )
 
 collected = pytest.StashKey[set]()
+end_to_end = pytest.StashKey[set]()
 promises = pytest.StashKey[list]()
 fixture_times = pytest.StashKey[dict]()
 measured: dict[str, dict[str, float]] = {"tests": {}, "fixtures": {}}
@@ -69,6 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark the slow tests, and let the files with the most work begin first."""
     durations = read_durations()
     config.stash[collected] = {item.nodeid for item in items}
+    config.stash[end_to_end] = {item.nodeid for item in items if item.get_closest_marker("end_to_end")}
     marks = [mark for item in items for mark in item.iter_markers("end_to_end")]
     config.stash[promises] = sorted({promise for mark in marks for promise in mark.args})
     work: dict[Path, float] = {}

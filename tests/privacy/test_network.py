@@ -210,6 +210,7 @@ def test_yolo_on_local_files(workplace, shapes, often):
     assert json.loads(workplace.settings.read_text())["sync"] is False
 
 
+@pytest.mark.nightly
 def test_a_study(workplace, shapes):
     study = ["--models", "rtdetr-tiny.yaml", "--data", shapes, "--seeds", 0, "--epochs", 1, "--out", "study"]
     workplace.python(ROOT / "scripts" / "compare.py", *study, "imgsz=64", "batch=4", "workers=0")

@@ -50,6 +50,7 @@ def test_floor_runs_every_product():
     assert [func for func, *_ in recorder.products] == [func for func, *_ in lower_bound.record_products(module, x)]
 
 
+@pytest.mark.nightly
 def test_checkpointed_activations_need_less_memory():
     (row,) = training_memory.measure_training_memory(["rtdetr-tiny"], CPU, FP32, [1], 3, 0.1)
     assert 0 < row["GiB checkpointed"] < 0.8 * row["GiB"] and row["of the time"] > 0.5
