@@ -29,7 +29,7 @@ from ultralytics.utils import USER_CONFIG_DIR
 IMAGES, BATCH = 18, 8  # the last batch has two images, for four processes
 STILL = {"mosaic": 0, "fliplr": 0, "hsv_h": 0, "hsv_s": 0, "hsv_v": 0, "translate": 0, "scale": 0, "erasing": 0}
 OPTIONS = {"imgsz": 64, "batch": BATCH, "device": "cpu", "optimizer": "SGD", "lr0": 0.001, "plots": False, **STILL}
-OPTIONS |= {"loss": "official"}  # whose terms are sums over all processes, as those of Ultralytics' loss are
+OFFICIAL = {**OPTIONS, "loss": "official"}  # whose terms are sums over all processes, as those of Ultralytics' are
 ALONE = {**OPTIONS, "workers": 0}  # where it does not matter how images are loaded
 LINUX = sys.platform == "linux"
 
@@ -51,7 +51,7 @@ def data(tmp_path_factory):
 def one(data, tmp_path_factory):
     """The folder of a run of one process."""
     project = tmp_path_factory.mktemp("one")
-    YOLO("rtdetr-tiny.yaml").train(data=data, epochs=2, project=project, name="run", **OPTIONS)
+    YOLO("rtdetr-tiny.yaml").train(data=data, epochs=2, project=project, name="run", **OFFICIAL)
     return project / "run"
 
 
@@ -140,7 +140,7 @@ def assert_same_run(folder, reference):
 @pytest.mark.skipif(not LINUX, reason="network namespaces are Linux's")
 def test_two_hosts_train_as_one_process(hosts, data, one, tmp_path):
     """Two processes on each of two hosts, with denoising, and a last batch that leaves two of them without an image."""
-    train = command(model="rtdetr-tiny.yaml", data=data, epochs=2, project=tmp_path, name="run", **OPTIONS)
+    train = command(model="rtdetr-tiny.yaml", data=data, epochs=2, project=tmp_path, name="run", **OFFICIAL)
     options = ("--nnodes=2", "--nproc-per-node=2", "--master-addr=10.77.0.1", "--master-port=29400")
     codes, printed = finish(
         *(
@@ -155,7 +155,7 @@ def test_two_hosts_train_as_one_process(hosts, data, one, tmp_path):
 
 @pytest.mark.end_to_end("two processes")
 def test_two_launchers_on_loopback_train_as_one_process(data, one, tmp_path):
-    train = command(model="rtdetr-tiny.yaml", data=data, epochs=2, project=tmp_path, name="run", **OPTIONS)
+    train = command(model="rtdetr-tiny.yaml", data=data, epochs=2, project=tmp_path, name="run", **OFFICIAL)
     options = (
         "--nnodes=2",
         "--nproc-per-node=1",
