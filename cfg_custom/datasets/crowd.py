@@ -98,9 +98,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple[in
         if is_duplicate:
             colour = np.clip(colour + rng.normal(0, 12, 3), 0, 255)
         else:
-            candidates = rng.uniform(0, 255, (32, 3))
-            gaps = np.linalg.norm(candidates[:, None] - ground[None], axis=2).min(axis=1)
-            colour = candidates[np.argmax(np.minimum(gaps, MIN_CONTRAST))]
+            colour = shapes.choose_colour(rng, ground, MIN_CONTRAST)
         if box is not None:
             image += alpha[..., None] * (colour.astype(np.float32) - image)
             labels.append((kind, *box))

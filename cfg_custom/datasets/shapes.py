@@ -123,11 +123,11 @@ def find_boxes(alphas: list[np.ndarray], min_visible: float = MIN_VISIBLE) -> li
     return boxes[::-1]
 
 
-def choose_colour(rng: np.random.Generator, used: np.ndarray) -> np.ndarray:
-    """Choose a random colour (3,) that stands out from the used ones (n, 3)."""
+def choose_colour(rng: np.random.Generator, used: np.ndarray, min_contrast: float = MIN_CONTRAST) -> np.ndarray:
+    """Choose a random colour (3,) that is as far as `min_contrast` from the used ones (n, 3)."""
     candidates = rng.uniform(0, 255, (64, 3))
     gaps = np.linalg.norm(candidates[:, None] - used[None], axis=2).min(axis=1)  # (64,)
-    return candidates[np.argmax(np.minimum(gaps, MIN_CONTRAST))]  # the first far enough, or else the farthest
+    return candidates[np.argmax(np.minimum(gaps, min_contrast))]  # the first far enough, or else the farthest
 
 
 def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple[int, int, int, int, int]]]:

@@ -54,8 +54,4 @@ def begin_planned_epoch(trainer: Any) -> None:
         what += ", and mixes images" if plan.mixes and (trainer.args.mosaic or trainer.args.mixup) else ""
         LOGGER.info(f"Epoch {trainer.epoch + 1} {what}")
     if loader.num_workers and loader.iterator is not None:  # they have copies of the data set
-        generator = loader.generator
-        state = None if generator is None else generator.get_state()
         loader.reset()
-        if generator is not None:
-            generator.set_state(state)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ultralytics.fork.errors import Refused
 from ultralytics.fork.instance_mixin import InstanceMixin, mix_into
 from ultralytics.fork.layer_numbers import list_indices
+from ultralytics.fork.pretrained.alignment import find_strides
 from ultralytics.fork.pretrained.transfer_report import MIN_SHARE, REPORTS
 from ultralytics.utils import LOGGER, RANK
 
@@ -75,7 +75,7 @@ def freeze_backbone(trainer: Any, model: Any) -> None:
     if trainer.fork.trains_new_backbone or (not args.freeze_norm and args.freeze_at < 0):
         return
     stages = list_stages(model) if args.freeze_at >= 0 else []
-    if args.freeze_at >= 0 and args.freeze_at >= len(stages):
+    if args.freeze_at >= len(stages):
         raise Refused(
             f"freeze_at={args.freeze_at}: the backbone of {args.model} has a stem, 0, and stages 1 to {len(stages) - 1}"
             if stages
@@ -130,40 +130,13 @@ def list_stages(model: Any) -> list[list[int]]:
     rows = count_backbone_rows(model)
     if rows < 2 or any(len(indices) > 1 for indices in list_indices(model.model)[:rows]):
         return []
-    strides = measure_strides(model, rows)
+    strides = find_strides(model)
     stages: list[list[int]] = [[0]]
+    last = strides.get(0, 0)
     for place in range(1, rows):
-        if place == 1 or strides[place] > strides[place - 1]:
+        stride = strides.get(place, last)  # a row without a map belongs to the stage before it
+        if place == 1 or stride > last:
             stages.append([])
         stages[-1].append(place)
+        last = stride
     return stages
-
-
-def measure_strides(model: Any, rows: int) -> list[int]:
-    """Measure the strides of the outputs of a backbone's rows, on an image of zeros."""
-    parameter = next(model.parameters())
-    sizes: dict[int, int] = {}
-
-    def keep(place: int) -> Any:
-        def hook(_: Any, __: Any, out: Any) -> None:
-            if isinstance(out, torch.Tensor) and out.dim() == 4:
-                sizes[place] = out.shape[-1]
-
-        return hook
-
-    side = 256
-    hooks = [m.register_forward_hook(keep(place)) for place, m in enumerate(model.model[:rows])]
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            channels = (getattr(model, "yaml", None) or {}).get("channels", 3)
-            model.eval()(torch.zeros(1, channels, side, side, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    strides, last = [], 1
-    for place in range(rows):
-        last = side // sizes[place] if place in sizes else last
-        strides.append(last)
-    return strides
