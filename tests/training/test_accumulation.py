@@ -9,6 +9,7 @@ from torch import nn
 from ultralytics.cfg import get_cfg
 from ultralytics.fork.training import nonfinite_steps
 from ultralytics.fork.training.norm_gradients import match_gradient_layout
+from ultralytics.fork.training.resume import begin_epoch
 from ultralytics.fork.training.run_state import RunState
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
@@ -63,6 +64,17 @@ def test_parts_are_the_whole(loss, parts):
     assert whole.keys() == parted.keys()
     for key, g in whole.items():
         assert float((parted[key] - g).norm()) <= 2e-4 * float(g.norm()) + 1e-9, key
+
+
+def test_gradients_that_wait_are_counted_until_they_are_dropped():
+    """An epoch may end before the first step; upstream drops gradients where it begins an epoch again."""
+    run, model = RunState(has_begun=True, accumulated_batches=3), nn.Linear(1, 1)
+    trainer = SimpleNamespace(fork=run, model=model, train_loader=SimpleNamespace(dataset=None))
+    model(torch.ones(1, 1)).sum().backward()
+    assert begin_epoch(trainer, -1) == -1 and run.accumulated_batches == 3
+    model.zero_grad()
+    begin_epoch(trainer, -1)
+    assert run.accumulated_batches == 0
 
 
 def test_without_the_switch_they_are_upstream_s():

@@ -125,7 +125,7 @@ def begin_epoch(trainer: Any, last_opt_step: int) -> int:
     run = trainer.fork
     run.finite_batches = 0
     begin_planned_epoch(trainer)
-    if last_opt_step == -1:  # at first, and where upstream has dropped the gradients of an epoch that begins again
+    if all(p.grad is None for p in trainer.model.parameters()):  # upstream drops those of an epoch that begins again
         run.accumulated_batches = 0
     if run.has_begun:
         return last_opt_step
