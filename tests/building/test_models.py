@@ -17,6 +17,7 @@ from _upstream.queue.release_trees import write_untouched_tree
 from _upstream.verify.build_models import list_vanilla_models, read_expected_parameters
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, WorldModel, YOLOEModel, parse_model
+from ultralytics.utils.torch_utils import get_flops
 
 reproduce = load_file(ROOT / "scripts" / "reproduce.py")
 HONEST_GFLOPS = {  # measured when the modules were written; 640 px, one class
@@ -68,8 +69,11 @@ def test_shipped_model(name):
     model.model[-1].register_forward_pre_hook(lambda _, args: inputs.extend(args[0]))
     with torch.no_grad():
         predictions = model.eval()(torch.rand(2, 3, 128, 96))[0]
-    assert [tuple(x.shape[2:]) for x in inputs] == [(16, 12), (8, 6), (4, 3)]
-    queries = min(model.model[-1].num_queries, 16 * 12 + 8 * 6 + 4 * 3)
+    sizes = [(16, 12), (8, 6), (4, 3)]
+    if name.endswith("-p2"):
+        sizes.insert(0, (32, 24))
+    assert [tuple(x.shape[2:]) for x in inputs] == sizes
+    queries = min(model.model[-1].num_queries, sum(h * w for h, w in sizes) * model.nc)
     assert predictions.shape == (2, queries, 6)
     assert predictions.isfinite().all() and ((predictions[..., :4] >= 0) & (predictions[..., :4] <= 1)).all()
     if name in TINY:
@@ -83,6 +87,33 @@ def test_shipped_model(name):
         loss.backward()
         assert loss.isfinite()
         assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+OFFICIAL_SIZES = {"r18": (20, 60), "r34": (31, 92), "r50m": (36, 100), "r50": (42, 136), "r101": (76, 259)}
+OFFICIAL_SIZES |= {"l": (32, 110), "x": (67, 234)}  # parameters in millions and GFLOPs at 640, as published
+OFFICIAL_NAMES = [name for name in MODELS if re.fullmatch(r"rtdetr(v2)?-(r\d+m?|[lx])(-dsp)?", name)]
+
+
+@pytest.mark.parametrize("name", mark_nightly(OFFICIAL_NAMES, {"rtdetr-r18", "rtdetr-r50m", "rtdetrv2-r34-dsp"}))
+def test_official_models_have_the_published_size(name):
+    model = RTDETRDetectionModel(f"{name}.yaml", verbose=False)
+    parameters, gflops = OFFICIAL_SIZES[name.split("-")[1]]
+    assert abs(sum(p.numel() for p in model.parameters()) / 1e6 - parameters) < 1
+    assert abs(get_flops(model, 640) - gflops) < 1
+    norms = {(m.eps, m.momentum) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert norms == {(1e-5, 0.1)}
+
+
+def test_official_models_cover_the_published_ones():
+    assert {name.split("-")[1] for name in OFFICIAL_NAMES} == OFFICIAL_SIZES.keys()
+    assert len(OFFICIAL_NAMES) == 16
+
+
+@pytest.mark.parametrize("key", ["norm_eps", "norm_momentum"])
+@pytest.mark.parametrize("value", [0, 1, -1e-5, "small", True, float("nan")])
+def test_norms_out_of_range_are_refused(key, value):
+    with pytest.raises(ValueError, match=f"`{key}: .*expected a number between 0 and 1"):
+        RTDETRDetectionModel({**multi_output_yaml(), key: value}, verbose=False)
 
 
 def multi_output_yaml(*head, **keys) -> dict:

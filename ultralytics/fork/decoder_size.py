@@ -2,7 +2,8 @@
 
 RT-DETR (https://arxiv.org/abs/2304.08069) trains the heads of every decoder layer, so that any layer's boxes can be the
 result. `decoder_layers=k` takes those of layer k: the same, to the bit, as the whole decoder computes on its way.
-`num_queries=n` lets the n best-scored positions of the encoder's maps be queries, as a model built with n would.
+`num_queries=n` lets the n best-scored positions of the encoder's maps be queries, as a model built with n would. It may
+be more than the model has: queries hold no weights, unless the model learns their content.
 
 A shortened model is a view: it shares the weights of the full model, which stays as it is, and does not hold the layers
 that it does not run.
@@ -22,8 +23,10 @@ from ultralytics.fork.instance_mixin import InstanceMixin, mix_into
 from ultralytics.fork.rtdetr import find_head
 from ultralytics.nn.AddModules.layers.execution_mode import is_eager
 from ultralytics.nn.modules.head import RTDETRDecoder
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
 ARGUMENTS = "decoder_layers", "num_queries"
+MAX_QUERIES = 10_000  # decoder self-attention grows with their square
 
 
 class ShortDecoder(InstanceMixin):
@@ -69,6 +72,7 @@ def choose_decoder_size(model: nn.Module, args: Any) -> None:
         check_exported_size(getattr(model, "metadata", None), chosen, getattr(model, "format", "loaded"))
         return
     key = tuple(check_requested(chosen, found[1]).items())
+    keep_all_queries(args, found[1])
     if key not in views:
         views[key] = shorten(full, chosen)
     backend.model, vars(backend)["decoder_views"] = views[key], views
@@ -96,7 +100,16 @@ def shorten(model: nn.Module, args: Any) -> nn.Module:
     short.num_decoder_layers = layers
     short.num_queries = chosen.get("num_queries", head.num_queries)
     short.chosen_queries = chosen.get("num_queries", 0)
+    short.max_det = max(short.max_det, short.num_queries)  # of an export's graph
     return replace_layer(model, path, short)
+
+
+def keep_all_queries(args: Any, head: RTDETRDecoder) -> None:
+    """Raise the default of `max_det`, which would drop boxes of a model that has, or is asked for, more queries."""
+    queries = int(get_requested(args).get("num_queries", head.num_queries))
+    if args.max_det == DEFAULT_CFG_DICT["max_det"] and queries > args.max_det:
+        LOGGER.info(f"max_det={queries}, as many as there are queries; name max_det= for fewer")
+        args.max_det = queries
 
 
 def decoder_metadata(model: nn.Module) -> dict[str, int]:
@@ -125,12 +138,14 @@ def check_requested(chosen: dict[str, Any], head: RTDETRDecoder) -> dict[str, in
     Raises:
         ValueError: For a value that is not a whole number, is below 1 or above what the head has.
     """
-    most = {"decoder_layers": len(head.decoder.layers), "num_queries": head.num_queries}
+    queries = head.num_queries if head.learnt_init_query else MAX_QUERIES
+    most = {"decoder_layers": len(head.decoder.layers), "num_queries": queries}
+    what = {"decoder_layers": "decoder layers that this model has", "num_queries": "queries that are possible"}
+    if head.learnt_init_query:
+        what["num_queries"] = "queries that this model has learned"
     for key, value in chosen.items():
         if not (is_whole_number(value) and 1 <= value <= most[key]):
-            raise out_of_range_error(
-                key, value, most[key], f"{key.replace('num_', '').replace('_', ' ')} that this model has"
-            )
+            raise out_of_range_error(key, value, most[key], what[key])
     return {key: int(value) for key, value in chosen.items()}
 
 

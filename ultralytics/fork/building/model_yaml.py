@@ -121,6 +121,12 @@ def check_settings(d: dict) -> None:
         raise RowError(f"{file_name(d)}: `kpt_shape: {shorten_value(shape)}`, expected [points, 2 or 3]")
     if d.get("end2end") not in (None, True, False):
         raise RowError(f"{file_name(d)}: `end2end: {shorten_value(d['end2end'])}`, expected true or false")
+    for key in ("norm_eps", "norm_momentum"):
+        value = d.get(key)
+        if value is not None and not (is_number(value) and type(value) is not bool and 0 < value < 1):
+            raise RowError(
+                f"{file_name(d)}: `{key}: {shorten_value(value)}`, expected a number between 0 and 1, such as 1.0e-5"
+            )
     read_scale(d)
     if d.get("activation"):
         check_activation(d["activation"], file_name(d))

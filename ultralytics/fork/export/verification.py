@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ultralytics.fork.arguments import say_what_is_ignored
-from ultralytics.fork.decoder_size import shorten
+from ultralytics.fork.decoder_size import keep_all_queries, shorten
 from ultralytics.fork.errors import Refused, mark_as_plain
 from ultralytics.fork.export.compare_detections import (
     BOUNDS,
@@ -63,8 +63,9 @@ def export_model(call: Callable, exporter: Any, model: torch.nn.Module, *args: A
     check_arguments(exporter.args)
     exporter.fork_original_model = model
     choose_calibration_data(exporter, model)
-    if find_head(model):
+    if found := find_head(model):
         say_what_is_ignored("export", exporter.args)
+        keep_all_queries(exporter.args, found[1])
     exporter.callbacks["on_export_start"].append(name_head)
     with nullcontext() if exporter.args.dynamic else one_size():
         return call(exporter, model, *args, **kwargs)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ultralytics.fork.decoder_size import decoder_metadata, shorten
-from ultralytics.fork.export import verification
+from ultralytics.fork.export import safetensors_folder, verification
 from ultralytics.fork.hooks import override as overrides
 from ultralytics.fork.hooks.override import MissingTarget, override
 
@@ -50,5 +50,7 @@ def verify_what_it_writes(export: Callable, form: str) -> Callable:
 
 @override("ultralytics.engine.exporter.Exporter")
 def __call__(original: Any, self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Check the arguments, keep the model to compare with, and choose the data set of a calibration."""
+    """Check the arguments, keep the model to compare with, choose a calibration's data; write a folder of tensors."""
+    if self.args.format == safetensors_folder.FORMAT:
+        return safetensors_folder.export_folder(self, model)
     return verification.export_model(original, self, model, *args, **kwargs)

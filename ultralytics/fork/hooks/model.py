@@ -1,8 +1,9 @@
 """What this fork does to upstream's engine/model.py.
 
-A YAML with RT-DETR's head becomes an `RTDETR`, and an `RTDETR` is no other model; `embed` finds the layer before the
-head behind a multi-output backbone; `save` says what a file will not keep; `benchmark` refuses decoder arguments;
-`tune` searches what acts; `val` fetches no data set that nobody named; `resume` refuses a run that is over.
+A YAML with RT-DETR's head becomes an `RTDETR`, and an `RTDETR` is no other model; detectors of others open as
+checkpoints do; `embed` finds the layer before the head behind a multi-output backbone; `save` says what a file will not
+keep; `benchmark` refuses decoder arguments; `tune` searches what acts; `val` fetches no data set that nobody named;
+`resume` refuses a run that is over.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ultralytics.fork.checkpoints.model_to_save import check_model_to_save
 from ultralytics.fork.decoder_size import refuse_in_mode
 from ultralytics.fork.errors import Refused
 from ultralytics.fork.hooks.override import install, install_module, override
+from ultralytics.fork.pretrained.weight_kinds import is_foreign_detector
 from ultralytics.fork.privacy.downloads import require_local_data
 from ultralytics.fork.rtdetr import find_head
 from ultralytics.fork.training.resume import refuse_finished_run
@@ -69,11 +71,24 @@ def tune(original: Any, self: Any, use_ray: bool = False, *args: Any, **kwargs: 
 
 @override(MODEL)
 def _load(original: Any, self: Any, weights: Any, *args: Any, **kwargs: Any) -> None:
-    """Refuse to open another model as an `RTDETR`, whose first prediction would end in an error about sizes."""
+    """Open detectors of others, too; refuse another model as an `RTDETR`, whose predictions would end in an error."""
     install_module(MODEL)
-    original(self, weights, *args, **kwargs)
+    if is_foreign_detector(weights):
+        open_foreign_detector(self, weights)
+    else:
+        original(self, weights, *args, **kwargs)
     if type(self).__name__ == "RTDETR" and isinstance(self.model, nn.Module) and not find_head(self.model):
         raise Refused(f"{weights} is a model of YOLO for the task {self.task}, not an RT-DETR: open it by YOLO(...)")
+
+
+def open_foreign_detector(self: Any, weights: Any) -> None:
+    """Let a `YOLO` or `RTDETR` hold a detector that is no checkpoint of Ultralytics, as it holds one that is."""
+    from ultralytics.nn.tasks import load_checkpoint
+
+    self.model, self.ckpt = load_checkpoint(weights)
+    self.task, self.ckpt_path, self.model_name = self.model.task, self.model.pt_path, weights
+    self.model.args = self._reset_ckpt_args(self.model.args)
+    self.overrides = {**self.model.args, "task": self.task, "model": str(weights)}
 
 
 def leave_out_predictor(self: Any) -> dict:

@@ -1,7 +1,7 @@
 """What this fork does to upstream's nn/tasks.py.
 
 `parse_model` builds rows of registered modules within limits; forward loops run multi-output backbones; `fuse()` fuses
-our modules; weights are aligned by what a layer is; checkpoints are checked, and may be timm's.
+our modules; weights are aligned by what a layer is; checkpoints are checked, and may be others' weights.
 
 The package `ultralytics.nn` imports nn/tasks.py, which needs all of this file: what imports something of that package
 is imported when it is used. So each file of this fork can be the first one that a program imports.
@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from ultralytics.fork.building.memory_limit import construct_within_limit
+from ultralytics.fork.building.norms import set_norms
 from ultralytics.fork.checkpoints.contents import load_checked
 from ultralytics.fork.hooks import downloads
 from ultralytics.fork.hooks import override as overrides
 from ultralytics.fork.hooks.override import override
 from ultralytics.fork.installation import warn_if_tree_is_stale
 from ultralytics.fork.pretrained.alignment import load_aligned
-from ultralytics.fork.pretrained.timm_backbones import load_weights_or_timm
+from ultralytics.fork.pretrained.weight_kinds import load_weights
 
 __all__ = ("install",)
 
@@ -69,6 +70,13 @@ def parse_model(original: Any, d: dict, ch: int, verbose: bool = True) -> tuple:
     return build_rows(original, d, ch, verbose)
 
 
+@override(TASKS)
+def initialize_weights(original: Any, model: Any) -> None:
+    """Give the batch norms the eps and the momentum that the model YAML names."""
+    original(model)
+    set_norms(model)
+
+
 @override("ultralytics.nn.tasks.BaseModel")
 def load(original: Any, self: Any, weights: Any, verbose: bool = True) -> None:
     """Align weights by what a layer is, not by its number."""
@@ -111,11 +119,11 @@ def _get_decoder_input(original: Any, self: Any, feats: torch.Tensor, *args: Any
 
 @override(TASKS, since="8.3.193")
 def load_checkpoint(original: Any, *args: Any, **kwargs: Any) -> tuple:
-    """Check the file and its contents; accept names and files of timm's weights."""
-    return load_checked(load_weights_or_timm, original, *args, **kwargs)
+    """Check the file and its contents; accept weights of timm, the official RT-DETR and Hugging Face."""
+    return load_checked(load_weights, original, *args, **kwargs)
 
 
 @override(TASKS, until="8.3.193")
 def attempt_load_one_weight(original: Any, *args: Any, **kwargs: Any) -> tuple:
     """Do what `load_checkpoint` does, under the name of earlier releases."""
-    return load_checked(load_weights_or_timm, original, *args, **kwargs)
+    return load_checked(load_weights, original, *args, **kwargs)

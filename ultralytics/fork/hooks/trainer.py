@@ -16,6 +16,7 @@ from ultralytics.fork.hooks import rtdetr
 from ultralytics.fork.hooks.override import install, override
 from ultralytics.fork.layer_numbers import choose_frozen_places
 from ultralytics.fork.pretrained.transfer_report import write_transfer_report
+from ultralytics.fork.pretrained.weight_kinds import is_foreign_detector
 from ultralytics.fork.rtdetr import find_head, unwrap_model
 from ultralytics.fork.training import losses, nonfinite_steps, recipe, resume
 from ultralytics.fork.training.activation_checkpoints import checkpoint_activations
@@ -80,6 +81,10 @@ def setup_model(original: Any, self: Any) -> Any:
 
     A model of RT-DETR gets the first scores and the frozen parts of its recipe.
     """
+    if is_foreign_detector(self.model):  # named to a process that has no model yet
+        from ultralytics.nn.tasks import load_checkpoint
+
+        self.args.pretrained, self.model = str(self.model), load_checkpoint(self.model)[0].yaml
     checkpoint = original(self)
     write_transfer_report(self)
     model = unwrap_model(self.model)

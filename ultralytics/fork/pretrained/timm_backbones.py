@@ -27,36 +27,8 @@ from ultralytics.utils import ONLINE, SETTINGS
 PREFIX = "timm/"
 SUFFIXES = ".safetensors", ".pth", ".bin"  # of files that are never checkpoints of Ultralytics
 SAME_COMPUTATION = r"hgnetv2_b\d|(wide_)?resnet\d+(_\d)?"  # others, with anti-aliasing for one, may have equal tensors
-EXPECTED = f"Expected a checkpoint (.pt), a name such as {PREFIX}resnet50, or a file of timm's ({', '.join(SUFFIXES)})"
 CLASSIFIER = "head.", "fc.", "classifier."
 TIMM_EPS = 1e-5  # of timm's batch norms
-
-
-def load_weights_or_timm(
-    load_checkpoint: Callable, weight: str | Path, device: torch.device | None = None, *args: Any, **kwargs: Any
-) -> tuple:
-    """Load a checkpoint, or a timm backbone where its name or its file is given.
-
-    Args:
-        load_checkpoint: Upstream's function.
-        weight: What to load.
-        device: Where to put it.
-
-    Raises:
-        Refused: If it is not a file of weights.
-    """
-    if is_timm_weights(weight):
-        return load_timm_backbone(weight, device)
-    try:
-        return load_checkpoint(weight, device, *args, **kwargs)
-    except FileNotFoundError:
-        line = f"{weight} does not exist, and could not be downloaded. {EXPECTED}"
-        raise mark_as_plain(FileNotFoundError(line)) from None
-    except (AssertionError, IsADirectoryError) as e:
-        if Path(weight).suffix == ".pt":
-            raise
-        missing = " and does not exist" if not Path(weight).exists() else ""
-        raise Refused(f"{weight} is no file of weights{missing}. {EXPECTED}") from e
 
 
 def is_timm_weights(weights: Any) -> bool:

@@ -34,6 +34,28 @@ class OfficialCriterion(RTDETRDetectionLoss):
             return super()._get_loss(*args, **kwargs)
 
 
+class ClassAgnosticSelection(RTDETRDetectionLoss):
+    """Loss of a decoder whose selection of queries has one score for all classes, which stands in place of class 0."""
+
+    def _get_loss_aux(
+        self, boxes: torch.Tensor, scores: torch.Tensor, gt_boxes: torch.Tensor, gt_cls: torch.Tensor, *args: Any
+    ) -> dict[str, torch.Tensor]:
+        if args[-1]:  # the denoising queries, which are the decoder's alone
+            return super()._get_loss_aux(boxes, scores, gt_boxes, gt_cls, *args)
+        selection = super()._get_loss_aux(boxes[:1], scores[:1], gt_boxes, torch.zeros_like(gt_cls), *args)
+        decoder = super()._get_loss_aux(boxes[1:], scores[1:], gt_boxes, gt_cls, *args)
+        return {term: selection[term] + decoder[term] for term in selection}
+
+
+class ClassAgnosticOfficialCriterion(ClassAgnosticSelection, OfficialCriterion):
+    """Both."""
+
+
+def choose_agnostic_class(cls: type[RTDETRDetectionLoss]) -> type[RTDETRDetectionLoss]:
+    """Give the criterion's class for a decoder with a class-agnostic selection."""
+    return ClassAgnosticOfficialCriterion if issubclass(cls, OfficialCriterion) else ClassAgnosticSelection
+
+
 def overlap(a: torch.Tensor, b: torch.Tensor, xywh: bool = True, GIoU: bool = False) -> torch.Tensor:
     """Compute the IoU of pairs of boxes, or the generalised one (https://arxiv.org/abs/1902.09630).
 

@@ -99,6 +99,11 @@ def make_criterion(init_criterion: Callable, model: Any) -> nn.Module:
 
         criterion = OfficialCriterion(model.nc, LOSSES[kind](getattr(model, "class_weights", None)))
     criterion.loss_gain = scale_gains(criterion.loss_gain, args)
+    found = find_head(model)
+    if found and getattr(found[1], "selection", None) == "agnostic":
+        from ultralytics.fork.training.criterion import choose_agnostic_class
+
+        criterion.__class__ = choose_agnostic_class(type(criterion))
     return criterion
 
 

@@ -24,13 +24,14 @@ from torch import nn
 
 from ultralytics.nn.AddModules.layers.execution_mode import is_eager
 from ultralytics.nn.AddModules.layers.tutorial_warning import warn_of_tutorial_module
-from ultralytics.nn.AddModules.registry import keeps_channels, register, residual_stage
+from ultralytics.nn.AddModules.registry import changes_channels, keeps_channels, register, residual_stage
+from ultralytics.nn.AddModules.ResNetVD import ResNetVDBlock, ResNetVDStage
 from ultralytics.nn.modules.block import ResNetBlock as UpstreamResNetBlock
 from ultralytics.nn.modules.block import ResNetLayer
 from ultralytics.nn.modules.conv import Conv
 from ultralytics.utils.torch_utils import fuse_conv_and_bn
 
-__all__ = "MultiQueryAttentionLayerWithDownSampling", "ResNetLayer_MQA"
+__all__ = "MultiQueryAttentionLayerWithDownSampling", "ResNetLayer_MQA", "ResNetVDStage_MQA"
 
 SCORES = 2**26  # elements that an ONNX graph holds at a time, 256 MiB
 ACT = nn.SiLU()  # one instance for all convolutions of this file: the published `layers` totals count it once
@@ -262,3 +263,25 @@ class ResNetLayer_MQA(ResNetLayer):
             self.is_first = False
             blocks = (ResNetBlock(e * c2 if i else c1, c2, 1 if i else s, e, kv_strides) for i in range(n))
             self.layer = nn.Sequential(*blocks)
+
+
+class ResNetVDBlock_MQA(ResNetVDBlock):
+    """A block of ResNet-vd with multi-query attention of heads of 48 channels behind its branch."""
+
+    def __init__(self, c1: int, c2: int, s: int = 1, bottleneck: bool = False, project: bool = False):
+        super().__init__(c1, c2, s, bottleneck, project)
+        self.mqa = MultiQueryAttentionLayerWithDownSampling(c2, 2, 48, 48, 1, 1, 1)
+
+    def branch(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute what is added to the shortcut."""
+        return self.mqa(super().branch(x))
+
+
+@register(changes_channels)
+class ResNetVDStage_MQA(ResNetVDStage):
+    """A stage of ResNet-vd, as `ResNetVDStage`, whose blocks end in multi-query attention of two heads of 48 channels.
+
+    Row: `[-1, 2, ResNetVDStage_MQA, [256, 2]]`.
+    """
+
+    block = ResNetVDBlock_MQA
