@@ -217,6 +217,7 @@ def test_the_yolo_command(weights, shapes, tmp_path, layers_run):
     assert len(layers_run) >= 3 and set(layers_run) == {20}
 
 
+@pytest.mark.nightly
 def test_compiled(weights, layers_run, monkeypatch):
     """torch.compile sees that another view stands in the model's place."""
     inductor = torch.compile

@@ -240,6 +240,7 @@ def test_rows_that_add_up_where_torch_fills_new_tensors():
     check_files(found)
 
 
+@pytest.mark.nightly
 def test_rows_that_add_up_on_the_first_image(often):
     names = often([name for name in LARGE_IMAGES if name not in LENGTHY], list(LARGE_IMAGES))
     found = run_refuse_all("images", *names)

@@ -250,6 +250,7 @@ model.train(**{options!r})
     return script
 
 
+@pytest.mark.nightly
 def test_a_silent_worker_ends_the_job(data, tmp_path):
     """It lives, and does not answer: after the time that a step may take, all is over and the checkpoint is named."""
     wait = """
@@ -264,6 +265,7 @@ model.add_callback("on_train_epoch_start", lambda t: time.sleep(600) if (t.epoch
     assert torch.load(last, weights_only=False)["epoch"] == 0
 
 
+@pytest.mark.nightly
 def test_a_script_goes_on_after_training(data, tmp_path):
     """A model of upstream's own is trained and validated, and then an RT-DETR, whose bad step both processes leave out.
 

@@ -309,6 +309,7 @@ def test_mqa_never_materialises_its_scores(kv, value_dim, tutorial):
         module(torch.randn(2, 64, 20, 13)).sum().backward()
 
 
+@pytest.mark.nightly
 def test_memory_of_mqa_at_stride_4():
     """64 channels at 160 x 160 have 2 x 25,600 x 25,600 scores, 4.9 GiB; forward and backward take under 1 GiB."""
     code = """

@@ -3,6 +3,7 @@
 import torch
 import transformers
 
+SMALL = [8, 16, 24, 32]  # widths of the stages of a model for tests, which no paper has
 SIZES = {  # depths of the stages, bottlenecks, expansion, decoder layers, encoder's width, its feed-forward's
     "r18": ([2, 2, 2, 2], False, 0.5, 3, 256, 1024),
     "r34": ([3, 4, 6, 3], False, 0.5, 4, 256, 1024),
@@ -19,6 +20,9 @@ HGNET = {  # width of the stem, widths inside the stages
 
 
 def make_backbone(size):
+    if size == "small":
+        layers = {"depths": [1, 1, 1, 1], "layer_type": "basic", "embedding_size": 8, "out_indices": [2, 3, 4]}
+        return transformers.RTDetrResNetConfig(hidden_sizes=SMALL, **layers)
     depths, bottleneck, *_ = SIZES[size]
     if bottleneck is not None:
         widths = [256, 512, 1024, 2048] if bottleneck else [64, 128, 256, 512]
@@ -43,7 +47,7 @@ def make_backbone(size):
 
 def make_model(size, version=1, nc=3, **others):
     """Make a model whose outputs differ from query to query and from class to class."""
-    _, _, expansion, layers, width, inner = SIZES[size]
+    _, _, expansion, layers, width, inner = SIZES.get(size, (None, None, 0.5, 2, 32, 64))
     backbone = make_backbone(size)
     settings = {
         "backbone_config": backbone,
@@ -57,6 +61,8 @@ def make_model(size, version=1, nc=3, **others):
         "freeze_backbone_batch_norms": False,
         **others,
     }
+    if size == "small":
+        settings |= {"d_model": 32, "decoder_ffn_dim": 64, "num_queries": 60}
     if version == 1:
         model = transformers.RTDetrForObjectDetection(transformers.RTDetrConfig(**settings))
     else:

@@ -624,6 +624,7 @@ def test_what_the_trainer_rounds_and_renames(data, tmp_path):
     assert list(Validation.load(trained.folder / study_folder.FOUND).names) == ["item"]
 
 
+@pytest.mark.nightly
 def test_runs_of_others_are_taken_in(folder, data, tmp_path, monkeypatch, capsys, priced):
     """Grouped by what they differ in; figures are those of the study that made them."""
     runs = [folder / "runs" / Path(model).stem / f"seed-{seed}" for model in MODELS for seed in (0, 1)]

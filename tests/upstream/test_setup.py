@@ -523,16 +523,17 @@ def test_what_is_kept_for_the_next_run_is_no_condition(fresh, wheel, monkeypatch
     assert queue(fresh) == queue(laid_down)
 
 
-@pytest.mark.parametrize("mount", ["read-only", "2m", "8m", "12m"])
+@pytest.mark.parametrize("mount", ["read-only", "256k", "6m", "10m"])
 def test_a_real_file_system(pristine, wheel, tmp_path, mount):
-    """A read-only mount, and disks that are full early and late, in a mount name space of the test's own."""
+    """A read-only mount, and disks with little space left, full early and late, in a mount name space of their own."""
     probe = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", str(tmp_path)]
     if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
         pytest.skip("mounting is not permitted here")
-    size = "100m" if mount == "read-only" else mount
+    left = {"k": 1, "m": 1024}.get(mount[-1], 0) * int(mount[:-1]) if mount != "read-only" else 0  # KiB
+    option = "ro" if mount == "read-only" else f"size=$(($(du -sk . | cut -f1) + {left}))k"
     script = f"""
-        mount -t tmpfs -o size={size} none {tmp_path} && cp -r {pristine}/. {tmp_path} && cd {tmp_path} || exit 9
-        {"mount -o remount,ro " + str(tmp_path) if mount == "read-only" else ""}
+        mount -t tmpfs -o size=100m none {tmp_path} && cp -r {pristine}/. {tmp_path} && cd {tmp_path} || exit 9
+        mount -o remount,{option} {tmp_path} || exit 9
         find . -path ./.upstream -prune -o -type f -exec sha256sum {{}} + | sort > /dev/shm/$$.before
         "$PYTHON" -B scripts/upstream.py apply; status=$?
         find . -path ./.upstream -prune -o -type f -exec sha256sum {{}} + | sort > /dev/shm/$$.after

@@ -143,6 +143,7 @@ def make_config(model: Any) -> dict:
     maps = [f"model.{start + i}.conv.weight" for i, row in enumerate(rows) if row[2] == "Conv" and row[3][-1] is False]
     fusion = next(m for m in model.model if type(m).__name__ == "RepC3")
     decoder: Any = head.decoder
+    levels: int = head.nl
     config = {
         "architectures": ["RTDetrV2ForObjectDetection" if is_v2 else "RTDetrForObjectDetection"],
         "model_type": "rt_detr_v2" if is_v2 else "rt_detr",
@@ -154,12 +155,12 @@ def make_config(model: Any) -> dict:
         "encoder_ffn_dim": model.model[start + 1].fc1.out_features,
         "hidden_expansion": fusion.m[0].c1 / width,
         "d_model": head.hidden_dim,
-        "decoder_in_channels": [width for _ in head.input_proj],
+        "decoder_in_channels": [width] * levels,
         "decoder_ffn_dim": decoder.layers[0].linear1.out_features,
         "decoder_layers": decoder.eval_idx + 1,
         "decoder_attention_heads": head.nhead,
         "decoder_n_points": points[0],
-        "num_feature_levels": head.nl,
+        "num_feature_levels": levels,
         "num_queries": head.num_queries,
         "num_denoising": head.num_denoising,
         "feat_strides": [8, 16, 32],
@@ -170,7 +171,7 @@ def make_config(model: Any) -> dict:
     if is_v2:
         method = "discrete" if attention.sampling == "discrete" else "default"
         config |= {
-            "decoder_n_levels": head.nl,
+            "decoder_n_levels": levels,
             "decoder_method": method,
             "decoder_offset_scale": attention.offset_scale,
         }
