@@ -367,3 +367,56 @@ def test_sizes_cover_the_shipped_files():
     official_models = {name for name in shipped if not name.partition("-r18-")[2] or name.endswith("-dsp")}
     sizes = {name.removesuffix("-dsp").partition("-")[2] for name in official_models}
     assert sizes == SIZES.keys()
+
+
+def run_with_the_same_noise(theirs, ours, image, objects, classes, monkeypatch):
+    """The losses of a training step of both models, for the denoising queries that `transformers` draws."""
+    from transformers.models.rt_detr import modeling_rt_detr as module
+
+    from ultralytics.models.utils import ops
+
+    drawn, draw = [], module.get_contrastive_denoising_training_group
+    monkeypatch.setattr(
+        module, "get_contrastive_denoising_training_group", lambda **kw: drawn.append(draw(**kw)) or drawn[-1]
+    )
+    labels = [{"class_labels": c, "boxes": b} for c, b in zip(classes, objects, strict=True)]
+    expected = theirs.train()(image, labels=labels).loss
+    ((embed, boxes, mask, meta),) = drawn
+    counts = [len(b) for b in objects]
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    told = {
+        "dn_pos_idx": list(meta["dn_positive_idx"]),
+        "dn_gt_idx": [torch.arange(n) + start for n, start in zip(counts, starts)],
+        "dn_num_group": meta["dn_num_group"],
+        "dn_num_split": meta["dn_num_split"],
+    }
+    blocked = mask if mask.dtype is torch.bool else mask < 0
+    monkeypatch.setattr(ops, "get_cdn_group", lambda *_: (embed.detach(), boxes, blocked, told))
+    batch = {
+        "img": image,
+        "batch_idx": torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
+        "cls": torch.cat(classes)[:, None],
+        "bboxes": torch.cat(objects),
+    }
+    ours.nc, ours.args = ours.yaml["nc"], {"loss": "official"}
+    found, _ = ours.train()(batch)
+    return found, expected
+
+
+def test_a_training_step_has_the_loss_of_transformers(small, monkeypatch):
+    """Batch norms, denoising, matching and all terms together; and the gradient that reaches the first convolution."""
+    folder, theirs = small
+    ours, _ = load_detector(folder)
+    ours.requires_grad_(True)
+    torch.manual_seed(3)
+    objects = [torch.rand(n, 4) * 0.3 + 0.3 for n in (3, 1)]
+    classes = [torch.tensor([0, 2, 1]), torch.tensor([1])]
+    image = draw_image(2, 128, 160)
+    try:
+        found, expected = run_with_the_same_noise(theirs, ours, image, objects, classes, monkeypatch)
+        torch.testing.assert_close(found.sum(), expected, rtol=1e-4, atol=0)
+        (one,) = torch.autograd.grad(found.sum(), ours.model[0].convs[0].conv.weight)
+        (other,) = torch.autograd.grad(expected, theirs.model.backbone.model.embedder.embedder[0].convolution.weight)
+        assert (one - other).norm() < 5e-3 * other.norm()  # of all layers, in single precision
+    finally:
+        theirs.eval()

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
+from ultralytics.fork.building.yaml_limits import load_within_limits
 from ultralytics.fork.errors import Refused, quote
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
 FORMAT = "safetensors"
 WEIGHTS, MODEL = "model.safetensors", "model.yaml"
@@ -74,18 +76,18 @@ def write_folder(model: Any, folder: Path, imgsz: Any = None) -> None:
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS)
     norms = {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    yaml = {key: value for key, value in model.yaml.items() if key not in OWN}
-    yaml |= {"task": getattr(model, "task", "detect"), "names": dict(model.names)}
+    rows = {key: value for key, value in model.yaml.items() if key not in OWN}
+    rows |= {"task": getattr(model, "task", "detect"), "names": dict(model.names)}
     if isinstance(imgsz, int):
-        yaml["imgsz"] = imgsz
-    built = build_model(yaml)
+        rows["imgsz"] = imgsz
+    built = build_model(rows)
     if built.state_dict().keys() != tensors.keys():
         raise Refused("format=safetensors: the layers of this model are fused; open it anew, and export before predict")
     usual = {name: (m.eps, m.momentum) for name, m in built.named_modules() if isinstance(m, nn.BatchNorm2d)}
     others = {name: [m.eps, m.momentum] for name, m in norms.items() if usual.get(name) != (m.eps, m.momentum)}
     if others:
-        yaml[NORMS] = others
-    YAML.save(str(folder / MODEL), yaml)
+        rows[NORMS] = others
+    (folder / MODEL).write_text(yaml.safe_dump(rows, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def check_folder(model: Any, folder: Path) -> None:
@@ -122,35 +124,50 @@ def read_own_folder(folder: str | Path, device: torch.device | None = None) -> t
     from safetensors.torch import load_file
 
     folder = find_folder(folder)
-    yaml = YAML.load(str(folder / MODEL))
+    rows = load_within_limits(read_yaml, folder / MODEL)
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as e:
         raise Refused(f"{folder / WEIGHTS} is not whole ({quote(e, 200)}); copy or download it again") from None
-    model: Any = build_model({**yaml, "yaml_file": str(folder / MODEL)})
+    model: Any = build_model({**rows, "yaml_file": str(folder / MODEL)})
     modules, wanted = dict(model.named_modules()), model.state_dict()
     wrong = [key for key, t in wanted.items() if key not in tensors or tensors[key].shape != t.shape]
     wrong += [key for key in tensors if key not in wanted]
     if wrong:
         raise Refused(f"{folder / WEIGHTS}: {wrong[0]} is not a tensor of the model in {MODEL}, or is missing")
     model.load_state_dict(tensors)
-    for name, values in (yaml.get(NORMS) or {}).items():
+    for name, values in (rows.get(NORMS) or {}).items():
         norm = modules.get(name)
         if not (isinstance(norm, nn.BatchNorm2d) and len(values) == 2 and all(0 < x < 1 for x in values)):
             raise Refused(f"{folder / MODEL}: `{NORMS}: {quote(name, 80)}` is not a batch norm with eps and momentum")
         norm.eps, norm.momentum = values
-    arguments = {"imgsz": yaml["imgsz"]} if isinstance(yaml.get("imgsz"), int) else {}
+    arguments = {"imgsz": rows["imgsz"]} if isinstance(rows.get("imgsz"), int) else {}
     model.args, model.pt_path = {**DEFAULT_CFG_DICT, **arguments}, str(folder)
     return model.to(device).eval(), {"model": model, "train_args": arguments}
 
 
-def build_model(yaml: dict) -> nn.Module:
+def read_yaml(file: Path) -> dict:
+    """Read a YAML file.
+
+    Raises:
+        Refused: If it is not one, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise Refused(f"{file} is not YAML ({quote(e, 200)})") from None
+    if not isinstance(content, dict):
+        raise Refused(f"{file} is not a model file")
+    return content
+
+
+def build_model(content: dict) -> nn.Module:
     """Build the model of a model file that also names its task and classes."""
     from ultralytics import RTDETR, YOLO
     from ultralytics.fork.building.model_class import find_head_kind
 
-    rows = {key: value for key, value in yaml.items() if key not in OWN}
-    task, names = yaml.get("task", "detect"), yaml.get("names")
+    rows = {key: value for key, value in content.items() if key not in OWN}
+    task, names = content.get("task", "detect"), content.get("names")
     kind = RTDETR if find_head_kind(rows["head"][-1][2]) == "RTDETRDecoder" else YOLO
     table = object.__new__(kind).task_map
     if task not in table:

@@ -3,12 +3,14 @@
 A YAML with RT-DETR's head becomes an `RTDETR`, and an `RTDETR` is no other model; detectors of others open as
 checkpoints do; `embed` finds the layer before the head behind a multi-output backbone; `save` says what a file will not
 keep; `benchmark` refuses decoder arguments; `tune` searches what acts; `val` fetches no data set that nobody named;
-`resume` refuses a run that is over.
+`resume` refuses a run that is over; a model file is the one that is named.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
+from unittest.mock import patch
 
 from torch import nn
 
@@ -16,7 +18,8 @@ from ultralytics.fork.building import model_class
 from ultralytics.fork.checkpoints.model_to_save import check_model_to_save
 from ultralytics.fork.decoder_size import refuse_in_mode
 from ultralytics.fork.errors import Refused
-from ultralytics.fork.hooks.override import install, install_module, override
+from ultralytics.fork.hooks import override as overrides
+from ultralytics.fork.hooks.override import install_module, override
 from ultralytics.fork.pretrained.weight_kinds import is_foreign_detector
 from ultralytics.fork.privacy.downloads import require_local_data
 from ultralytics.fork.rtdetr import find_head
@@ -33,13 +36,31 @@ __all__ = (
     "route_by_head",
 )
 
-MODEL = "ultralytics.engine.model.Model"
+MODULE = "ultralytics.engine.model"
+MODEL = f"{MODULE}.Model"
+
+
+def install(function: Any) -> Any:
+    """Put the overrides of a method of upstream's `Model` in place, and those of functions that its file imports."""
+    install_module(MODULE)
+    return overrides.install(function)
 
 
 def route_by_head(model: Any, config: dict, task: str) -> str:
     """Let a model from a YAML be an `RTDETR` if the YAML has its head."""
     install_module(MODEL)  # the methods behind the patched line of upstream's class
     return model_class.route_by_head(model, config, task)
+
+
+@override(MODULE)
+def yaml_model_load(original: Any, path: Any) -> dict:
+    """Read the file that is named: earlier releases take rtdetr-r50m.yaml for rtdetr-r50.yaml at a scale `m`."""
+    tasks = importlib.import_module("ultralytics.nn.tasks")
+    file = tasks.check_yaml(path, hard=False)
+    if not file:
+        return original(path)
+    with patch.object(tasks, "check_yaml", lambda *_, **__: file):
+        return original(path)
 
 
 @override(MODEL)

@@ -9,7 +9,9 @@ is imported when it is used. So each file of this fork can be the first one that
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,9 +59,23 @@ def install(names: dict[str, Any]) -> None:
     overrides.install(names)
     for cls in [cls for cls in names.values() if isinstance(cls, type) and issubclass(cls, model)]:
         if "__init__" in vars(cls):
-            cls.__init__ = construct_within_limit(cls.__init__)
+            cls.__init__ = construct_within_limit(read_named_file(cls.__init__))
     downloads.install()
     warn_if_tree_is_stale()
+
+
+def read_named_file(init: Callable) -> Callable:
+    """Wrap the constructor of a model, so that it reads its file by the override of `yaml_model_load`.
+
+    Upstream defines that function behind the line that installs the overrides of nn/tasks.py; hooks/model.py has it.
+    """
+
+    @functools.wraps(init)
+    def build(self: Any, *args: Any, **kwargs: Any) -> None:
+        importlib.import_module("ultralytics.engine.model")
+        init(self, *args, **kwargs)
+
+    return build
 
 
 @override(TASKS)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from ultralytics.fork.checkpoints.load import load_checkpoint
@@ -24,7 +25,7 @@ from ultralytics.fork.pretrained.detector_names import (
     map_names,
 )
 from ultralytics.fork.pretrained.detector_rows import DecoderSettings, read_detector
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, ONLINE, ROOT, SETTINGS, YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, ONLINE, ROOT, SETTINGS
 
 PREFIX = "hf/"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -213,15 +214,15 @@ def build_detector(tensors: dict[str, torch.Tensor], settings: DecoderSettings, 
         if any(sign in key for key in tensors for sign in signs):
             raise Refused(f"{name} is a {other}, not an RT-DETR; {FITS}")
     try:
-        yaml = read_detector({key: tuple(t.shape) for key, t in tensors.items()}, settings)
+        rows = read_detector({key: tuple(t.shape) for key, t in tensors.items()}, settings)
     except (KeyError, IndexError, ValueError) as e:
         raise Refused(f"{name} has no tensor {quote(e, 100)}: it is not a whole RT-DETR; {FITS}") from None
-    yaml["yaml_file"] = f"{Path(name).stem}.yaml"
+    rows["yaml_file"] = f"{Path(name).stem}.yaml"
     build: Any = RTDETRDetectionModel
-    model: Any = build(yaml, nc=yaml["nc"], verbose=False)
-    modules = [row[2] for row in (*yaml["backbone"], *yaml["head"])]
+    model: Any = build(rows, nc=rows["nc"], verbose=False)
+    modules = [row[2] for row in (*rows["backbone"], *rows["head"])]
     own = model.state_dict()
-    official = map_names(own, modules, len(yaml["backbone"]))
+    official = map_names(own, modules, len(rows["backbone"]))
     found, used = {}, set()
     for key, theirs in official.items():
         if key.endswith("num_batches_tracked"):
@@ -230,7 +231,7 @@ def build_detector(tensors: dict[str, torch.Tensor], settings: DecoderSettings, 
         tensor = tensors.get(theirs)
         if tensor is None:
             raise Refused(f"{name} has no tensor {theirs}: it is not a whole RT-DETR; {FITS}")
-        if theirs == CLASS_EMBEDDING and len(tensor) == yaml["nc"] + 1:
+        if theirs == CLASS_EMBEDDING and len(tensor) == rows["nc"] + 1:
             tensor = tensor[:-1]  # the last row stands for padding
         if tensor.shape != own[key].shape:
             raise Refused(
@@ -241,7 +242,7 @@ def build_detector(tensors: dict[str, torch.Tensor], settings: DecoderSettings, 
     if unused := tensors.keys() - used:
         raise Refused(f"{name} has a tensor {min(unused)}, which no RT-DETR has; {FITS}")
     model.load_state_dict(found)
-    model.names = settings.names or name_classes(yaml["nc"])
+    model.names = settings.names or name_classes(rows["nc"])
     model.args, model.task, model.pt_path = dict(DEFAULT_CFG_DICT), "detect", name
     return model
 
@@ -249,8 +250,7 @@ def build_detector(tensors: dict[str, torch.Tensor], settings: DecoderSettings, 
 def name_classes(nc: int) -> dict[int, str]:
     """Name the classes of a file that does not: COCO's, if there are as many."""
     if nc == 80:
-        content: Any = YAML.load(str(COCO))
-        return dict(content["names"])
+        return dict(yaml.safe_load(COCO.read_text(encoding="utf-8", errors="ignore"))["names"])
     return {i: f"class{i}" for i in range(nc)}
 
 

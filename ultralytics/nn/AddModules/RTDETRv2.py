@@ -16,6 +16,8 @@ rows, which changes maps that are wider than high; here each axis has its own bo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -70,7 +72,7 @@ class MSDeformAttnV2(MSDeformAttn):
         refer_bbox: torch.Tensor,
         value: torch.Tensor,
         value_shapes: list,
-        value_mask: torch.Tensor | None = None,
+        value_mask: Any = None,
     ) -> torch.Tensor:
         """Read the maps around the queries' boxes.
 
@@ -184,12 +186,8 @@ class RTDETRDecoderV2(RTDETRDecoder):
             self.enc_score_head.bias.data = prior
 
     def _get_decoder_input(
-        self,
-        feats: torch.Tensor,
-        shapes: list[list[int]],
-        dn_embed: torch.Tensor | None = None,
-        dn_bbox: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, feats: torch.Tensor, shapes: list, dn_embed: torch.Tensor | None = None, dn_bbox: Any = None
+    ) -> tuple[torch.Tensor, ...]:
         """Choose positions of the maps as queries.
 
         Args:
