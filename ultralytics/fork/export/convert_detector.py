@@ -143,7 +143,7 @@ def make_config(model: Any) -> dict:
     maps = [f"model.{start + i}.conv.weight" for i, row in enumerate(rows) if row[2] == "Conv" and row[3][-1] is False]
     fusion = next(m for m in model.model if type(m).__name__ == "RepC3")
     decoder: Any = head.decoder
-    levels: int = head.nl
+    levels: Any = head.nl
     config = {
         "architectures": ["RTDetrV2ForObjectDetection" if is_v2 else "RTDetrForObjectDetection"],
         "model_type": "rt_detr_v2" if is_v2 else "rt_detr",

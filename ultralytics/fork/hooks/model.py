@@ -37,7 +37,7 @@ __all__ = (
 )
 
 MODULE = "ultralytics.engine.model"
-MODEL = f"{MODULE}.Model"
+MODEL = "ultralytics.engine.model.Model"
 
 
 def install(function: Any) -> Any:
