@@ -4,6 +4,7 @@ import copy
 import shutil
 
 import cv2
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -15,6 +16,7 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import entrypoint
 from ultralytics.fork.decoder_size import check_exported_size, shorten
 from ultralytics.models.rtdetr import RTDETRPredictor, RTDETRValidator
+from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.nn.modules.transformer import DeformableTransformerDecoderLayer
 from ultralytics.nn.tasks import RTDETRDetectionModel
 from ultralytics.utils import ASSETS, torch_utils
@@ -385,3 +387,27 @@ def test_exports_of_other_heads_and_of_before():
     for metadata in (None, {}, {"stride": 32, "head": "Detect"}):
         with pytest.raises(ValueError, match="only RT-DETR"):
             check_exported_size(metadata, {"decoder_layers": 2}, "onnx")
+
+
+@pytest.mark.parametrize("queries, share", [(300, 0.6), (500, 1.0), (None, 60 / 500)])
+def test_map_of_500_objects_is_what_the_queries_allow(weights, tmp_path, monkeypatch, queries, share):
+    """A decoder whose queries are right finds as many objects as it has queries; nothing behind it drops one."""
+    objects = torch.tensor([[c % 3, (c % 25 + 0.5) / 25, (c // 25 + 0.5) / 20, 0.03, 0.04] for c in range(500)])
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for i in range(2):
+        cv2.imwrite(str(tmp_path / "images" / f"{i}.png"), np.full((640, 640, 3), 90 + i, np.uint8))
+        np.savetxt(tmp_path / "labels" / f"{i}.txt", objects.numpy(), "%g")
+    file = tmp_path / "many.yaml"
+    file.write_text(f"path: {tmp_path}\ntrain: images\nval: images\nnames: [a, b, c]\n")
+
+    def find_in_order(self, x, batch=None):
+        spread = torch.randperm(500, generator=torch.Generator())
+        found = objects[spread[: self.num_queries]]
+        rows = torch.cat([found[:, 1:], torch.full((len(found), 1), 0.9), found[:, :1]], 1)
+        return rows.expand(len(x[0]), -1, -1).clone(), None
+
+    monkeypatch.setattr(RTDETRDecoder, "forward", find_in_order)
+    options = {"data": file, "imgsz": 640, "plots": False, "project": tmp_path, "verbose": False}
+    chosen = {} if queries is None else {"num_queries": queries}
+    assert abs(RTDETR(weights).val(**options, **chosen).box.map - share) < 0.03
