@@ -30,6 +30,7 @@ __all__ = ("install",)
 
 TASKS = "ultralytics.nn.tasks"
 HEAD = "ultralytics.nn.modules.head.RTDETRDecoder"
+FUSION = "ultralytics.nn.modules.block.RepC3"
 CALLED_LATER = {  # names that nn/tasks.py takes of this file, and where they are
     "READERS": "ultralytics.nn.AddModules.registry",
     "fuse_layer": "ultralytics.fork.building.fuse",
@@ -53,6 +54,7 @@ def install(names: dict[str, Any]) -> None:
     from ultralytics.fork.hooks import cfg  # noqa: F401 - as it is imported
 
     overrides.install_module(HEAD)
+    overrides.install_module(FUSION)
     model = names["BaseModel"]
     overrides.install(model)
     overrides.install(names["RTDETRDetectionModel"])
@@ -113,6 +115,17 @@ def init_criterion(original: Any, self: Any) -> Any:
     from ultralytics.fork.training.losses import make_criterion
 
     return make_criterion(original, self)
+
+
+@override(FUSION, until="8.3.40")
+def __init__(original: Any, self: Any, c1: int, c2: int, n: int = 3, e: float = 1.0) -> None:
+    """Let both entrances have the width that is used inside, which earlier releases give the output's."""
+    from ultralytics.nn.modules.conv import Conv
+
+    original(self, c1, c2, n, e)
+    inside = int(c2 * e)
+    if inside != c2:
+        self.cv1, self.cv2 = Conv(c1, inside, 1, 1), Conv(c1, inside, 1, 1)
 
 
 @override(HEAD)
