@@ -204,6 +204,7 @@ def test_a_killed_worker_ends_the_job_and_resume_works(data, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no SIGKILL")
+@pytest.mark.nightly
 def test_an_elastic_restart_goes_on_with_its_own_run(data, tmp_path):
     """The second attempt finds its run by the launcher, and leaves another launch's, which had the name first."""
     other = tmp_path / "run"
