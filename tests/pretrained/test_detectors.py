@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 
 import pytest
 import torch
@@ -222,6 +223,14 @@ def test_kinds_of_weights(small, official, tmp_path):
     assert is_detector(tmp_path / "a.pth") and not is_detector(tmp_path) and not is_detector(tmp_path / "none.pth")
     torch.save({"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "timm.pth")
     assert not is_detector(tmp_path / "timm.pth") and not is_detector({"a": 1})
+    with zipfile.ZipFile(tmp_path / "large.pt", "w", zipfile.ZIP_DEFLATED) as archive:  # as no torch writes it
+        archive.writestr("large/data.pkl", b"decoder.dec_score_head." + b"0" * 2**20)
+    assert not is_detector(tmp_path / "large.pt")
+    damaged = bytearray((tmp_path / "a.pth").read_bytes())
+    damaged[200:300] = bytes(100)
+    (tmp_path / "damaged.pth").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"damaged\.pth"):
+        load_checkpoint(tmp_path / "damaged.pth")
 
 
 def test_use_as_a_model(small, tmp_path, shapes):

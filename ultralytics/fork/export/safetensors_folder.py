@@ -57,7 +57,7 @@ def export_folder(exporter: Any, model: nn.Module) -> str:
     with tempfile.TemporaryDirectory(dir=source.parent if source.parent.is_dir() else Path.cwd()) as scratch:
         write_folder(model, Path(scratch), getattr(exporter.args, "imgsz", None))
         check_folder(model, Path(scratch))
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in (WEIGHTS, MODEL):
             shutil.move(Path(scratch, name), folder / name)
     size = (folder / WEIGHTS).stat().st_size / 1e6

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from ultralytics.fork.pretrained.detector_names import (
     map_names,
 )
 from ultralytics.fork.pretrained.detector_rows import DecoderSettings, read_detector
+from ultralytics.fork.pretrained.timm_backbones import MAX_NAMES, read_pickled_names
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, ONLINE, ROOT, SETTINGS
 
 PREFIX = "hf/"
@@ -62,23 +62,22 @@ def is_detector(weights: Any) -> bool:
     """Whether weights are named, or are a file or a folder, of an RT-DETR of others; nothing is unpickled."""
     if not isinstance(weights, (str, Path)):
         return False
-    if str(weights).startswith(PREFIX):
-        return True
     file = Path(weights)
+    if is_repository(weights):
+        return True
     if file.is_dir():
         return (file / CONFIG).is_file() and any(file.glob("*.safetensors"))
     return file.suffix in SUFFIXES and file.is_file() and has_detector_names(file)
 
 
+def is_repository(weights: str | Path) -> bool:
+    """Whether weights are the name of a repository, `hf/ORGANISATION/NAME`, and not a path."""
+    return str(weights).startswith(PREFIX) and not Path(weights).exists()
+
+
 def has_detector_names(file: Path) -> bool:
     """Whether names of tensors of an RT-DETR, or of a detector like it, stand in a file."""
-    if file.suffix == ".safetensors":
-        head = read_header(file)
-    elif zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            head = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
-    else:
-        head = file.read_bytes()[:1_000_000]
+    head = read_header(file) if file.suffix == ".safetensors" else read_pickled_names(file)
     signs = [*SIGNS, *(sign for signs in OTHERS.values() for sign in signs[:1])]
     return any(sign.encode() in head for sign in signs) and b"ultralytics" not in head
 
@@ -87,7 +86,7 @@ def read_header(file: Path) -> bytes:
     """Read the names in a .safetensors file."""
     with file.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")
-        return f.read(min(length, 10_000_000))
+        return f.read(min(length, MAX_NAMES))
 
 
 def load_detector(weights: str | Path, device: torch.device | None = None) -> tuple[nn.Module, dict]:
@@ -104,7 +103,7 @@ def load_detector(weights: str | Path, device: torch.device | None = None) -> tu
         Refused: If it is another model, or damaged.
         ConnectionError: If a repository is not on this machine and cannot be fetched.
     """
-    file = fetch_folder(str(weights)) if str(weights).startswith(PREFIX) else Path(weights)
+    file = fetch_folder(str(weights)) if is_repository(weights) else Path(weights)
     if file.suffix == ".safetensors" and (file.parent / CONFIG).is_file():
         file = file.parent
     try:

@@ -28,6 +28,7 @@ PREFIX = "timm/"
 SUFFIXES = ".safetensors", ".pth", ".bin"  # of files that are never checkpoints of Ultralytics
 SAME_COMPUTATION = r"hgnetv2_b\d|(wide_)?resnet\d+(_\d)?"  # others, with anti-aliasing for one, may have equal tensors
 CLASSIFIER = "head.", "fc.", "classifier."
+MAX_NAMES = 2**26  # bytes that are searched for names of tensors
 TIMM_EPS = 1e-5  # of timm's batch norms
 
 
@@ -41,11 +42,24 @@ def is_timm_weights(weights: Any) -> bool:
 
 def has_timm_backbone(file: Path) -> bool:
     """Whether a .pt file is the state dict of a timm backbone, by the keys in it; nothing is unpickled."""
-    if file.suffix != ".pt" or not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as archive:
-        pickles = [archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")]
-    return any(key.encode() in pickled and b"ultralytics" not in pickled for pickled in pickles for key in FAMILIES)
+    pickled = read_pickled_names(file) if file.suffix == ".pt" else b""
+    return any(key.encode() in pickled for key in FAMILIES) and b"ultralytics" not in pickled
+
+
+def read_pickled_names(file: Path) -> bytes:
+    """Read the pickle in an archive of `torch.save`, in which the names of tensors stand; nothing is unpickled.
+
+    torch compresses nothing, so that an entry that is compressed, and may be of any size, is not one of its own.
+    """
+    if not zipfile.is_zipfile(file):
+        return b""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+            stored = [e for e in entries if e.compress_type == zipfile.ZIP_STORED and e.file_size <= MAX_NAMES]
+            return b"".join(map(archive.read, stored))
+    except (zipfile.BadZipFile, OSError):
+        return b""  # what opens the file says what is wrong with it
 
 
 def load_timm_backbone(weights: str | Path, device: torch.device | None = None) -> tuple[nn.Module, dict]:
