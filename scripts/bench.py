@@ -6,6 +6,7 @@
     python scripts/bench.py depth --model FILE   a trained RT-DETR with fewer decoder layers and queries: latency, mAP
     python scripts/bench.py deploy               every model in each runtime that it is exported to: latency, file size
     python scripts/bench.py startup              import and build against the untouched release
+    python scripts/bench.py peers                RT-DETR-R18 against Hugging Face's, the same weights: time, memory
     python scripts/bench.py profile --only FLA   the operations that a case's time goes to
     python scripts/bench.py kept                 print the tables of the records in benchmarks/
     python scripts/bench.py pages                write these tables into the pages of docs/
@@ -31,7 +32,19 @@ os.environ.setdefault("YOLO_OFFLINE", "true")  # nothing here needs the network,
 
 import torch  # noqa: E402
 
-from _bench import cases, deploy, depth, measure, models, naive_formulas, plots, report, startup, training_memory  # noqa: E402
+from _bench import (  # noqa: E402
+    cases,
+    deploy,
+    depth,
+    measure,
+    models,
+    naive_formulas,
+    plots,
+    report,
+    startup,
+    training_memory,
+    transformers_peer,
+)
 from _shared import timing  # noqa: E402
 from _shared.flops import count_flops  # noqa: E402
 from _shared.progress import Progress  # noqa: E402
@@ -231,6 +244,10 @@ BENCHES = {
     "depth": (bench_depth, show_depth),
     "deploy": (bench_deploy, show_deploy),
     "profile": (bench_profile, lambda results: print(report.format_table(results, list(results[0])))),
+    "peers": (
+        lambda args: transformers_peer.measure_peers(args.rounds),
+        lambda results: print(report.format_table(results, list(results[0]))),
+    ),
     "startup": (lambda args: startup.measure_startup(ROOT, args.rounds), show_startup),
 }
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import ROOT
 
 import bench
-from _bench import cases, deploy, depth, lower_bound, measure, models, report, training_memory
+from _bench import cases, deploy, depth, lower_bound, measure, models, report, training_memory, transformers_peer
 from _shared import timing
 from ultralytics import RTDETR, YOLO
 from ultralytics.fork import decoder_size
@@ -274,3 +274,30 @@ def test_kept_results_are_of_this_benchmark():
             rows = data["depth"]["results"]["rows"]
             first = (rows[0][key] for key in decoder_size.ARGUMENTS)
             assert [{key: row[key] for key in decoder_size.ARGUMENTS} for row in rows] == depth.list_choices(*first)
+
+
+@pytest.mark.nightly
+def test_peers(monkeypatch):
+    """Both sides open the same weights and find the same; each mode has a row of figures."""
+    monkeypatch.setattr(transformers_peer, "SIZE", 160)  # 525 positions, more than queries
+    monkeypatch.setattr(
+        transformers_peer, "run_module", lambda _, side, *__: {"ours": "30", "transformers": "40"}[side]
+    )
+    found, make = {}, transformers_peer.make_step
+
+    def make_and_run(side, mode, folder):
+        step = make(side, mode, folder)
+        if mode == "inference":
+            found[side] = step()
+        return step
+
+    monkeypatch.setattr(transformers_peer, "make_step", make_and_run)
+    rows = transformers_peer.measure_peers(rounds=1)
+    assert [(row["mode"], row["batch"], row["of the memory"]) for row in rows] == [
+        ("inference", 1, 0.75),
+        ("training", 2, 0.75),
+    ]
+    assert all(row["ours s"] > 0 and row["of the time"] > 0 for row in rows)
+    ours = found["ours"][1][1][-1].sigmoid().amax(-1).sort().values
+    theirs = found["transformers"].logits.sigmoid().amax(-1).sort().values
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
