@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from ultralytics.fork.errors import Refused, is_plain
-from ultralytics.fork.export.convert_detector import write_hugging_face, write_official
+from ultralytics.fork.export.convert_detector import read_image_size, write_hugging_face, write_official
 from ultralytics.fork.export.safetensors_folder import read_own_folder, write_folder
 from ultralytics.fork.pretrained.detectors import load_detector
 from ultralytics.fork.rtdetr import find_head, get_head
@@ -55,10 +55,10 @@ def convert(source: str, kind: str, out: Path) -> float:
         written = Path(scratch, out.name)
         if kind == "safetensors":
             written.mkdir()
-        WRITE[kind](model, written)
+        WRITE[kind](model, written, *([read_image_size(model)] if kind == "safetensors" else []))
         again, _ = (read_own_folder if kind == "safetensors" else load_detector)(written)
         difference = compare_models(model, again)
-        if difference > BOUND:
+        if not difference <= BOUND:  # or not a number
             raise Refused(f"{source}: the written model differs by {difference:.1g}; nothing was kept")
         shutil.move(written, out)
     return difference
@@ -73,7 +73,7 @@ def compare_models(one: torch.nn.Module, other: torch.nn.Module) -> float:
             get_head(model).shapes = []
             _, (boxes, scores, *_) = model(image)
             found.append((boxes[-1], scores[-1].sigmoid()))
-    return max(float((a - b).abs().max()) for a, b in zip(*found, strict=True))
+    return float(torch.stack([(a - b).abs().max() for a, b in zip(*found, strict=True)]).max())
 
 
 def main() -> None:

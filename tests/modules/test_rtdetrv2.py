@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from conftest import lively
+import yaml
+from conftest import ROOT, lively, mark_nightly
 
+from ultralytics import RTDETR
 from ultralytics.fork.training.losses import VarifocalLoss
 from ultralytics.nn.AddModules.RTDETRv2 import MSDeformAttnV2, RTDETRDecoderV2, make_anchors
 from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.nn.modules.transformer import MSDeformAttn
 from ultralytics.nn.tasks import RTDETRDetectionModel
+from ultralytics.utils import YAML
 
 SHAPES = [[7, 12], [4, 6], [2, 3]]
 BATCH, QUERIES, WIDTH, HEADS = 2, 5, 16, 4
@@ -62,7 +65,7 @@ def loops(layer, query, boxes, maps, read):
                 p = 0
                 for level, points in zip(levels, layer.points):
                     for _ in range(points):
-                        dx, dy = offsets[b, q, head, p] * float(layer.point_scale[p])  # 0.5 / points, in fp32
+                        dx, dy = offsets[b, q, head, p] / points * 0.5
                         sample = read(level[b, :, :, head], x + dx * w, y + dy * h)
                         out[b, q, head] += weights[b, q, head, p] * sample
                         p += 1
@@ -90,8 +93,6 @@ def test_bilinear_attention_is_rt_detr_s():
 
 def test_first_offsets_are_rt_detr_s():
     layer, upstream = MSDeformAttnV2(WIDTH, HEADS, [4, 4, 4]), MSDeformAttn(WIDTH, len(SHAPES), HEADS, 4)
-    scale = torch.cat([torch.full((n, 1), 0.5 / n) for n in (4, 4, 4)])
-    assert torch.equal(layer.point_scale, scale)
     assert layer.state_dict().keys() == upstream.state_dict().keys()
     torch.testing.assert_close(layer.sampling_offsets.bias, upstream.sampling_offsets.bias)
     assert not layer.sampling_offsets.weight.any() and not layer.attention_weights.weight.any()
@@ -108,13 +109,9 @@ def test_discrete_sampling_has_no_gradient_of_offsets_and_bears_what_is_not_a_nu
 
 def make_yaml(*arguments):
     """A tiny RT-DETRv2; `arguments` follow `eval_idx`."""
-    from conftest import ROOT
-
-    from ultralytics.utils import YAML
-
-    yaml = YAML.load(ROOT / "cfg_custom" / "models" / "rtdetr-tiny.yaml")
-    yaml["head"][-1] = [[19, 22, 25], 1, "RTDETRDecoderV2", ["nc", 96, 60, 4, 4, 3, 192, -1, *arguments]]
-    return yaml
+    rows = YAML.load(ROOT / "cfg_custom" / "models" / "rtdetr-tiny.yaml")
+    rows["head"][-1] = [[19, 22, 25], 1, "RTDETRDecoderV2", ["nc", 96, 60, 4, 4, 3, 192, -1, *arguments]]
+    return rows
 
 
 def make_batch():
@@ -186,7 +183,7 @@ def test_one_position_can_become_several_queries():
     _, boxes, enc_boxes, scores = head._get_decoder_input(feats, shapes)
     assert boxes.shape == (2, 60, 4) and scores.shape == (2, 60, 3)
     assert all(len(image.unique(dim=0)) == 30 for image in enc_boxes)
-    head.selection = "class"
+    head.selection = "best_class"
     assert all(len(image.unique(dim=0)) == 60 for image in head._get_decoder_input(feats, shapes)[2])
 
 
@@ -218,9 +215,35 @@ def test_samplings_find_different_boxes():
         ({"ndp": [4, 4]}, r"points \[4, 4\]; expected .* each of the 3 maps"),
         ({"ndp": 0}, "points 0; expected a number of at least 1"),
         ({"sampling": "nearest"}, "sampling 'nearest'; expected bilinear or discrete"),
-        ({"selection": "best"}, "selection 'best'; expected class, agnostic, one2many"),
+        ({"selection": "best"}, "selection 'best'; expected best_class, agnostic, one2many"),
     ],
 )
 def test_what_is_no_decoder_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         RTDETRDecoderV2(**arguments)
+
+
+@pytest.mark.parametrize("selection", mark_nightly(["best_class", "one2many", "agnostic"], {"one2many"}))
+def test_exports_for_any_size(selection, tmp_path):
+    """Verified on other sizes and with another batch."""
+    model = RTDETRDetectionModel(make_yaml("discrete", selection), verbose=False)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.model[-1].enc_score_head.weight, 0, 0.5)
+    torch.save({"model": model}, tmp_path / "a.pt")
+    file = RTDETR(tmp_path / "a.pt").export(format="torchscript", imgsz=96, dynamic=True)
+    assert file == str(tmp_path / "a.torchscript")
+
+
+def test_offsets_stay_frozen_in_training(shapes, tmp_path, caplog):
+    """Upstream would unfreeze what it is not told to freeze, and say so layer by layer."""
+    (tmp_path / "tiny-dsp.yaml").write_text(yaml.safe_dump(make_yaml("discrete")))
+    model = RTDETR(tmp_path / "tiny-dsp.yaml")
+    frozen = set()
+    model.add_callback(
+        "on_train_epoch_start",
+        lambda trainer: frozen.update(name for name, p in trainer.model.named_parameters() if not p.requires_grad),
+    )
+    options = {"data": shapes, "epochs": 1, "imgsz": 64, "batch": 4, "project": tmp_path, "plots": False, "val": False}
+    model.train(**options, freeze=1)
+    assert {name for name in frozen if "sampling_offsets" in name} and {name for name in frozen if ".0.stem" in name}
+    assert "for frozen layer" not in caplog.text

@@ -118,8 +118,9 @@ def test_outputs_are_those_of_transformers(case, tmp_path, often):
             "rtdetrv2-r50m",
             "rtdetrv2-l",
             "rtdetrv2-x",
+            "rtdetr-r18-p2",
         ],
-        {"rtdetr-r18", "rtdetrv2-r18-dsp", "rtdetr-r50m", "rtdetrv2-l"},
+        {"rtdetr-r18-p2", "rtdetrv2-r18-dsp", "rtdetr-r50m", "rtdetrv2-l"},
     ),
 )
 def test_what_is_written_opens_elsewhere(name, tmp_path):
@@ -306,6 +307,8 @@ class RunsCode:
 
 def change(tensors, kind):
     """Make what is not an RT-DETR out of one that is."""
+    if kind == "LAB":
+        return {**tensors, "backbone.stem.stem1.lab.scale": torch.ones(1)}
     if kind == "D-FINE":
         return {**tensors, "decoder.pre_bbox_head.layers.0.weight": torch.zeros(1)}
     if kind == "missing":
@@ -321,6 +324,7 @@ def change(tensors, kind):
     "kind, message",
     [
         ("D-FINE", "is a D-FINE, not an RT-DETR; expected"),
+        ("LAB", "a tensor backbone.stem.stem1.lab.scale, which no RT-DETR has"),
         ("missing", "no tensor decoder.dec_score_head.1.weight"),
         ("unknown", "a tensor decoder.gate.weight, which no RT-DETR has"),
         ("shape", r"query_pos_head.layers.0.weight is \[7, 4\]; .* \[64, 4\]"),
@@ -361,6 +365,9 @@ def test_files_that_are_damaged_or_run_code_are_refused(small, official, tmp_pat
         ("model_type", "detr", "`model_type` is 'detr'; expected rt_detr or rt_detr_v2"),
         ("normalize_before", True, "`normalize_before` is True; RT-DETR is built here with False"),
         ("activation_function", "relu", "`activation_function` is 'relu'"),
+        ("backbone_config", {"downsample_in_bottleneck": True}, "`downsample_in_bottleneck` is True"),
+        ("backbone_config", {"hidden_act": "silu"}, "`hidden_act` is 'silu'"),
+        ("decoder_method", "cubic", "`decoder_method` is 'cubic'; expected default or discrete"),
     ],
 )
 def test_configurations_of_other_models_are_refused(small, tmp_path, key, value, message):
@@ -369,6 +376,55 @@ def test_configurations_of_other_models_are_refused(small, tmp_path, key, value,
     file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
     with pytest.raises(Refused, match=f"config.json: {message}"):
         load_detector(tmp_path / "folder")
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("num_queries", None, "`num_queries` is None; expected a whole number"),
+        ("num_queries", -1, "`num_queries` is -1"),
+        ("num_queries", 1.5, "`num_queries` is 1.5"),
+        ("decoder_offset_scale", "far", "`decoder_offset_scale` is far"),
+        ("id2label", {"0": "disc"}, "1 names of classes, but scores of 3"),
+    ],
+)
+def test_settings_that_no_decoder_can_have_are_refused(small, tmp_path, key, value, message):
+    shutil.copytree(small[0], tmp_path / "folder")
+    file = tmp_path / "folder" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(Refused, match=message):
+        load_detector(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_points_that_are_no_numbers_are_refused(official, tmp_path, value):
+    official["decoder.decoder.layers.0.cross_attn.num_points_scale"] = torch.full((12,), value)
+    torch.save({"model": official}, tmp_path / "x.pth")
+    with pytest.raises(Refused, match="num_points_scale is not 1 / n"):
+        load_detector(tmp_path / "x.pth")
+
+
+def test_the_file_that_is_named_is_the_one_that_is_read(small, tmp_path):
+    """Others beside it, of other steps of a training, are not."""
+    folder = tmp_path / "folder"
+    shutil.copytree(small[0], folder)
+    tensors = load_file(folder / "model.safetensors")
+    key = "model.decoder.class_embed.0.bias"
+    save_file({**tensors, key: torch.full((3,), 7.0)}, folder / "step2.safetensors", metadata={"format": "pt"})
+    for path, expected in ((folder, tensors[key]), (folder / "model.safetensors", tensors[key])):
+        assert torch.equal(load_detector(path)[0].model[-1].dec_score_head[0].bias, expected)
+    assert (load_detector(folder / "step2.safetensors")[0].model[-1].dec_score_head[0].bias == 7).all()
+    (folder / "model.safetensors").rename(folder / "part1.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "part1.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert torch.equal(load_detector(folder)[0].model[-1].dec_score_head[0].bias, tensors[key])
+
+
+def test_exports_lie_beside_the_folder(small, tmp_path):
+    folder = tmp_path / "run.1"
+    shutil.copytree(small[0], folder)
+    assert RTDETR(folder).export(format="safetensors") == str(tmp_path / "run.1_safetensors")
+    assert RTDETR(folder).export(format="torchscript", imgsz=96, verify=False) == str(tmp_path / "run.1.torchscript")
 
 
 def test_sizes_cover_the_shipped_files():

@@ -16,10 +16,10 @@ from ultralytics.utils import YAML
 
 @pytest.fixture(scope="module")
 def r18(tmp_path_factory):
-    """A checkpoint of an R18 with three classes."""
+    """A checkpoint of an R18 whose classes have names of their own."""
     torch.manual_seed(0)
     model = lively("rtdetr-r18")
-    model.model.names = {0: "disc", 1: "square", 2: "triangle"}
+    model.model.names = {i: f"kind {i}" for i in range(80)}
     file = tmp_path_factory.mktemp("convert") / "r18.pt"
     model.save(file)
     return file
@@ -35,7 +35,7 @@ def test_command(r18, tmp_path, monkeypatch, capsys, kind, out):
     assert "the same boxes and scores" in capsys.readouterr().out
     again = RTDETR(tmp_path / out)
     expected = load_checkpoint(r18)[0]
-    assert again.names == {0: "disc", 1: "square", 2: "triangle"}
+    assert again.names == {i: f"kind {i}" for i in range(80)}
     assert convert.compare_models(expected, again.model) < 1e-6
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [(tmp_path / out).name]
     with pytest.raises(SystemExit, match="exists; name another --out"):
@@ -117,7 +117,8 @@ def test_what_a_model_file_does_not_say_is_refused(tmp_path):
     [
         ({"task": "fly"}, "`task: fly`, expected one of detect"),
         ({"norms": {"model.99.bn": [1e-5, 0.1]}}, "`norms: model.99.bn` is not a batch norm"),
-        ({"nc": 7}, "is not a tensor of the model in model.yaml, or is missing"),
+        ({"nc": 7}, "3 `names:` for 7 classes"),
+        ({"nc": 7, "names": None}, "is not a tensor of the model in model.yaml, or is missing"),
         ({"head": [[-1, 1, "Nothing", []]]}, "no module is named 'Nothing'"),
     ],
 )
@@ -129,3 +130,18 @@ def test_folders_that_are_damaged(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as error:
         YOLO(folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("argument", [{"decoder_layers": 1}, {"half": True}, {"num_queries": 20}, {"dynamic": True}])
+def test_arguments_that_would_change_the_model_are_refused(tmp_path, argument):
+    YOLO("rtdetr-tiny.yaml").save(tmp_path / "best.pt")
+    with pytest.raises(ValueError, match="writes the model as it is"):
+        YOLO(tmp_path / "best.pt").export(format="safetensors", **argument)
+    assert not (tmp_path / "best_safetensors").exists()
+
+
+def test_the_image_size_of_the_training_stays(r18, tmp_path):
+    model = load_checkpoint(r18)[0]
+    torch.save({"model": model, "train_args": {"imgsz": 96}}, tmp_path / "a.pt")
+    convert.convert(str(tmp_path / "a.pt"), "safetensors", tmp_path / "folder")
+    assert RTDETR(tmp_path / "folder").overrides["imgsz"] == 96

@@ -58,7 +58,7 @@ def write_official(model: Any, file: Path) -> None:
     if isinstance(head, RTDETRDecoderV2):
         for i, layer in enumerate(head.decoder.layers):
             tensors[f"decoder.decoder.layers.{i}.cross_attn.num_points_scale"] = scale_points(layer)
-        sides = [OFFICIAL_SIZE // int(s) for s in (8, 16, 32)][-head.nl :]
+        sides = [OFFICIAL_SIZE // stride for stride in list_strides(head)]
         anchors, valid = make_anchors([[n, n] for n in sides], torch.zeros(()))
         tensors |= {"decoder.anchors": anchors, "decoder.valid_mask": valid}
     else:
@@ -82,7 +82,10 @@ def write_official(model: Any, file: Path) -> None:
 
 
 def write_hugging_face(model: Any, folder: Path) -> None:
-    """Write a folder that Hugging Face's `transformers` opens: weights, configuration, preprocessing."""
+    """Write a folder that Hugging Face's `transformers` opens: weights, configuration, preprocessing.
+
+    Images are resized there to what the model was trained with.
+    """
     from safetensors.torch import save_file
 
     tensors, config = list_official_tensors(model), make_config(model)
@@ -104,7 +107,7 @@ def write_hugging_face(model: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    size = OFFICIAL_SIZE
+    size = read_image_size(model)
     preprocessing = {
         "image_processor_type": "RTDetrImageProcessor",
         "do_resize": True,
@@ -115,6 +118,13 @@ def write_hugging_face(model: Any, folder: Path) -> None:
         "do_pad": False,
     }
     (folder / PREPROCESSOR).write_text(json.dumps(preprocessing, indent=2) + "\n", encoding="utf-8")
+
+
+def read_image_size(model: Any) -> int:
+    """Read the image size of a model's training from its arguments."""
+    arguments = getattr(model, "args", None) or {}
+    size = arguments.get("imgsz") if isinstance(arguments, dict) else getattr(arguments, "imgsz", None)
+    return size if isinstance(size, int) else OFFICIAL_SIZE
 
 
 def scale_points(layer: Any) -> torch.Tensor:
@@ -134,9 +144,9 @@ def make_config(model: Any) -> dict:
     attention: Any = head.decoder.layers[0].cross_attn
     is_v2 = isinstance(head, RTDETRDecoderV2)
     points = attention.points if is_v2 else [attention.n_points]
-    if len(set(points)) > 1 or (is_v2 and head.selection != "class"):
+    if len(set(points)) > 1 or (is_v2 and head.selection != "best_class"):
         raise Refused("Hugging Face's RT-DETR has the same number of points in each map, and chooses queries by class")
-    backbone = describe_backbone(model)
+    backbone = {**describe_backbone(model), "out_indices": list(range(5 - len(list_strides(head)), 5))}
     tensors = model.state_dict()
     rows, start = model.yaml["head"], len(model.yaml["backbone"])
     width = tensors[f"model.{start}.conv.weight"].shape[0]
@@ -150,6 +160,7 @@ def make_config(model: Any) -> dict:
         "backbone_config": backbone,
         "freeze_backbone_batch_norms": False,
         **FIXED,
+        "encode_proj_layers": [levels - 1],
         "encoder_hidden_dim": width,
         "encoder_in_channels": [tensors[key].shape[1] for key in maps[::-1]],
         "encoder_ffn_dim": model.model[start + 1].fc1.out_features,
@@ -163,7 +174,7 @@ def make_config(model: Any) -> dict:
         "num_feature_levels": levels,
         "num_queries": head.num_queries,
         "num_denoising": head.num_denoising,
-        "feat_strides": [8, 16, 32],
+        "feat_strides": list_strides(head),
         "id2label": {str(i): name for i, name in model.names.items()},
         "label2id": {name: i for i, name in model.names.items()},
         "dtype": "float32",
@@ -176,6 +187,11 @@ def make_config(model: Any) -> dict:
             "decoder_offset_scale": attention.offset_scale,
         }
     return config
+
+
+def list_strides(head: Any) -> list[int]:
+    """List the strides of the maps that a decoder reads, of which the last has 32."""
+    return [32 >> i for i in range(head.nl)][::-1]
 
 
 def describe_backbone(model: Any) -> dict:
@@ -191,7 +207,6 @@ def describe_backbone(model: Any) -> dict:
             ],
             "depths": [len(stage) for stage in blocks],
             "layer_type": "bottleneck" if hasattr(blocks[0][0], "cv3") else "basic",
-            "out_indices": [2, 3, 4],
         }
     stages: list[list[Any]] = [[]]
     for m in rest:
@@ -217,5 +232,4 @@ def describe_backbone(model: Any) -> dict:
         "stage_light_block": light,
         "stage_kernel_size": [(m.conv2 if is_light else m).conv.kernel_size[0] for m, is_light in firsts],
         "stage_numb_of_layers": [len(stage[0].m) for stage in stages],
-        "out_indices": [2, 3, 4],
     }

@@ -52,6 +52,7 @@ def export_folder(exporter: Any, model: nn.Module) -> str:
     Raises:
         Refused: For a model whose layers are fused, or one that is not what its model file builds.
     """
+    refuse_arguments(exporter.args)
     source = Path(getattr(model, "pt_path", None) or getattr(model, "yaml_file", None) or "model.pt")
     folder = source.with_name(source.stem + SUFFIX)
     with tempfile.TemporaryDirectory(dir=source.parent if source.parent.is_dir() else Path.cwd()) as scratch:
@@ -65,6 +66,15 @@ def export_folder(exporter: Any, model: nn.Module) -> str:
         f"Export complete: {folder} ({size:.1f} MB), tensors and model file. Predict: yolo predict model={folder}"
     )
     return str(folder)
+
+
+def refuse_arguments(args: Any) -> None:
+    """Raise `Refused` for an argument that would change the model: the folder holds it as it is."""
+    keys = "decoder_layers", "num_queries", "half", "int8", "quantize", "dynamic", "nms"
+    given = {key: getattr(args, key, None) for key in keys}
+    named = [f"{key}={value}" for key, value in given.items() if value not in (None, False, DEFAULT_CFG_DICT.get(key))]
+    if named:
+        raise Refused(f"{' '.join(named)}: format=safetensors writes the model as it is; leave this out")
 
 
 def write_folder(model: Any, folder: Path, imgsz: Any = None) -> None:
@@ -142,7 +152,7 @@ def read_own_folder(folder: str | Path, device: torch.device | None = None) -> t
             raise Refused(f"{folder / MODEL}: `{NORMS}: {quote(name, 80)}` is not a batch norm with eps and momentum")
         norm.eps, norm.momentum = values
     arguments = {"imgsz": rows["imgsz"]} if isinstance(rows.get("imgsz"), int) else {}
-    model.args, model.pt_path = {**DEFAULT_CFG_DICT, **arguments}, str(folder)
+    model.args, model.pt_path = {**DEFAULT_CFG_DICT, **arguments}, f"{folder}.pt"  # beside which exports are put
     return model.to(device).eval(), {"model": model, "train_args": arguments}
 
 
@@ -173,5 +183,7 @@ def build_model(content: dict) -> nn.Module:
     if task not in table:
         raise Refused(f"{MODEL}: `task: {quote(task, 80)}`, expected one of {', '.join(table)}")
     model = table[task]["model"](rows, ch=rows.get("channels", 3), nc=rows.get("nc"), verbose=False)
+    if names and sorted(names) != list(range(content.get("nc") or len(names))):
+        raise Refused(f"{MODEL}: {len(names)} `names:` for {content.get('nc')} classes; expected as many, from 0")
     model.task, model.names = task, dict(names) if names else model.names
     return model

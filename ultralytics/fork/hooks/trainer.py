@@ -23,7 +23,7 @@ from ultralytics.fork.training.activation_checkpoints import checkpoint_activati
 from ultralytics.fork.training.batch_transforms import transform_batches
 from ultralytics.fork.training.compiled_training import give_targets
 from ultralytics.fork.training.explain_interruption import explain_interruption
-from ultralytics.fork.training.frozen_backbone import freeze_backbone, train_new_backbone
+from ultralytics.fork.training.frozen_backbone import freeze_backbone, keep_offsets_frozen, train_new_backbone
 from ultralytics.fork.training.inference_tensors import thaw
 from ultralytics.fork.training.mixed_precision import choose_precision
 from ultralytics.fork.training.norm_gradients import match_gradient_layout
@@ -88,7 +88,7 @@ def setup_model(original: Any, self: Any) -> Any:
     checkpoint = original(self)
     write_transfer_report(self)
     model = unwrap_model(self.model)
-    self.args.freeze = choose_frozen_places(model, self.args.freeze)
+    self.args.freeze = keep_offsets_frozen(model, choose_frozen_places(model, self.args.freeze))
     train_new_backbone(self, model)
     freeze_backbone(self, model)
     if self.args.loss:

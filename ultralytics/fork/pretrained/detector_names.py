@@ -14,7 +14,7 @@ import torch
 
 CLASS_EMBEDDING = "decoder.denoising_class_embed.weight"
 # Buffers that are made anew: they hold no weights, or are those of one image size
-MADE_ANEW = r"(.*\.)?(num_batches_tracked|n(um)?_points_scale)|decoder\.(anchors|valid_mask)|.*pos_embed\d*|.*\.lab\..*"
+MADE_ANEW = r"(.*\.)?(num_batches_tracked|n(um)?_points_scale)|decoder\.(anchors|valid_mask)|.*pos_embed\d*"
 PARTS_OF_ATTENTION = "q_proj", "k_proj", "v_proj"
 
 # Hugging Face's names beside the official ones; each # is a number

@@ -119,9 +119,9 @@ def read_decoder(shape: Shapes, settings: DecoderSettings, expansion: float) -> 
         arguments += [0.0, None, last]
         defaults = ["nc", 256, 300, 4, 8, 6, 1024, 0.0, None, -1]
         return [1, "RTDETRDecoder", shorten(arguments, defaults)], nc
-    selection = "agnostic" if shape["decoder.enc_score_head.weight"][0] == 1 != nc else "class"
+    selection = "agnostic" if shape["decoder.enc_score_head.weight"][0] == 1 != nc else "best_class"
     arguments += [last, settings.sampling, selection, settings.offset_scale]
-    defaults = ["nc", 256, 300, 4, 8, 6, 1024, -1, "bilinear", "class", 0.5]
+    defaults = ["nc", 256, 300, 4, 8, 6, 1024, -1, "bilinear", "best_class", 0.5]
     return [1, "RTDETRDecoderV2", shorten(arguments, defaults)], nc
 
 

@@ -41,7 +41,6 @@ FITS = (
 # What Hugging Face's configuration may say, where only one value is an RT-DETR as this project builds it
 FIXED = {
     "encoder_layers": 1,
-    "encode_proj_layers": [2],
     "encoder_activation_function": "gelu",
     "activation_function": "silu",
     "decoder_activation_function": "relu",
@@ -55,6 +54,9 @@ FIXED = {
 }
 # What an official file does not tell, and those of this project do
 SETTINGS_KEY, TOLD = "addmodules", ("num_queries", "sampling", "offset_scale", "eval_idx", "names")
+FIXED_BACKBONE = {"hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False}
+METHODS = {"default": "bilinear", "discrete": "discrete"}  # of sampling: Hugging Face's names, ours
+MAX_QUERIES = 10_000
 COCO = ROOT / "cfg" / "datasets" / "coco.yaml"
 
 
@@ -104,10 +106,12 @@ def load_detector(weights: str | Path, device: torch.device | None = None) -> tu
         ConnectionError: If a repository is not on this machine and cannot be fetched.
     """
     file = fetch_folder(str(weights)) if is_repository(weights) else Path(weights)
-    if file.suffix == ".safetensors" and (file.parent / CONFIG).is_file():
-        file = file.parent
+    has_config = file.suffix == ".safetensors" and (file.parent / CONFIG).is_file()
     try:
-        tensors, settings = read_folder(file) if file.is_dir() else read_file(file)
+        if file.is_dir() or has_config:
+            tensors, settings = read_folder(*((file, None) if file.is_dir() else (file.parent, file)))
+        else:
+            tensors, settings = read_file(file)
         model = build_detector(tensors, settings, str(weights))
     except Exception as e:
         if is_plain(e):
@@ -116,27 +120,46 @@ def load_detector(weights: str | Path, device: torch.device | None = None) -> tu
     return model.to(device).eval(), {"model": model, "train_args": {}}
 
 
-def read_folder(folder: Path) -> tuple[dict[str, torch.Tensor], DecoderSettings]:
-    """Read a folder of Hugging Face's: official names, and what its configuration says."""
+def read_folder(folder: Path, file: Path | None) -> tuple[dict[str, torch.Tensor], DecoderSettings]:
+    """Read Hugging Face's tensors, of a folder or of one file in it: official names, and what the configuration says.
+
+    Raises:
+        Refused: For the configuration of another model.
+    """
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     kind = config.get("model_type")
     if kind not in {"rt_detr", "rt_detr_v2"}:
         raise Refused(f"{folder / CONFIG}: `model_type` is {kind!r}; expected rt_detr or rt_detr_v2")
-    for key, value in FIXED.items():
-        if config.get(key, value) != value:
-            raise Refused(f"{folder / CONFIG}: `{key}` is {config[key]!r}; RT-DETR is built here with {value!r}")
+    backbone = config.get("backbone_config") or {}
+    last = len(config.get("encoder_in_channels", [0, 0, 0])) - 1
+    for part, fixed in ((config, {**FIXED, "encode_proj_layers": [last]}), (backbone, FIXED_BACKBONE)):
+        for key, value in fixed.items():
+            if part.get(key, value) != value:
+                raise Refused(f"{folder / CONFIG}: `{key}` is {part[key]!r}; RT-DETR is built here with {value!r}")
+    method = config.get("decoder_method", "default")
+    if method not in METHODS:
+        raise Refused(f"{folder / CONFIG}: `decoder_method` is {method!r}; expected {' or '.join(METHODS)}")
     settings = DecoderSettings(
         version=2 if kind == "rt_detr_v2" else 1,
         num_queries=config.get("num_queries", 300),
-        sampling="discrete" if config.get("decoder_method") == "discrete" else "bilinear",
+        sampling=METHODS[method],
         offset_scale=config.get("decoder_offset_scale", 0.5),
         eval_idx=-1,  # Hugging Face's models have no other
         heads=config.get("decoder_attention_heads", 8),
         names={int(key): str(name) for key, name in (config.get("id2label") or {}).items()},
     )
-    files = sorted(folder.glob("*.safetensors"))
-    tensors = {name: tensor for file in files for name, tensor in read_safetensors(file).items()}
+    files = [file] if file else list_weights(folder)
+    tensors = {name: tensor for found in files for name, tensor in read_safetensors(found).items()}
     return clean_official(from_hugging_face(tensors)), settings
+
+
+def list_weights(folder: Path) -> list[Path]:
+    """List the files of a folder of Hugging Face's that hold its weights: one, or those that its index names."""
+    index = folder / f"{WEIGHTS}.index.json"
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        return [folder / WEIGHTS]
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return [folder / Path(name).name for name in sorted(names)]
 
 
 def read_file(file: Path) -> tuple[dict[str, torch.Tensor], DecoderSettings]:
@@ -155,8 +178,15 @@ def read_file(file: Path) -> tuple[dict[str, torch.Tensor], DecoderSettings]:
 
 
 def read_points(scale: torch.Tensor) -> list[int] | None:
-    """Read the points of each level off v2's buffer, which has 1 / n for each of n points; None if all are equal."""
-    inverse, points = (1 / scale).round().long().tolist(), []
+    """Read the points of each level off v2's buffer, which has 1 / n for each of n points; None if all are equal.
+
+    Raises:
+        Refused: If it is another.
+    """
+    numbers = scale.flatten().tolist()
+    if not all(0 < x <= 1 for x in numbers):
+        raise Refused("its num_points_scale is not 1 / n for each of the n points of a level")
+    inverse, points = [round(1 / x) for x in numbers], []
     while inverse:
         points.append(inverse[0])
         inverse = inverse[inverse[0] :]
@@ -209,6 +239,7 @@ def build_detector(tensors: dict[str, torch.Tensor], settings: DecoderSettings, 
     """
     from ultralytics.nn.tasks import RTDETRDetectionModel
 
+    check_settings(settings, name)
     for other, signs in OTHERS.items():
         if any(sign in key for key in tensors for sign in signs):
             raise Refused(f"{name} is a {other}, not an RT-DETR; {FITS}")
@@ -241,9 +272,36 @@ def build_detector(tensors: dict[str, torch.Tensor], settings: DecoderSettings, 
     if unused := tensors.keys() - used:
         raise Refused(f"{name} has a tensor {min(unused)}, which no RT-DETR has; {FITS}")
     model.load_state_dict(found)
+    if settings.names and sorted(settings.names) != list(range(rows["nc"])):
+        raise Refused(f"{name} has {len(settings.names)} names of classes, but scores of {rows['nc']}")
     model.names = settings.names or name_classes(rows["nc"])
-    model.args, model.task, model.pt_path = dict(DEFAULT_CFG_DICT), "detect", name
+    model.args, model.task, model.pt_path = dict(DEFAULT_CFG_DICT), "detect", place_exports(name)
     return model
+
+
+def check_settings(settings: DecoderSettings, name: str) -> None:
+    """Raise `Refused` for a setting that no decoder can have."""
+    whole = {"num_queries": (settings.num_queries, 1), "decoder_attention_heads": (settings.heads, 1)}
+    for key, (value, least) in whole.items():
+        if type(value) is not int or not least <= value <= MAX_QUERIES:
+            raise Refused(
+                f"{name}: `{key}` is {quote(value, 80)}; expected a whole number from {least} to {MAX_QUERIES}"
+            )
+    last, scale = settings.eval_idx, settings.offset_scale
+    if last is not None and type(last) is not int:
+        raise Refused(f"{name}: `eval_idx` is {quote(last, 80)}; expected a whole number")
+    if type(scale) not in (int, float) or not 0 < scale < MAX_QUERIES:
+        raise Refused(f"{name}: `decoder_offset_scale` is {quote(scale, 80)}; expected a number above 0")
+    if settings.sampling not in METHODS.values() or not isinstance(settings.names, dict):
+        raise Refused(f"{name}: its sampling is {quote(settings.sampling, 80)}, or its classes have no names by number")
+
+
+def place_exports(name: str) -> str:
+    """Give the path beside which exports are put, as beside a checkpoint: of a folder, one of its name."""
+    path = Path(name)
+    if path.is_file():
+        return str(path)
+    return f"{path}.pt" if path.is_dir() else f"{path.name}.pt"
 
 
 def name_classes(nc: int) -> dict[int, str]:

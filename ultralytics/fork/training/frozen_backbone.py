@@ -140,3 +140,17 @@ def list_stages(model: Any) -> list[list[int]]:
         stages[-1].append(place)
         last = stride
     return stages
+
+
+def keep_offsets_frozen(model: nn.Module, freeze: Any) -> Any:
+    """Add the offsets of a decoder that samples the nearest positions to upstream's `freeze=`: they get no gradient.
+
+    Upstream would let each parameter learn that it is not told to freeze.
+    """
+    names = [
+        name.removeprefix("model.") for name, m in model.named_modules() if getattr(m, "sampling", "") == "discrete"
+    ]
+    if not names:
+        return freeze
+    layers = list(range(freeze)) if isinstance(freeze, int) else list(freeze or [])
+    return layers + [f"{name}.sampling_offsets" for name in names]

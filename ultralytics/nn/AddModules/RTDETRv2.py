@@ -29,7 +29,7 @@ from ultralytics.nn.modules.transformer import MSDeformAttn
 __all__ = ("MSDeformAttnV2", "RTDETRDecoderV2")
 
 SAMPLING = "bilinear", "discrete"
-SELECTION = "class", "agnostic", "one2many"
+SELECTION = "best_class", "agnostic", "one2many"
 NO_SCORE = -1e4  # logit of what is no class; its probability and gradient are 0, in half precision too
 ANCHOR_SIZE, ANCHOR_MARGIN = 0.05, 0.01  # of the image: an anchor's side at the first level; what it keeps to the edge
 
@@ -62,8 +62,6 @@ class MSDeformAttnV2(MSDeformAttn):
             nn.init.zeros_(layer.bias)
         with torch.no_grad():
             self.sampling_offsets.bias.copy_((direction[:, None] * distance[:, None]).flatten())
-        scale = torch.cat([torch.full((n, 1), offset_scale / n) for n in points])
-        self.register_buffer("point_scale", scale, persistent=False)  # (total, 1)
         self.sampling_offsets.requires_grad_(sampling != "discrete")
 
     def forward(
@@ -93,13 +91,18 @@ class MSDeformAttnV2(MSDeformAttn):
             value = value.masked_fill(value_mask[..., None], 0.0)
         value = value.view(batch, value.shape[1], heads, -1).transpose(1, 2).flatten(0, 1)  # (B heads, L, c)
         offset = self.sampling_offsets(query).view(batch, n, heads, total, 2)
-        offset = offset * self.point_scale * refer_bbox[:, :, None, :, 2:]
+        offset = offset * self.scale_points(query) * refer_bbox[:, :, None, :, 2:]
         # (B, N, heads, total, 2) to (B heads, N, total, 2), of the image, from 0 to 1
         place = (refer_bbox[:, :, None, :, :2] + offset).transpose(1, 2).flatten(0, 1)
         weight = self.attention_weights(query).view(batch, n, heads, total).softmax(-1).transpose(1, 2).flatten(0, 1)
         sample = self.sample_nearest if self.sampling == "discrete" else self.sample_bilinear
         out = sample(value, value_shapes, place, weight)  # (B heads, N, c)
         return self.output_proj(out.view(batch, heads, n, -1).transpose(1, 2).flatten(2))
+
+    def scale_points(self, like: torch.Tensor) -> torch.Tensor:
+        """Give how far an offset of 1 reaches at each point, (total, 1), of the reference box's sides."""
+        numbers = [self.offset_scale / n for n in self.points for _ in range(n)]
+        return torch.tensor(numbers, dtype=torch.double)[:, None].type_as(like)
 
     def sample_bilinear(
         self, value: torch.Tensor, shapes: list, place: torch.Tensor, weight: torch.Tensor
@@ -146,7 +149,7 @@ class RTDETRDecoderV2(RTDETRDecoder):
         d_ffn: Width inside the feed-forward networks.
         eval_idx: The decoder layer whose boxes are the result; a negative number counts from the end.
         sampling: `bilinear`, or `discrete`: the nearest position, without `grid_sample`.
-        selection: By which score a position becomes a query: its best class's (`class`), one for all classes
+        selection: By which score a position becomes a query: its best class's (`best_class`), one for all classes
             (`agnostic`), or each class's, by which one position can become several queries (`one2many`).
         offset_scale: How far the decoder looks beyond a box, in its sides.
 
@@ -166,7 +169,7 @@ class RTDETRDecoderV2(RTDETRDecoder):
         d_ffn: int = 1024,
         eval_idx: int = -1,
         sampling: str = "bilinear",
-        selection: str = "class",
+        selection: str = "best_class",
         offset_scale: float = 0.5,
     ):
         points = [ndp] * len(ch) if isinstance(ndp, int) else list(ndp)
@@ -207,12 +210,13 @@ class RTDETRDecoderV2(RTDETRDecoder):
         anchors, valid = make_anchors(shapes, feats)
         features = self.enc_output(valid * feats)
         scores = self.enc_score_head(features)  # (B, L, nc)
-        count = min(self.num_queries, features.shape[1])
+        positions: Any = torch._shape_as_tensor(features)[1] if self.dynamic else features.shape[1]  # of any size
+        count = positions.clamp(max=self.num_queries) if self.dynamic else min(self.num_queries, positions)
         chosen = (
             scores.flatten(1).topk(count, dim=1).indices.div(self.nc, rounding_mode="floor")[..., None]
         )  # (B, N, 1)
         embed = features.gather(1, chosen.expand(-1, -1, features.shape[2]))
-        boxes = self.enc_bbox_head(embed) + anchors.expand(len(feats), -1, -1).gather(1, chosen.expand(-1, -1, 4))
+        boxes = self.enc_bbox_head(embed) + anchors[0][chosen[..., 0]]
         scores = scores.gather(1, chosen.expand(-1, -1, self.nc))
         enc_boxes = boxes.sigmoid()
         if self.training:
@@ -235,7 +239,7 @@ def make_anchors(shapes: list[list[int]], like: torch.Tensor) -> tuple[torch.Ten
     """
     boxes = []
     for i, (h, w) in enumerate(shapes):
-        y, x = ((torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) / n for n in (h, w))
+        y, x = ((torch.arange(n).type_as(like) + 0.5) / n for n in (h, w))
         centres = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], -1).view(-1, 2)
         boxes.append(torch.cat([centres, torch.full_like(centres, ANCHOR_SIZE * 2**i)], -1))
     anchors = torch.cat(boxes)[None]
