@@ -51,15 +51,15 @@ def read_pickled_names(file: Path) -> bytes:
 
     torch compresses nothing, so that an entry that is compressed, and may be of any size, is not one of its own.
     """
-    if not zipfile.is_zipfile(file):
-        return b""
     try:
+        if not zipfile.is_zipfile(file):
+            return b""
         with zipfile.ZipFile(file) as archive:
             entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
             stored = [e for e in entries if e.compress_type == zipfile.ZIP_STORED and e.file_size <= MAX_NAMES]
             return b"".join(map(archive.read, stored))
-    except (zipfile.BadZipFile, OSError):
-        return b""  # what opens the file says what is wrong with it
+    except Exception:  # a damaged file can raise any; what opens it says what is wrong
+        return b""
 
 
 def load_timm_backbone(weights: str | Path, device: torch.device | None = None) -> tuple[nn.Module, dict]:
