@@ -49,6 +49,13 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.fixture(autouse=True)
+def end_determinism():
+    """Leave torch as a test found it: a trainer makes its algorithms deterministic, and only a training ends that."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture
 def often(request):
     """Give a function that chooses how many random cases a test takes: some in the suite, many in the nightly run."""
