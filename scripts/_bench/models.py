@@ -12,6 +12,9 @@ from _shared.module_calls import make_call, make_training_step
 from _shared.peak_memory import measure_peak_memory
 from _shared.timing import time_in_turn
 from ultralytics.fork.training.activation_checkpoints import checkpoint_activations
+from ultralytics.fork.training.fast_kernels import use_fast_kernels
+from ultralytics.fork.training.norm_gradients import match_gradient_layout
+from ultralytics.fork.training.norm_recomputation import recompute_norms
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
 SIZE = 640
@@ -83,12 +86,24 @@ def time_against_naive(
 
 
 def build_trainable_model(name: str, device: torch.device, side: str = "plain") -> nn.Module:
-    """Build a model from its file's name, ready to train; the side "checkpointed" keeps few activations."""
+    """Build a model from its file's name, ready to train.
+
+    Args:
+        name: The file's name without `.yaml`.
+        device: Where it is trained.
+        side: "plain"; "recipe", with the fast kernels and recomputed norms of the recipes; "checkpointed", with few
+            activations kept.
+    """
     torch.manual_seed(0)
     model = RTDETRDetectionModel(f"{name}.yaml", verbose=False).to(device).train()
     model.nc = model.yaml["nc"]
     if side == "checkpointed":
         checkpoint_activations(model)
+    elif side == "recipe":
+        use_fast_kernels(model, device)
+        recompute_norms(model)
+    if device.type == "cpu":
+        match_gradient_layout(model)
     return model
 
 

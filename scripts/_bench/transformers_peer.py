@@ -47,12 +47,19 @@ def make_step(side: str, mode: str, folder: Path) -> Callable[[], Any]:
         labels = [{"class_labels": c, "boxes": b} for c, b in zip(classes, boxes, strict=True)]
         compute = lambda: model(image, labels=labels).loss  # noqa: E731
     else:
+        from ultralytics.fork.training.fast_kernels import use_fast_kernels
+        from ultralytics.fork.training.norm_gradients import match_gradient_layout
+        from ultralytics.fork.training.norm_recomputation import recompute_norms
         from ultralytics.nn.tasks import load_checkpoint
 
         model = load_checkpoint(folder)[0]
         model.nc, model.args = CLASSES, {"loss": "official"}
         model.requires_grad_(True)
-        if mode == "inference":
+        if mode == "training":
+            use_fast_kernels(model, torch.device("cpu"))
+            recompute_norms(model)
+            match_gradient_layout(model)
+        else:
             model.fuse(verbose=False).to(memory_format=torch.channels_last)
             image = image.contiguous(memory_format=torch.channels_last)
         objects = {"batch_idx": torch.arange(batch).repeat_interleave(OBJECTS), "cls": classes.view(-1, 1)}

@@ -33,7 +33,7 @@ def step(model):
         "bboxes": torch.rand(3, 4) * 0.3 + 0.3,
         "batch_idx": torch.tensor([0.0, 0.0, 1.0]),
     }
-    loss = model.loss(batch)[0]
+    loss = model(batch)[0]
     loss.backward()
     return loss.detach()
 

@@ -44,6 +44,8 @@ def test_a_run_by_the_recipe_keeps_its_switches(recipe, data, tmp_path):
     def look(trainer):
         seen.append(type(trainer.model.criterion).__name__)
         assert trainer.args.loss == "official" and torch.isfinite(trainer.loss)
+        mixins = {cls.__name__ for m in trainer.model.modules() for cls in type(m).__mro__}
+        assert mixins >= {"RecomputingModel", "RecomputedConv", "HeadOfContiguousTokens", "AttentionWithoutWeights"}
 
     arguments = settings(recipe, epochs=3)
     with pytest.raises(Crash):
@@ -56,3 +58,5 @@ def test_a_run_by_the_recipe_keeps_its_switches(recipe, data, tmp_path):
             RTDETR(last).train(resume=True, **change)
         assert "\n" not in str(e.value) and last.read_bytes() == before
     assert set(seen) == {"OfficialCriterion"}
+    saved = torch.load(last, weights_only=False)["ema"]
+    assert all(p.is_contiguous() for p in saved.parameters())  # whatever the layout of the training

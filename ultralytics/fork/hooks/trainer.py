@@ -23,10 +23,12 @@ from ultralytics.fork.training.activation_checkpoints import checkpoint_activati
 from ultralytics.fork.training.batch_transforms import transform_batches
 from ultralytics.fork.training.compiled_training import give_targets
 from ultralytics.fork.training.explain_interruption import explain_interruption
+from ultralytics.fork.training.fast_kernels import use_fast_kernels
 from ultralytics.fork.training.frozen_backbone import freeze_backbone, keep_offsets_frozen, train_new_backbone
 from ultralytics.fork.training.inference_tensors import thaw
 from ultralytics.fork.training.mixed_precision import choose_precision
 from ultralytics.fork.training.norm_gradients import match_gradient_layout
+from ultralytics.fork.training.norm_recomputation import recompute_norms
 from ultralytics.fork.training.resumable_checkpoint import save_resumable_checkpoint
 from ultralytics.fork.training.resume import begin_epoch
 from ultralytics.fork.training.run_state import RunState
@@ -93,8 +95,12 @@ def setup_model(original: Any, self: Any) -> Any:
     freeze_backbone(self, model)
     if self.args.loss:
         losses.init_score_biases(model)
-    if self.args.checkpoint_activations:
+    if self.args.fast_kernels:
+        use_fast_kernels(model, self.device)
+    if self.args.checkpoint_activations is True:
         checkpoint_activations(model)
+    elif self.args.checkpoint_activations and not self.args.compile:  # a compiled model plans its own recomputation
+        recompute_norms(model)
     return checkpoint
 
 

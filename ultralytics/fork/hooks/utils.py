@@ -1,7 +1,7 @@
 """What this fork does to upstream's utils/__init__.py, which imports this while it is half made.
 
 Nothing is sent out that the user has not turned on, no connection is tried at import, no package is installed unless
-the user asks for it, and YAML files are read within limits.
+the user asks for it, and YAML files are read within limits. Large tensors on a CPU lie in huge pages.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ultralytics.fork.errors import install_excepthook
 from ultralytics.fork.hooks import patches
 from ultralytics.fork.hooks.override import install_module, override
 from ultralytics.fork.privacy import telemetry
+from ultralytics.fork.training.cpu_memory import allow_huge_pages
 
 __all__ = "ask_when_used", "install"
 
@@ -39,6 +40,7 @@ def install(names: dict[str, Any]) -> None:
         names: Globals of utils/__init__.py, which puts its `torch_save` in place of torch's afterwards.
     """
     install_excepthook()
+    allow_huge_pages()
     install_settings(names)
     install_module(patches.PATCHES)
 

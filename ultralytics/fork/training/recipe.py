@@ -30,7 +30,7 @@ RANGES = {  # of the switches: kind, least and most
 ABOVE = "backbone_lr", "clip_grad"  # the least value itself is out of range
 RTDETR_ONLY = (
     *("loss", "photometric", "zoom_out", "iou_crop", "aug_policy", "no_aug_epochs", "base_size_repeat"),
-    "checkpoint_activations",
+    *("checkpoint_activations", "fast_kernels"),
 )
 SWITCHES = tuple(dict.fromkeys((*RANGES, *RTDETR_ONLY, "bias_decay", "freeze_norm", "lr_schedule")))
 HGNET_WEIGHTS = {48: "timm/hgnetv2_b4", 64: "timm/hgnetv2_b5"}  # that fit a PP-HGNetV2, by the channels of its stem
@@ -50,9 +50,10 @@ def check_recipe(trainer: Any, overrides: dict) -> None:
     for key, known in (("lr_schedule", ("flat-cosine",)), ("aug_policy", ("deim",))):
         if getattr(args, key) is not None and getattr(args, key) not in known:
             raise Refused(f"{key}={getattr(args, key)!r}: expected {' or '.join(known)}, or none for Ultralytics' own")
-    for key in ("bias_decay", "freeze_norm", "checkpoint_activations"):
-        if not isinstance(getattr(args, key), bool):
-            raise Refused(f"{key}={getattr(args, key)!r}: expected True or False")
+    for key in ("bias_decay", "freeze_norm", "fast_kernels", "checkpoint_activations"):
+        value, words = getattr(args, key), ("norms",) if key == "checkpoint_activations" else ()
+        if not isinstance(value, bool) and value not in words:
+            raise Refused(f"{key}={value!r}: expected {', '.join([*words, 'True'])} or False")
     if not is_rtdetr_trainer(trainer):
         given = [key for key in RTDETR_ONLY if getattr(args, key) != DEFAULT_CFG_DICT[key]]
         if given:
@@ -66,7 +67,7 @@ def check_recipe(trainer: Any, overrides: dict) -> None:
         )
     if args.aug_policy and not has_official_augmentation(args):
         raise Refused(f"aug_policy={args.aug_policy} plans photometric, zoom_out and iou_crop, which are all 0")
-    if args.checkpoint_activations and args.compile:
+    if args.checkpoint_activations is True and args.compile:
         raise Refused("checkpoint_activations=True compile=True: torch cannot compile these checkpoints; choose one")
     if args.lr_schedule and args.cos_lr:
         raise Refused(f"lr_schedule={args.lr_schedule} cos_lr=True: these are two schedules; choose one")

@@ -29,8 +29,14 @@ TRAINING_STATE_KEY = "training"  # of a checkpoint: what a resume needs beside w
 def save_resumable_checkpoint(save_model: Callable, trainer: Any) -> Any:
     """Let upstream's `save_model` write checkpoints atomically, with the training state in them."""
     save, state = torch.save, training_state(trainer)
+
+    def save_with_state(obj: dict, *args: Any, **kwargs: Any) -> None:
+        if isinstance(obj.get("ema"), torch.nn.Module):
+            obj["ema"].to(memory_format=torch.contiguous_format)  # earlier releases keep the layout of the training
+        save({**obj, **state}, *args, **kwargs)
+
     with (
-        patch.object(torch, "save", lambda obj, *args, **kwargs: save({**obj, **state}, *args, **kwargs)),
+        patch.object(torch, "save", save_with_state),
         patch.object(Path, "write_bytes", write_own_checkpoint),
     ):
         saved = save_model(trainer)
