@@ -1,6 +1,8 @@
-"""The imports among the modules of scripts/ form no circle, those within functions included."""
+"""Imports: those among the modules of scripts/ form no circle, and the fork's are of packages that come with it."""
 
 import ast
+import re
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -64,3 +66,26 @@ def test_a_circle_is_found(tmp_path, files):
         (tmp_path / name).write_text(text)
     with pytest.raises(CycleError):
         check_no_circle(tmp_path)
+
+
+OF_DEPENDENCIES = {"huggingface_hub", "safetensors"}  # come with timm
+GUARDED = {"MNN", "onnx", "openvino_telemetry"}  # imported where a format has made the user install them
+IMPORTED_AS = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml"}
+
+
+def test_the_fork_imports_only_what_is_installed_with_it():
+    """Within functions, too: a package of the development group would be missing on a user's machine."""
+    root = SCRIPTS.parent
+    project = (root / "pyproject.toml").read_text(encoding="utf-8")
+    declared = project[project.index("\ndependencies = [") : project.index("[project.optional-dependencies]")]
+    names = {name.lower() for name in re.findall(r'"([A-Za-z0-9_-]+)', declared)}
+    missing = {}
+    for folder in ("fork", "nn/AddModules"):
+        for file in (root / "ultralytics" / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                modules = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+                modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                for top in {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - {"ultralytics"}:
+                    if top not in OF_DEPENDENCIES | GUARDED and IMPORTED_AS.get(top, top).lower() not in names:
+                        missing.setdefault(top, []).append(str(file.relative_to(root)))
+    assert not missing

@@ -133,8 +133,7 @@ def compare_detections(
     Raises:
         ValueError: If the shapes differ.
     """
-    from scipy.optimize import linear_sum_assignment
-
+    from ultralytics.models.utils.ops import linear_sum_assignment  # SciPy's, or what took its place
     from ultralytics.utils.ops import xywh2xyxy
 
     if expected.shape != found.shape:
