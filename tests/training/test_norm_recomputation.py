@@ -141,6 +141,28 @@ def test_hooks_see_what_the_layers_give():
     assert seen == [(2, 6, 5, 4), (2, 5, 5, 4)]
 
 
+def test_a_step_in_bfloat16():
+    plain = build("rtdetr-tiny")
+    saving = copy.deepcopy(plain)
+    recompute_norms(saving)
+    gradients = []
+    for model in (plain, saving):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model.model[0](torch.linspace(0, 1, 2 * 3 * 64 * 64).view(2, 3, 64, 64)).float().square().mean()
+        loss.backward()
+        gradients.append([p.grad for p in model.model[0].parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.linalg.vector_norm(a - b) <= 0.02 * torch.linalg.vector_norm(a)
+
+
+def test_a_second_backward_pass_is_refused():
+    _, saving = make_pair(nn.ReLU())
+    y = saving(torch.randn(4, 3, 9, 7, dtype=torch.double)).sum()
+    y.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="there is no second"):
+        y.backward()
+
+
 def test_a_norm_over_one_value_is_torchs_error():
     _, saving = make_pair(nn.ReLU())
     with pytest.raises(ValueError, match="more than 1 value per channel"):

@@ -31,12 +31,13 @@ class Recomputation:
         x: The norm's input, (B, C, H, W).
         norm: The batch norm.
         act: The activation, one of `ACTIVATIONS`.
-        mean, invstd: Of the batch, (C,); empty where the norm uses its running statistics.
+        mean, invstd: Of the batch, (C,); not used where the norm has its running statistics.
     """
 
     def __init__(self, x: torch.Tensor, norm: nn.BatchNorm2d, act: nn.Module, mean: torch.Tensor, invstd: torch.Tensor):
         self.x: Any = x
         self.norm, self.act, self.mean, self.invstd = norm, type(act), mean, invstd
+        self.is_of_batch = norm.training
         self.normalised: torch.Tensor | None = None
         self.activated: torch.Tensor | None = None
 
@@ -44,7 +45,7 @@ class Recomputation:
         """Compute the norm's output, which SiLU's gradient needs."""
         if self.normalised is None:
             norm, mean, var = self.norm, self.norm.running_mean, self.norm.running_var
-            if len(self.invstd):
+            if self.is_of_batch:
                 mean, var = self.mean, self.invstd.square().reciprocal().sub_(norm.eps)
             output, _, _ = torch.native_batch_norm(self.x, norm.weight, norm.bias, mean, var, False, 0.0, norm.eps)
             self.normalised = output
@@ -89,17 +90,25 @@ class NormActivation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor | None, _: None) -> tuple:
-        """Compute the gradients of the input, the weight and the bias."""
+        """Compute the gradients of the input, the weight and the bias.
+
+        Raises:
+            RuntimeError: If it is called twice.
+        """
         if gradient is None:
             return (None,) * 5
         saved, norm = ctx.recomputation, ctx.recomputation.norm
+        if saved.x is None:
+            raise RuntimeError(
+                "checkpoint_activations=norms frees its maps in the first backward pass; there is no second"
+            )
         if saved.x.is_contiguous(memory_format=torch.channels_last):  # a gradient in another layout is slow to read
             gradient = gradient.contiguous(memory_format=torch.channels_last)
         else:
             gradient = gradient.contiguous()
         found = torch.ops.aten.native_batch_norm_backward(
             *(saved.differentiate(gradient), saved.x, norm.weight, norm.running_mean, norm.running_var),
-            *(saved.mean, saved.invstd, len(saved.invstd) > 0, norm.eps, list(ctx.needs_input_grad[:3])),
+            *(saved.mean, saved.invstd, saved.is_of_batch, norm.eps, list(ctx.needs_input_grad[:3])),
         )
         saved.forget()
         return *found, None, None
