@@ -202,6 +202,11 @@ def show_models(results: dict) -> None:
             print(report.format_table(results[part], list(results[part][0])))
 
 
+def show_rows(results: list[dict]) -> None:
+    """Print one table of all figures."""
+    print(report.format_table(results, list(results[0])))
+
+
 def show_depth(results: dict) -> None:
     """Print the table of `depth`."""
     print(*report.summarise_depth(results), sep="\n\n")
@@ -240,14 +245,11 @@ def write_pages() -> None:
 BENCHES = {
     "modules": (bench_modules, show_modules),
     "models": (bench_models, show_models),
-    "memory": (bench_memory, lambda results: print(report.format_table(results, list(results[0])))),
+    "memory": (bench_memory, show_rows),
     "depth": (bench_depth, show_depth),
     "deploy": (bench_deploy, show_deploy),
-    "profile": (bench_profile, lambda results: print(report.format_table(results, list(results[0])))),
-    "peers": (
-        lambda args: transformers_peer.measure_peers(args.rounds),
-        lambda results: print(report.format_table(results, list(results[0]))),
-    ),
+    "profile": (bench_profile, show_rows),
+    "peers": (lambda args: transformers_peer.measure_peers(args.rounds), show_rows),
     "startup": (lambda args: startup.measure_startup(ROOT, args.rounds), show_startup),
 }
 

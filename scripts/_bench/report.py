@@ -170,8 +170,7 @@ SUMMARIES = {
     "models": summarise_models,
     "depth": summarise_depth,
     "deploy": summarise_deploy,
-    "memory": lambda results: [format_table(results, list(results[0]))],
-    "peers": lambda results: [format_table(results, list(results[0]))],
+    **dict.fromkeys(("memory", "peers"), lambda results: [format_table(results, list(results[0]))]),
     "startup": lambda results: [format_table([results], list(results))],
 }
 

@@ -10,7 +10,7 @@ from tests.training.test_activation_checkpoints import TINY, build
 from tests.training.test_norm_recomputation import run_in_double
 from ultralytics import YOLO
 from ultralytics.fork.errors import Refused
-from ultralytics.fork.training import fast_kernels
+from ultralytics.fork.training import cpu_memory
 from ultralytics.fork.training.fast_kernels import AttentionWithoutWeights, HeadOfContiguousTokens, use_fast_kernels
 
 CPU = torch.device("cpu")
@@ -37,10 +37,14 @@ def test_a_step_differs_by_rounding(name, capability, monkeypatch):
 
 def test_evaluation_and_copies_are_those_of_the_model(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    model = build("rtdetr-tiny")
+    model = build("rtdetr-tiny").double()
+    plain = copy.deepcopy(model).eval()
     use_fast_kernels(model, CPU)
     mixins = AttentionWithoutWeights, HeadOfContiguousTokens
     assert any(isinstance(m, mixins) for m in model.modules())
+    x = torch.rand(1, 3, 64, 64, dtype=torch.double)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x)[0], plain(x)[0], rtol=1e-9, atol=1e-12)
     assert not any(isinstance(m, mixins) for m in copy.deepcopy(model).modules())
 
 
@@ -51,16 +55,14 @@ def test_large_buffers_are_mapped_unless_the_user_has_chosen(monkeypatch):
         def mallopt(self, *arguments):
             calls.append(arguments)
 
-    cpu_memory = fast_kernels.map_large_buffers.__globals__
-    monkeypatch.setattr(cpu_memory["ctypes"], "CDLL", lambda name: Library())
-    monkeypatch.setattr(cpu_memory["platform"], "libc_ver", lambda: ("glibc", "2.36"))
-    fast_kernels.map_large_buffers()
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1048576")
-    fast_kernels.map_large_buffers()
-    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
-    monkeypatch.setattr(cpu_memory["platform"], "libc_ver", lambda: ("", ""))
-    fast_kernels.map_large_buffers()
-    assert calls == [(cpu_memory["M_MMAP_THRESHOLD"], cpu_memory["LARGE"])]
+    monkeypatch.setattr(cpu_memory.ctypes, "CDLL", lambda name: Library())
+    for libc, chosen in (("glibc", None), ("glibc", "1048576"), ("", None)):
+        monkeypatch.setattr(cpu_memory.platform, "libc_ver", lambda libc=libc: (libc, ""))
+        monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+        if chosen:
+            monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", chosen)
+        cpu_memory.map_large_buffers()
+    assert calls == [(cpu_memory.M_MMAP_THRESHOLD, cpu_memory.LARGE)]
 
 
 def test_another_model_is_refused():

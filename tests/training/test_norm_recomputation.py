@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.test_activation_checkpoints import TINY, build, step
+from tests.training.test_activation_checkpoints import TINY, assert_same_gradients, build, step
 from ultralytics import YOLO
 from ultralytics.fork.errors import Refused
 from ultralytics.fork.training import norm_recomputation
@@ -41,12 +41,7 @@ def test_a_step_is_the_same(name, layout):
     recompute_norms(saving)
     assert sum(isinstance(m, RecomputedConv) for m in saving.modules()) > 10
     torch.testing.assert_close(run_in_double(plain), run_in_double(saving), rtol=1e-10, atol=0)
-    gradients = {k: p.grad for k, p in plain.named_parameters()}
-    for key, p in saving.named_parameters():
-        assert (p.grad is None) == (gradients[key] is None), key
-        if p.grad is not None:
-            scale = float(gradients[key].abs().max())
-            torch.testing.assert_close(p.grad, gradients[key], rtol=1e-7, atol=1e-9 * scale + 1e-12, msg=key)
+    assert_same_gradients(saving, plain, rtol=1e-7, share=1e-9, zero=1e-12)
     for (key, a), (_, b) in zip(plain.named_buffers(), saving.named_buffers()):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12, msg=key)  # the running statistics, updated once
 
@@ -85,30 +80,26 @@ def test_gradients_in_double_precision(act, frozen):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
 
 
-def test_an_output_that_is_written_to_is_kept():
-    plain, saving = make_pair(nn.ReLU())
-    x, found = torch.randn(4, 3, 9, 7, dtype=torch.double), []
+def train_both(act, compute):
+    """Train a pair of models by a loss, and compare their gradients."""
+    plain, saving = make_pair(act)
+    x = torch.randn(4, 3, 9, 7, dtype=torch.double)
     for model in (plain, saving):
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            y = model[0](x)
-            y = y.mul_(3) if model is saving else y * 3
-            model[1](y).square().sum().backward()
-        found.append([p.grad for p in model.parameters()])
-        model.zero_grad()
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+            compute(model, x).backward()
+    assert_same_gradients(saving, plain, rtol=1e-10, share=0, zero=1e-12)
+
+
+def test_an_output_that_is_written_to_is_kept():
+    train_both(nn.ReLU(), lambda model, x: model[1](model[0](x).mul_(3)).square().sum())
 
 
 def test_two_readers_of_an_output_and_one_that_keeps_nothing():
-    plain, saving = make_pair(nn.SiLU())
-    x, found = torch.randn(4, 3, 9, 7, dtype=torch.double), []
-    for model in (plain, saving):
-        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            y = model[0](x)
-            (model[1](y).square().sum() + y.square().sum() + y.sum()).backward()
-        found.append([p.grad for p in model.parameters()])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    def compute(model, x):
+        y = model[0](x)
+        return model[1](y).square().sum() + y.square().sum() + y.sum()
+
+    train_both(nn.SiLU(), compute)
 
 
 def test_fewer_bytes_are_kept_and_all_are_freed():
