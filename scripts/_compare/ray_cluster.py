@@ -24,6 +24,7 @@ from filelock import FileLock
 import ultralytics
 from _compare.cost import measure_costs
 from _compare.local_runs import format_duration, print_progress, report_failure
+from _compare.progress_board import ProgressBoard
 from _compare.study_folder import Run, Study
 from _compare.training_run import perform_run, summarise_error
 from ultralytics.fork.errors import Refused
@@ -109,7 +110,7 @@ def run_on_cluster(study: Study, address: str, resources: dict[str, float], retr
 
 def gather_results(ray: Any, study: Study, waiting: dict, board: Any, resources: dict[str, float]) -> None:
     """Wait for the runs, and write their results into the study's folder."""
-    total, said = len(waiting), {}
+    total, said, lost = len(waiting), {}, False
     while waiting:
         for found in wait_for_tasks(ray, list(waiting), resources):
             run = waiting.pop(found)
@@ -127,7 +128,13 @@ def gather_results(ray: Any, study: Study, waiting: dict, board: Any, resources:
             print_progress(f"{run.title} is over, {total - len(waiting)} of {total}")
             report_failure(run.title, run)
             study.save()
-        lines = ray.get(board.lines.remote())
+        try:
+            lines = ray.get(board.lines.remote())
+        except ray.exceptions.RayActorError as e:  # the runs go on without
+            lines = {}
+            if not lost:
+                print_progress(f"no progress is shown until a run is over: {str(e).strip().splitlines()[-1]}")
+            lost = True
         lines = {run: lines[run.title] for run in waiting.values() if run.title in lines}
         for run, (epoch, epochs, _) in lines.items():
             if said.get(run) != epoch:
@@ -176,21 +183,6 @@ def describe_room(ray: Any, resources: dict[str, float]) -> str:
 def device_names(resources: dict[str, float]) -> str:
     """Return the devices of a run: Ray shows a task only its own GPUs."""
     return ",".join(map(str, range(math.ceil(resources["num_gpus"])))) or "cpu"
-
-
-class ProgressBoard:
-    """An actor to which tasks write their progress, and from which the driver reads it."""
-
-    def __init__(self):
-        self.said: dict[str, tuple[int, int, float]] = {}
-
-    def write(self, where: str, epoch: int, epochs: int, seconds: float) -> None:
-        """Record the progress of a run."""
-        self.said[where] = epoch, epochs, seconds
-
-    def lines(self) -> dict[str, tuple[int, int, float]]:
-        """Return the progress of all runs."""
-        return self.said
 
 
 def run_task(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from conftest import ROOT
 
 from _compare import ray_cluster, study_folder, training_run
@@ -145,6 +146,49 @@ def test_what_comes_back_replaces_what_was_there(tmp_path):
     assert [file.name for file in there.iterdir()] == ["old"]
     ray_cluster.unpack_folder(ray_cluster.pack_folder(come), there)
     assert [file.name for file in there.iterdir()] == ["new"] and list(there.parent.iterdir()) == [there]
+
+
+def test_progress_board_is_lost(tmp_path, capsys):
+    """The runs go on, and one line says why no progress is shown."""
+    run = study_folder.Run("tiny", "tiny.yaml", 0, tmp_path / "runs" / "tiny" / "seed-0")
+    run.folder.mkdir(parents=True)
+
+    class study:
+        save = staticmethod(lambda: None)
+
+    polls = iter([[], [], ["task"]])
+
+    class Ray:
+        exceptions = ray.exceptions
+
+        @staticmethod
+        def wait(tasks, timeout):
+            return next(polls), tasks
+
+        @staticmethod
+        def nodes():
+            return [{"Alive": True, "Resources": {"CPU": 1.0}}]
+
+        @staticmethod
+        def get(reference):
+            if reference == "task":
+                return {"state": "failed", "error": "as ever"}, None
+            raise ray.exceptions.RayActorError(error_msg="In its creation task:\nno more threads")
+
+    class board:
+        class lines:
+            remote = staticmethod(lambda: "lines")
+
+    ray_cluster.gather_results(Ray, study, {"task": run}, board, {"num_cpus": 1, "num_gpus": 0})
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("no progress is shown until a run is over: no more threads") == 1
+    assert run.outcome["error"] == "as ever"
+
+
+def test_progress_board_needs_no_torch():
+    """It starts in a moment, and with few threads."""
+    code = "import sys, _compare.progress_board; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")})
 
 
 def test_time_left():
