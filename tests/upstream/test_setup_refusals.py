@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 from conftest import mark_nightly
-from setup_checkout import NO_REGISTRY, TASKS, due, fresh, laid_down, patch_of, pristine, refused, replace, wheel  # noqa: F401 - fixtures
+from setup_checkout import (  # noqa: F401 - fixtures
+    NO_REGISTRY,
+    TASKS,
+    due,
+    fresh,
+    laid_down,
+    patch_of,
+    pristine,
+    refused,
+    replace,
+    wheel,
+)
 
 from _upstream.pin import Pin
 

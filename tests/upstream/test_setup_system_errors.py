@@ -9,7 +9,20 @@ import subprocess
 import sys
 
 import pytest
-from setup_checkout import TASKS, UNPATCHED, due, fresh, laid_down, ok, one_line, pristine, queue, snapshot, tree, wheel  # noqa: F401 - fixtures
+from setup_checkout import (  # noqa: F401 - fixtures
+    TASKS,
+    UNPATCHED,
+    due,
+    fresh,
+    laid_down,
+    ok,
+    one_line,
+    pristine,
+    queue,
+    snapshot,
+    tree,
+    wheel,
+)
 
 from _upstream.pin import Pin, UpstreamError
 from _upstream.queue.apply import apply
