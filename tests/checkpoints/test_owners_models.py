@@ -4,6 +4,7 @@ import functools
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,14 +17,18 @@ from ultralytics.fork.checkpoints.model_to_save import find_problem
 from ultralytics.fork.errors import Refused
 from ultralytics.nn.AddModules.registry import READERS
 
-USERS = load_module("ultralytics.nn.AddModules.users_modules", ROOT / "tests" / "modules" / "users_modules.py")
-NAMES = sorted(n for n, cls in vars(USERS).items() if cls.__class__ is type and cls.__module__ == USERS.__name__)
-MODULES = [name for name in NAMES if getattr(USERS, name) in READERS]
+FILES = sorted((ROOT / "tests" / "modules").glob("users_*.py"))
+OWN = [load_module(f"ultralytics.nn.AddModules.{file.stem}", file) for file in FILES]
+USERS = SimpleNamespace(
+    **{n: cls for file in OWN for n, cls in vars(file).items() if getattr(cls, "__module__", "") == file.__name__}
+)
+MODULES = sorted(name for name, cls in vars(USERS).items() if cls.__class__ is type and cls in READERS)
 OPEN = """
 import sys
 sys.path.insert(0, {tests!r})
 from conftest import ROOT, load_module
-load_module("ultralytics.nn.AddModules.users_modules", ROOT / "tests" / "modules" / "users_modules.py")
+for file in sorted((ROOT / "tests" / "modules").glob("users_*.py")):
+    load_module("ultralytics.nn.AddModules." + file.stem, file)
 import torch
 from ultralytics import YOLO
 model = YOLO({file!r}).model.eval()
