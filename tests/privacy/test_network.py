@@ -1,16 +1,10 @@
-"""Nothing is sent or fetched that nobody asked for: commands run without a network, and are watched for sockets.
-
-Python's own sockets are seen by an audit hook in each of its processes, those of native code by strace, where it is.
-"""
+"""Nothing is sent or fetched that nobody asked for: commands run without a network, and are watched for sockets."""
 
 import json
 import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import ImageFont
+from watched_workplace import apart, traced, workplace  # noqa: F401 - a fixture
 
 from ultralytics import utils
 from ultralytics.cfg import entrypoint, get_cfg
@@ -26,125 +21,10 @@ from ultralytics.fork.hooks.exporter import verify_what_it_writes
 from ultralytics.fork.hooks.utils import install_settings
 from ultralytics.fork.privacy.downloads import find_font_on_disk, require_local_data, require_names
 from ultralytics.fork.privacy.packages import name_missing_packages
-from ultralytics.fork.privacy.telemetry import OPT_OUT_VARIABLES, OUTGOING_SETTINGS, turned_on_file
+from ultralytics.fork.privacy.telemetry import OPT_OUT_VARIABLES
 from ultralytics.fork.training.mixed_precision import is_half_precision_accurate
-from ultralytics.utils import ASSETS, SettingsManager, checks
+from ultralytics.utils import ASSETS, checks
 from ultralytics.utils.plotting import Annotator
-
-# What upstream's 8.4.190 writes for one who has chosen nothing, and what earlier releases of it had on
-THEIRS = {
-    "settings_version": "0.0.8",
-    "uuid": "0" * 64,
-    "sync": True,
-    "api_key": "",
-    "openai_api_key": "",
-    "raytune": True,
-    "tensorboard": False,
-    "vscode_msg": True,
-    "openvino_msg": True,
-    **dict.fromkeys(("clearml", "comet", "dvc", "mlflow", "wandb"), True),
-}
-# Imported by each Python process that has its folder on the path
-WATCH = """
-import os, sys
-
-ASKED = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyaddr", "socket.gethostbyname", "socket.sendmsg",
-         "socket.sendto"}
-AT_HOME = {None, "", "localhost", "::1", "0.0.0.0", "::"}
-FETCHES = {"clone", "curl", "download", "fetch", "install", "pull", "update", "wget"}
-
-def watch(event, args):
-    if event in ASKED:
-        address = args[0] if "get" in event else args[1]
-        host = address[0] if isinstance(address, tuple) else address if "get" in event else None
-        host = host.decode() if isinstance(host, bytes) else host
-        if host in AT_HOME or host.startswith("127."):
-            return
-        what = f"{event} {host}"
-    elif event == "subprocess.Popen" and FETCHES & {os.path.basename(os.fspath(word)) for word in args[1]}:
-        what = f"{event} {args[1]}"
-    else:
-        return
-    with open(os.environ["WATCH"], "a") as f:
-        f.write(f"{what} in {sys.argv}\\n")
-
-sys.addaudithook(watch)
-"""
-# `yolo` with several commands, one after the other
-SEVERAL = """
-import sys
-from ultralytics.cfg import entrypoint
-for command in sys.argv[1:]:
-    entrypoint(command)
-"""
-
-
-@cache
-def apart() -> tuple[str, ...]:
-    """The command that takes the network away from another one; none where this machine does not allow it."""
-    for way in (("unshare", "-n"), ("unshare", "-rn")):
-        script = ["sh", "-c", "ip link set lo up || ifconfig lo up"]
-        if shutil.which(way[0]) and subprocess.run([*way, *script], capture_output=True).returncode == 0:
-            return *way, "sh", "-c", '(ip link set lo up || ifconfig lo up) && exec "$@"', "sh"
-    return ()
-
-
-@cache
-def traced() -> tuple[str, ...]:
-    """The command that notes what a command and its children send; none where this machine does not allow it."""
-    way = "strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg"
-    works = shutil.which("strace") and subprocess.run([*way, "true"], capture_output=True).returncode == 0
-    return way if works else ()
-
-
-class Workplace:
-    """A folder with settings that upstream wrote, in which commands are run and watched."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        (folder / "watch").mkdir(parents=True)
-        (folder / "watch" / "sitecustomize.py").write_text(WATCH)
-        (folder / "yolo").write_text(SEVERAL)
-        self.settings = folder / "config" / "Ultralytics" / "settings.json"
-        self.settings.parent.mkdir(parents=True)
-        folders = {f"{name}_dir": str(folder / name) for name in ("datasets", "weights", "runs")}
-        self.settings.write_text(json.dumps({**THEIRS, **folders}))
-        self.log, self.calls = folder / "log", folder / "calls"
-        # What a test or a CI says of itself would keep upstream's analytics off
-        ours = {"YOLO_OFFLINE", "PYTEST_CURRENT_TEST", "CI", "GITHUB_ACTIONS", "YOLO_AUTOINSTALL", *OPT_OUT_VARIABLES}
-        self.env = {name: value for name, value in os.environ.items() if name not in ours}
-        self.env |= {
-            "HOME": str(folder),
-            "PYTHONPATH": str(folder / "watch"),
-            "WATCH": str(self.log),
-            "YOLO_CONFIG_DIR": str(folder / "config"),
-        }
-
-    def run(self, *argv: object, **variables: str) -> str:
-        """Run a command without a network; give what it printed."""
-        trace = [*traced(), "-A", "-o", str(self.calls)] if traced() else []
-        argv = [*apart(), *trace, *map(str, argv)]
-        done = subprocess.run(argv, cwd=self.folder, env=self.env | variables, capture_output=True, text=True)
-        assert done.returncode == 0, f"{argv}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-        return done.stdout + done.stderr
-
-    def python(self, *argv: object, **variables: str) -> str:
-        return self.run(sys.executable, *argv, **variables)
-
-    def yolo(self, *commands: str, **variables: str) -> str:
-        return self.python("yolo", *(f"yolo {command}" for command in commands), **variables)
-
-    def seen(self) -> list[str]:
-        """What went out, or was tried to."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        calls = self.calls.read_text().splitlines() if self.calls.exists() else []
-        out = [call for call in calls if re.search(r"sa_family=AF_INET6?\b", call)]
-        return lines + [call for call in out if not re.search(r'"((::ffff:)?127\.[\d.]+|::1|0\.0\.0\.0|::)"', call)]
-
-
-@pytest.fixture
-def workplace(tmp_path):
-    return Workplace(tmp_path / "work")
 
 
 def test_the_watch_sees_what_goes_out(workplace):
@@ -228,96 +108,6 @@ def test_explanations_and_several_processes(workplace, shapes):
     # The launcher and gloo ask for the name and the address of the machine that they are on, and for nothing else
     own = re.compile(rf"gethostbyaddr {re.escape(socket.gethostname())} |sin6?_port=htons\(53\)")
     assert [line for line in workplace.seen() if not own.search(line)] == []
-
-
-# Settings -------------------------------------------------------------------------------------------------------------
-# After each of some commands, an event is sent to the loopback, as each command sends one to upstream's makers
-SENDS = """
-import http.server, sys, threading
-from ultralytics import utils
-from ultralytics.cfg import entrypoint, get_cfg
-utils.ONLINE = True  # without a network nothing would be sent
-from ultralytics.utils import events
-
-class Server(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        got.append(self.rfile.read(int(self.headers["Content-Length"])))
-        self.send_response(204)
-        self.end_headers()
-    def log_message(self, *_): pass
-
-server = http.server.HTTPServer(("127.0.0.1", 0), Server)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-events.Events.url = f"http://127.0.0.1:{server.server_port}"
-for command in sys.argv[1:]:
-    got, before = [], set(threading.enumerate())
-    if command:
-        entrypoint(f"yolo {command}")
-    events.Events()(get_cfg(overrides={"mode": "val", "task": "detect"}))
-    for thread in set(threading.enumerate()) - before:
-        thread.join()
-    print("SENT", len(got), file=sys.stderr)
-"""
-
-
-def test_analytics_are_sent_only_where_they_are_turned_on(workplace):
-    def sent(*commands: str) -> list[int]:
-        return [int(n) for n in re.findall(r"SENT (\d)", workplace.python("-c", SENDS, *commands))]
-
-    assert json.loads(workplace.settings.read_text())["sync"] is True
-    assert sent("", "settings runs_dir=runs", "settings sync=True") == [0, 0, 1]
-    assert sent("", "settings sync=False", "settings sync=True", "settings reset") == [1, 0, 1, 0]
-    assert sent("") == [0]
-
-
-@pytest.fixture
-def file(tmp_path):
-    """A settings file that upstream wrote."""
-    file = tmp_path / "settings.json"
-    folders = {f"{name}_dir": str(tmp_path / name) for name in ("datasets", "weights", "runs")}
-    file.write_text(json.dumps({**THEIRS, **folders}))
-    return file
-
-
-def on(file: Path) -> set[str]:
-    """What a new process finds turned on, of what sends something out."""
-    return {key for key in OUTGOING_SETTINGS if SettingsManager(file).get(key)}
-
-
-def test_what_upstream_turned_on_is_off_and_the_rest_stays(file):
-    settings = SettingsManager(file)
-    assert on(file) == set() and settings["runs_dir"] == str(file.parent / "runs") and settings["raytune"] is True
-    settings.update(runs_dir="elsewhere")
-    assert on(file) == set() and SettingsManager(file)["runs_dir"] == "elsewhere"
-
-
-def test_what_the_user_turned_on_stays_on(file):
-    SettingsManager(file).update({"comet": True, "sync": True})
-    assert on(file) == {"comet", "sync"}
-    SettingsManager(file)["wandb"] = True
-    SettingsManager(file).update(comet=False, runs_dir="elsewhere")
-    assert on(file) == {"sync", "wandb"}
-    SettingsManager(file, version="0.0.9")  # of another release, which migrates them
-    assert on(file) == {"sync", "wandb"}
-    SettingsManager(file).reset()
-    assert on(file) == set()
-
-
-def test_new_settings_send_nothing(tmp_path):
-    assert on(tmp_path / "settings.json") == set()
-
-
-def test_upstream_finds_its_settings_as_it_knows_them(file):
-    """Its keys and no other, or it would write them anew, with a warning."""
-    SettingsManager(file).update(sync=True)
-    assert json.loads(file.read_text()).keys() == SettingsManager(file).defaults.keys()
-
-
-def test_a_choice_that_cannot_be_read_is_none(file):
-    SettingsManager(file).update(sync=True)
-    for text in ("", "3", "[[]]", "\0"):
-        turned_on_file(SettingsManager(file)).write_text(text)
-        assert on(file) == set()
 
 
 # What upstream would fetch --------------------------------------------------------------------------------------------
