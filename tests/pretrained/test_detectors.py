@@ -1,7 +1,6 @@
-"""RT-DETRs of others: the outputs of Hugging Face's, official files, back again, classes, training, bad input."""
+"""RT-DETRs of others give the outputs of Hugging Face's, and official files open here and are written again."""
 
 import json
-import os
 import shutil
 import zipfile
 
@@ -18,9 +17,9 @@ from huggingface_models import (
     share_of_equal_queries,
 )
 from safetensors.torch import load_file, save_file
+from small_detector import official, small  # noqa: F401 - fixtures
 
-from ultralytics import RTDETR, YOLO, settings
-from ultralytics.fork.errors import Refused
+from ultralytics import RTDETR
 from ultralytics.fork.export.convert_detector import list_official_tensors, write_hugging_face, write_official
 from ultralytics.fork.pretrained.detector_names import clean_official, from_hugging_face, to_hugging_face
 from ultralytics.fork.pretrained.detectors import is_detector, load_detector
@@ -53,24 +52,6 @@ CASES = [
     ("x", 2, 80, {}),
 ]
 LARGE = CASES[-2:]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A folder of Hugging Face's with a small RT-DETR of three classes, and the model in it."""
-    torch.manual_seed(1)
-    model = make_model("small")
-    model.config.id2label = {0: "disc", 1: "square", 2: "triangle"}
-    folder = tmp_path_factory.mktemp("detectors") / "small"
-    model.save_pretrained(folder)
-    return folder, model
-
-
-@pytest.fixture
-def official(small, tmp_path):
-    """The tensors of an official v1 file, under their names there."""
-    write_official(load_detector(small[0])[0], tmp_path / "made.pth")
-    return torch.load(tmp_path / "made.pth", weights_only=True)["ema"]["module"]
 
 
 @pytest.mark.parametrize(
@@ -234,176 +215,6 @@ def test_kinds_of_weights(small, official, tmp_path):
         load_checkpoint(tmp_path / "damaged.pth")
 
 
-def test_use_as_a_model(small, tmp_path, shapes):
-    """A folder predicts, is saved as a checkpoint, and trains with the heads of classes of the same names."""
-    folder = tmp_path / "r18"
-    shutil.copytree(small[0], folder)
-    model = YOLO(folder)
-    assert type(model) is RTDETR and model.names == {0: "disc", 1: "square", 2: "triangle"}
-    image = (torch.rand(96, 128, 3) * 255).byte().numpy()
-    before = model.predict(image, imgsz=128, conf=0.0, verbose=False)[0].boxes.data
-    model = RTDETR(str(folder))
-    model.save(tmp_path / "saved.pt")
-    after = RTDETR(tmp_path / "saved.pt").predict(image, imgsz=128, conf=0.0, verbose=False)[0].boxes.data
-    assert after.shape == before.shape and (after[:, 4].mean() - before[:, 4].mean()).abs() < 0.01
-    options = {"data": shapes, "epochs": 1, "imgsz": 64, "batch": 4, "project": tmp_path, "plots": False}
-    model.train(**options, fraction=0.5, val=False, lr0=0.0, warmup_bias_lr=0.0, optimizer="SGD", exist_ok=True)
-    trained = load_checkpoint(tmp_path / "train" / "weights" / "last.pt")[0]
-    assert trained.yaml["norm_eps"] == 1e-5
-    weight = "model.5.conv.weight"
-    expected = load_detector(folder)[0].state_dict()[weight]
-    assert torch.allclose(trained.state_dict()[weight], expected, atol=1e-3)
-
-
-def shift(f):
-    """The index of a layer of the neck, behind one that was inserted at the end of the backbone."""
-    return [shift(x) for x in f] if isinstance(f, list) else f + 1 if f >= 4 else f
-
-
-def test_pretrained_classes_are_matched_by_name(small, caplog):
-    """The rows of the class heads go to the classes of their names; an unknown class starts anew."""
-    source, _ = load_checkpoint(small[0])
-    target = RTDETRDetectionModel(source.yaml, nc=2, verbose=False)
-    target.names = {0: "triangle", 1: "hexagon"}
-    before = target.model[-1].enc_score_head.weight.clone()
-    target.load(source)
-    after = target.model[-1].enc_score_head.weight
-    assert torch.equal(after[0], source.model[-1].enc_score_head.weight[2]) and torch.equal(after[1], before[1])
-    assert "1/2 decoder cls head rows" in caplog.text
-    yaml = {**source.yaml, "backbone": [*source.yaml["backbone"], [-1, 1, "FocusedLinearAttention", [32, 4]]]}
-    yaml["head"] = [[shift(f), *row] for f, *row in source.yaml["head"]]  # one layer further
-    other = RTDETRDetectionModel(yaml, nc=4, verbose=False)
-    other.load(source)
-    assert torch.equal(other.model[4].blocks[0].cv1.conv.weight, source.model[4].blocks[0].cv1.conv.weight)
-    assert "score_head" in caplog.text or "class" in caplog.text
-
-
-def test_a_process_that_is_given_a_path_trains_the_model(small, shapes, tmp_path):
-    """A launched process has the path only, no model."""
-    from ultralytics.models.rtdetr.train import RTDETRTrainer
-
-    options = {"model": str(small[0]), "data": str(shapes), "epochs": 1, "imgsz": 64, "batch": 4, "plots": False}
-    trainer = RTDETRTrainer(overrides={**options, "project": str(tmp_path)})
-    trainer.setup_model()
-    expected = load_detector(small[0])[0]
-    assert trainer.model.yaml["backbone"] == expected.yaml["backbone"]
-    weight = "model.5.conv.weight"
-    assert torch.equal(trainer.model.state_dict()[weight], expected.state_dict()[weight])
-
-
-def test_a_name_needs_a_network_or_a_folder(small):
-    with pytest.raises(ConnectionError, match=r"hf/somebody/none: .*config.json and model.safetensors.*somebody--none"):
-        load_detector("hf/somebody/none")
-    with pytest.raises(Refused, match="hf/ORGANISATION/NAME"):
-        load_detector("hf/none")
-    shutil.copytree(small[0], f"{settings['weights_dir']}/somebody--r18")
-    assert load_detector("hf/somebody/r18")[0].names[0] == "disc"
-
-
-class RunsCode:
-    def __reduce__(self):
-        return os.mkdir, ("must-not-be",)
-
-
-def change(tensors, kind):
-    """Make what is not an RT-DETR out of one that is."""
-    if kind == "LAB":
-        return {**tensors, "backbone.stem.stem1.lab.scale": torch.ones(1)}
-    if kind == "D-FINE":
-        return {**tensors, "decoder.pre_bbox_head.layers.0.weight": torch.zeros(1)}
-    if kind == "missing":
-        return {key: t for key, t in tensors.items() if key != "decoder.dec_score_head.1.weight"}
-    if kind == "unknown":
-        return {**tensors, "decoder.gate.weight": torch.zeros(1)}
-    if kind == "shape":
-        return {**tensors, "decoder.query_pos_head.layers.0.weight": torch.zeros(7, 4)}
-    return {key: t for key, t in tensors.items() if key.startswith("decoder.dec_score_head.")}
-
-
-@pytest.mark.parametrize(
-    "kind, message",
-    [
-        ("D-FINE", "is a D-FINE, not an RT-DETR; expected"),
-        ("LAB", "a tensor backbone.stem.stem1.lab.scale, which no RT-DETR has"),
-        ("missing", "no tensor decoder.dec_score_head.1.weight"),
-        ("unknown", "a tensor decoder.gate.weight, which no RT-DETR has"),
-        ("shape", r"query_pos_head.layers.0.weight is \[7, 4\]; .* \[64, 4\]"),
-        ("heads", "no tensor .* not a whole RT-DETR"),
-    ],
-)
-def test_other_models_are_refused(official, tmp_path, kind, message):
-    file = tmp_path / "x.pth"
-    torch.save({"ema": {"module": change(official, kind)}}, file)
-    for load in (RTDETR, load_checkpoint):
-        with pytest.raises(ValueError, match=message) as error:
-            load(file)
-        assert "x.pth" in str(error.value) and "\n" not in str(error.value)
-
-
-def test_files_that_are_damaged_or_run_code_are_refused(small, official, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"ema": {"module": official}, "hook": RunsCode()}, "code.pth")
-    with pytest.raises(ValueError, match="code.pth cannot be opened: .*mkdir"):
-        load_checkpoint("code.pth")
-    assert not (tmp_path / "must-not-be").exists()
-    torch.save({"ema": {"module": official}}, "whole.pth")
-    whole = (tmp_path / "whole.pth").read_bytes()
-    (tmp_path / "short.pth").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"short.pth"):
-        load_checkpoint("short.pth")
-    folder = tmp_path / "folder"
-    shutil.copytree(small[0], folder)
-    tensors = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(tensors[:-100])
-    with pytest.raises(ValueError, match=r"model.safetensors is not a whole .safetensors file"):
-        RTDETR(folder)
-
-
-@pytest.mark.parametrize(
-    "key, value, message",
-    [
-        ("model_type", "detr", "`model_type` is 'detr'; expected rt_detr or rt_detr_v2"),
-        ("normalize_before", True, "`normalize_before` is True; RT-DETR is built here with False"),
-        ("activation_function", "relu", "`activation_function` is 'relu'"),
-        ("backbone_config", {"downsample_in_bottleneck": True}, "`downsample_in_bottleneck` is True"),
-        ("backbone_config", {"hidden_act": "silu"}, "`hidden_act` is 'silu'"),
-        ("decoder_method", "cubic", "`decoder_method` is 'cubic'; expected default or discrete"),
-    ],
-)
-def test_configurations_of_other_models_are_refused(small, tmp_path, key, value, message):
-    shutil.copytree(small[0], tmp_path / "folder")
-    file = tmp_path / "folder" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
-    with pytest.raises(Refused, match=f"config.json: {message}"):
-        load_detector(tmp_path / "folder")
-
-
-@pytest.mark.parametrize(
-    "key, value, message",
-    [
-        ("num_queries", None, "`num_queries` is None; expected a whole number"),
-        ("num_queries", -1, "`num_queries` is -1"),
-        ("num_queries", 1.5, "`num_queries` is 1.5"),
-        ("decoder_offset_scale", "far", "`decoder_offset_scale` is far"),
-        ("id2label", {"0": "disc"}, "1 names of classes, but scores of 3"),
-    ],
-)
-def test_settings_that_no_decoder_can_have_are_refused(small, tmp_path, key, value, message):
-    shutil.copytree(small[0], tmp_path / "folder")
-    file = tmp_path / "folder" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
-    with pytest.raises(Refused, match=message):
-        load_detector(tmp_path / "folder")
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
-def test_points_that_are_no_numbers_are_refused(official, tmp_path, value):
-    official["decoder.decoder.layers.0.cross_attn.num_points_scale"] = torch.full((12,), value)
-    torch.save({"model": official}, tmp_path / "x.pth")
-    with pytest.raises(Refused, match="num_points_scale is not 1 / n"):
-        load_detector(tmp_path / "x.pth")
-
-
 def test_the_file_that_is_named_is_the_one_that_is_read(small, tmp_path):
     """Others beside it, of other steps of a training, are not."""
     folder = tmp_path / "folder"
@@ -432,56 +243,3 @@ def test_sizes_cover_the_shipped_files():
     official_models = {name for name in shipped if not name.partition("-r18-")[2] or name.endswith("-dsp")}
     sizes = {name.removesuffix("-dsp").partition("-")[2] for name in official_models}
     assert sizes == SIZES.keys()
-
-
-def run_with_the_same_noise(theirs, ours, image, objects, classes, monkeypatch):
-    """The losses of a training step of both models, for the denoising queries that `transformers` draws."""
-    from transformers.models.rt_detr import modeling_rt_detr as module
-
-    from ultralytics.models.utils import ops
-
-    drawn, draw = [], module.get_contrastive_denoising_training_group
-    monkeypatch.setattr(
-        module, "get_contrastive_denoising_training_group", lambda **kw: drawn.append(draw(**kw)) or drawn[-1]
-    )
-    labels = [{"class_labels": c, "boxes": b} for c, b in zip(classes, objects, strict=True)]
-    expected = theirs.train()(image, labels=labels).loss
-    ((embed, boxes, mask, meta),) = drawn
-    counts = [len(b) for b in objects]
-    starts = [sum(counts[:i]) for i in range(len(counts))]
-    told = {
-        "dn_pos_idx": list(meta["dn_positive_idx"]),
-        "dn_gt_idx": [torch.arange(n) + start for n, start in zip(counts, starts)],
-        "dn_num_group": meta["dn_num_group"],
-        "dn_num_split": meta["dn_num_split"],
-    }
-    blocked = mask if mask.dtype is torch.bool else mask < 0
-    monkeypatch.setattr(ops, "get_cdn_group", lambda *_: (embed.detach(), boxes, blocked, told))
-    batch = {
-        "img": image,
-        "batch_idx": torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
-        "cls": torch.cat(classes)[:, None],
-        "bboxes": torch.cat(objects),
-    }
-    ours.nc, ours.args = ours.yaml["nc"], {"loss": "official"}
-    found, _ = ours.train()(batch)
-    return found, expected
-
-
-def test_a_training_step_has_the_loss_of_transformers(small, monkeypatch):
-    """Batch norms, denoising, matching and all terms together; and the gradient that reaches the first convolution."""
-    folder, theirs = small
-    ours, _ = load_detector(folder)
-    ours.requires_grad_(True)
-    torch.manual_seed(3)
-    objects = [torch.rand(n, 4) * 0.3 + 0.3 for n in (3, 1)]
-    classes = [torch.tensor([0, 2, 1]), torch.tensor([1])]
-    image = draw_image(2, 128, 160)
-    try:
-        found, expected = run_with_the_same_noise(theirs, ours, image, objects, classes, monkeypatch)
-        torch.testing.assert_close(found.sum(), expected, rtol=1e-4, atol=0)
-        (one,) = torch.autograd.grad(found.sum(), ours.model[0].convs[0].conv.weight)
-        (other,) = torch.autograd.grad(expected, theirs.model.backbone.model.embedder.embedder[0].convolution.weight)
-        assert (one - other).norm() < 5e-3 * other.norm()  # of all layers, in single precision
-    finally:
-        theirs.eval()
