@@ -2,74 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-import zipfile
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
-import torch
+from small_release import RELEASE, make_checkout
 
-from _upstream.fetch import sdist
-from _upstream.pin import Pin, UpstreamError, queue_sha256
-from _upstream.queue.tree import manifest, write_stamp
-from _upstream.tests import assets, outcomes, run_progress, suite
+from _upstream.pin import Pin, UpstreamError
+from _upstream.tests import outcomes, run_progress, suite
 from _upstream.tests.outcomes import ABSENT, ERROR, FAILED, PASSED, SKIPPED, Difference, Outcome
-from ultralytics import YOLO
-from ultralytics.cfg import get_cfg
-from ultralytics.data import utils as data_utils
-from ultralytics.data.build import build_yolo_dataset
-from ultralytics.utils import ASSETS
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-RELEASE = "9.9.9"
-PACKAGE = {"ultralytics/__init__.py": "answer = 42\nflavour = 'theirs'\n", "ultralytics/cfg/default.yaml": "a: 1\n"}
-PYPROJECT = '[tool.pytest.ini_options]\naddopts = "--no-such-option"\n'
+
 RUNNERS = ["pytest>=8.2", "pytest-xdist", "pytest-timeout"]
-
-
-# A made-up release ----------------------------------------------------------------------------------------------------
-def make_wheel(file: Path, package: dict[str, str] = PACKAGE) -> Path:
-    with zipfile.ZipFile(file, "w") as archive:
-        for path, text in package.items():
-            archive.writestr(path, text)
-        archive.writestr(f"ultralytics-{RELEASE}.dist-info/METADATA", f"Name: ultralytics\nVersion: {RELEASE}\n")
-    return file
-
-
-def make_sdist(file: Path, tests: dict[str, str], package: dict[str, str] = PACKAGE, folder: str | None = None) -> Path:
-    folder = f"ultralytics-{RELEASE}" if folder is None else folder
-    with tarfile.open(file, "w:gz") as archive:
-        for path, text in {**package, "pyproject.toml": PYPROJECT, "setup.py": "", **tests}.items():
-            member = tarfile.TarInfo(f"{folder}/{path}")
-            member.size = len(text.encode())
-            archive.addfile(member, io.BytesIO(text.encode()))
-    return file
-
-
-def make_checkout(root: Path, tests: dict[str, str], ours: dict[str, str]) -> Path:
-    """Make a checkout of a made-up release: `ours` is what is laid down in it, over the release's files."""
-    for name in ("wheels", "patches", ".upstream"):
-        (root / name).mkdir(parents=True)
-    wheel = make_wheel(root / "wheels" / f"ultralytics-{RELEASE}-py3-none-any.whl")
-    make_sdist(root / "wheels" / f"ultralytics-{RELEASE}.tar.gz", tests)
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    (root / "patches" / "upstream.toml").write_text(
-        f'release = "{RELEASE}"\nwheel-sha256 = "{digest}"\ntree-sha256 = "{"0" * 64}"\n'
-    )
-    for path, text in {**PACKAGE, **ours}.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(text)
-    write_stamp(root, {"release": RELEASE, "queue": queue_sha256(root), "files": manifest(root)})
-    return root
 
 
 @pytest.fixture
@@ -193,118 +142,6 @@ def test_progress_is_read_from_the_log(tmp_path, capsys):
     display.show("no line yet")
     display.show("the last line", last=True)
     assert capsys.readouterr().err.startswith("the last line  0:0")
-
-
-# Source distributions -------------------------------------------------------------------------------------------------
-@pytest.fixture
-def release(tmp_path) -> Path:
-    return make_wheel(tmp_path / f"ultralytics-{RELEASE}-py3-none-any.whl")
-
-
-@pytest.mark.parametrize(
-    "package, named",
-    [
-        ({**PACKAGE, "ultralytics/__init__.py": "answer = 41\n"}, "ultralytics/__init__.py"),
-        ({**PACKAGE, "ultralytics/more.py": ""}, "ultralytics/more.py"),
-        ({"ultralytics/__init__.py": PACKAGE["ultralytics/__init__.py"]}, "ultralytics/cfg/default.yaml"),
-    ],
-)
-def test_an_sdist_of_another_release_is_refused(tmp_path, release, package, named):
-    (tmp_path / "wheels").mkdir()
-    make_sdist(tmp_path / "wheels" / f"ultralytics-{RELEASE}.tar.gz", {}, package)
-    with pytest.raises(UpstreamError, match=f"{named} not as in {release.name}.*remove the file"):
-        sdist.fetch_sdist(tmp_path, Pin(RELEASE, "", ""), release, tmp_path)
-
-
-@pytest.mark.parametrize("folder", ["../evil", "/evil", "..\\evil"])
-def test_an_sdist_with_an_unsafe_path_is_refused(tmp_path, release, folder):
-    with pytest.raises(UpstreamError, match="unsafe path"):
-        sdist.read_members(make_sdist(tmp_path / "a.tar.gz", {}, folder=folder))
-
-
-@pytest.mark.parametrize("content", [b"no archive", b""])
-def test_a_broken_sdist_is_named(tmp_path, content):
-    (tmp_path / "a.tar.gz").write_bytes(content)
-    with pytest.raises(UpstreamError, match="a.tar.gz .*damaged archive.*run this again"):
-        sdist.read_members(tmp_path / "a.tar.gz")
-
-
-def test_a_downloaded_sdist_is_kept(tmp_path, release, monkeypatch):
-    """It is whole or not there, and asked for once."""
-    (tmp_path / ".upstream").mkdir()
-    (tmp_path / "download").mkdir()
-    downloads = []
-
-    def download(pin, folder):
-        downloads.append(pin.release)
-        return make_sdist(folder / f"ultralytics-{pin.release}.tar.gz", {"tests/test_a.py": ""})
-
-    monkeypatch.setattr(sdist, "download_sdist", download)
-    for _ in range(2):
-        found = sdist.fetch_sdist(tmp_path, Pin(RELEASE, "", ""), release, tmp_path / "download")
-    kept = tmp_path / ".upstream" / "sdists"
-    assert downloads == [RELEASE] and found == kept / f"ultralytics-{RELEASE}.tar.gz"
-    assert [file.name for file in kept.iterdir()] == [found.name]
-    sdist.unpack_tests(found, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["pyproject.toml", "tests"]
-
-
-def test_an_sdist_that_cannot_be_had_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    with pytest.raises(UpstreamError, match=rf"could not download ultralytics-{RELEASE}.tar.gz: .*into wheels/"):
-        sdist.download_sdist(Pin(RELEASE, "", ""), tmp_path)
-
-
-# Checkpoints ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name, size", [("yolo26n", 160), ("yolo11n-grayscale", 320), ("yoloe-26n-seg", 160)])
-def test_a_random_checkpoint_sees_something(tmp_path, name, size):
-    """It loads as upstream's do, and its output depends on its input."""
-    torch.manual_seed(0)
-    assets.save_checkpoint(assets.make_model(name), tmp_path / f"{name}.pt")
-    model = YOLO(tmp_path / f"{name}.pt")
-    *_, data, task, _channels = assets.CHECKPOINTS[name]
-    assert model.task == task and model.ckpt["train_args"]["data"] == f"{data}.yaml" and model.names[0] == "person"
-    assert next(model.model.parameters()).dtype == torch.float32  # loaded, from half precision
-    found = [model(ASSETS / picture, imgsz=size, verbose=False)[0].boxes for picture in ("bus.jpg", "zidane.jpg")]
-    assert all(0 < len(boxes) < 300 for boxes in found) and not torch.equal(found[0].conf[:1], found[1].conf[:1])
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit")
-def test_the_text_encoder_gives_unit_vectors(tmp_path):
-    assets.make_text_encoder(tmp_path / "encoder.ts")
-    vectors = torch.jit.load(tmp_path / "encoder.ts")(torch.randint(49408, (3, 77)))
-    assert vectors.shape == (3, 512) and torch.allclose(vectors.norm(dim=1), torch.ones(3))
-
-
-def test_drawn_data_sets(tmp_path, monkeypatch):
-    """Upstream finds each by its own YAML, and reads every picture, label and map of it without a complaint."""
-    assets.make_datasets(tmp_path)
-    monkeypatch.setattr(data_utils, "DATASETS_DIR", tmp_path)
-    for name, task in (("coco8", "detect"), ("coco8-seg", "segment"), ("coco8-pose", "pose"), ("dota8", "obb")):
-        dataset = read(name, task)
-        assert len(dataset) == 4 and all(len(label["cls"]) == 3 for label in dataset.labels)
-    assert read("coco128-seg", "segment")[0]["masks"].any()
-    assert read("coco8-multispectral", "detect")[0]["img"].shape[0] == 10
-    assert set(np.unique(read("cityscapes8", "semantic").load_mask(0))) <= {0, 2, 11, 13}
-    depth = data_utils.load_depth(tmp_path / "depth8-png" / "depth" / "val" / "0.png")
-    assert set(np.unique(depth)) <= {1.0, 2.0, 3.0, 4.0}
-    assert data_utils.check_cls_dataset("imagenet10")["nc"] == 10
-
-
-def read(name: str, task: str):
-    """Give a data set's training pictures as upstream loads them."""
-    data = data_utils.check_det_dataset(f"{name}.yaml", autodownload=False)
-    args = get_cfg(overrides={"task": task, "imgsz": 64})
-    return build_yolo_dataset(args, data["train"], batch=1, data=data)
-
-
-def test_films_can_be_read(tmp_path):
-    assets.make_film(tmp_path / "film.mp4", (64, 48))
-    film = cv2.VideoCapture(str(tmp_path / "film.mp4"))
-    frames = [film.read()[1] for _ in range(assets.FRAMES)]
-    assert all(frame.shape == (48, 64, 3) for frame in frames) and not film.read()[0]
 
 
 # Whole runs -----------------------------------------------------------------------------------------------------------
