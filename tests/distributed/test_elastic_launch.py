@@ -1,30 +1,23 @@
 """Training on many machines: two hosts, or two launchers, train as one process does, and go on after a death."""
 
-import copy
 import csv
 import functools
 import hashlib
 import json
 import math
 import os
-import pickle
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import types
 
 import pytest
 import torch
 from conftest import ROOT, load_file
-from torch import nn
 
 from ultralytics import YOLO
-from ultralytics.fork.distributed import elastic_launch, global_batch, launched_trainer, reductions, run_folder
-from ultralytics.fork.instance_mixin import mix_into
-from ultralytics.fork.training import resume
-from ultralytics.utils import USER_CONFIG_DIR
+from ultralytics.fork.distributed import run_folder
 
 IMAGES, BATCH = 18, 8  # the last batch has two images, for four processes
 STILL = {"mosaic": 0, "fliplr": 0, "hsv_h": 0, "hsv_s": 0, "hsv_v": 0, "translate": 0, "scale": 0, "erasing": 0}
@@ -317,138 +310,3 @@ weights = hashlib.sha256(b"".join(v.numpy().tobytes() for v in model.trainer.mod
     for name in ("run", "second"):
         rows = curve(tmp_path / name)
         assert len(rows) == 2 and all(math.isfinite(v) for row in rows for v in row.values())
-
-
-# The parts ------------------------------------------------------------------------------------------------------------
-@pytest.fixture
-def four(monkeypatch):
-    """Look like one of four processes, two on each of two nodes."""
-    for module in (elastic_launch, launched_trainer, global_batch):
-        monkeypatch.setattr(module, "WORLD_SIZE", 4)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setattr(elastic_launch, "LOCAL_RANK", 1)
-
-
-def test_shares_of_a_batch_are_the_batch(four):
-    for images in range(1, 12):
-        shares = [global_batch.share_of_batch(images, rank) for rank in range(4)]
-        assert [i for begin, end in shares for i in range(begin, end)] == list(range(images))
-        sizes = [end - begin for begin, end in shares]
-        assert max(sizes) - min(sizes) <= 1 and sizes[0] == max(sizes)  # the first one, which plots, has one
-
-
-def test_a_process_without_an_image_gets_a_stand_in(four, monkeypatch):
-    monkeypatch.setattr(global_batch, "share_of_batch", functools.partial(global_batch.share_of_batch, rank=3))
-    batches = torch.utils.data.BatchSampler(torch.utils.data.SequentialSampler(range(10)), 8, drop_last=False)
-    assert list(global_batch.ShareBatchSampler(batches)) == [[6, 7], [8]]
-    images = global_batch.ShareSampler(batches)
-    assert list(images) == [6, 7] and len(images) == 10
-
-
-def test_batches_must_come_out(four):
-    launched_trainer.check_batch(8)
-    with pytest.raises(ValueError, match=r"batch=6 .* 4 \(WORLD_SIZE\) .* such as batch=8"):
-        launched_trainer.check_batch(6)
-    with pytest.raises(ValueError, match="batch=-1 measures a batch, on one process only: name a multiple of 4"):
-        launched_trainer.check_batch(-1)
-
-
-def test_devices(four, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert elastic_launch.choose_device("") == elastic_launch.choose_device("cpu") == "cpu"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert elastic_launch.choose_device("") == "1" and elastic_launch.choose_device("cpu") == "cpu"
-    monkeypatch.setattr(torch, "npu", torch.cuda, raising=False)
-    assert elastic_launch.choose_device("4,6") == "6" and elastic_launch.choose_device("npu:4,6") == "npu:6"
-    for device in ("4", "4,4", "1,2,3"):
-        with pytest.raises(ValueError, match=f"device={device} for 2 processes on this node: name as many different"):
-            elastic_launch.choose_device(device)
-    with pytest.raises(ValueError, match="device=4,8: .* has 8 such devices, numbered from 0"):
-        elastic_launch.choose_device("4,8")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match="2 processes on a node with 1 GPUs: use --nproc-per-node=1"):
-        elastic_launch.choose_device("")
-
-
-def test_upstreams_own_launch_is_upstreams(monkeypatch):
-    assert not elastic_launch.is_launched()
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert elastic_launch.is_launched()
-    monkeypatch.setattr(sys, "argv", [str(USER_CONFIG_DIR / "DDP" / "_temp_1.py")])  # `device=0,1`
-    assert not elastic_launch.is_launched()
-    trainer = types.SimpleNamespace()
-    assert not launched_trainer.join_launcher(trainer, {}) and type(trainer) is types.SimpleNamespace
-
-
-def test_a_run_is_found_by_its_launchers_only(tmp_path):
-    for name, launchers, number in (("train", ["a"], 1), ("train2", ["b", "c"], 1), ("train3", ["b", "c"], 2)):
-        run_folder.record_run(tmp_path / name, {"launchers": launchers, "number": number})
-    new = tmp_path / "train4"
-    assert run_folder.find_run(new, ["c", "d"], 1)[0] == tmp_path / "train2"  # one launcher is left of two
-    assert run_folder.find_run(new, ["b"], 2)[0] == tmp_path / "train3"  # the second training of a script
-    assert run_folder.find_run(new, ["d"], 1) is None
-    (tmp_path / "train" / run_folder.RECORD).write_text("{")
-    assert run_folder.find_run(new, ["a"], 1) is None
-    assert run_folder.find_run(tmp_path / "none" / "train", ["b"], 1) is None
-
-
-def test_workers_restarted_after_a_resumed_run_was_over_have_nothing_to_do(tmp_path, monkeypatch):
-    """It is the end of their own launcher's run; another launch is told that there is nothing to resume."""
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "log" / "attempt_1" / "0" / "error.json"))
-    run, last = tmp_path / "train", tmp_path / "train" / "weights" / "last.pt"
-    run_folder.record_run(run, {"launchers": [run_folder.name_launcher()], "number": 1})
-    model = types.SimpleNamespace(ckpt={"train_args": {"epochs": 1}, "optimizer": None}, ckpt_path=str(last))
-    with pytest.raises(SystemExit) as e:
-        resume.refuse_finished_run(model)
-    assert e.value.code == 0
-    run_folder.record_run(run, {"launchers": ["elsewhere:/tmp/x"], "number": 1})
-    with pytest.raises(ValueError, match="there is nothing to resume"):
-        resume.refuse_finished_run(model)
-
-
-@pytest.mark.parametrize(
-    "epoch, optimizer, more, expected",
-    [
-        (0, {}, {}, (True, False)),
-        (1, {}, {}, (True, True)),
-        (1, {}, {"training": {}}, (True, False)),  # its last validation is still to be made
-        (-1, None, {}, (True, True)),
-        (-1, {}, {}, (False, False)),
-    ],
-)
-def test_what_a_restart_goes_on_with(tmp_path, epoch, optimizer, more, expected):
-    """A checkpoint of an epoch is gone on with, a complete run, stripped or not, is left, all else begins anew."""
-    last = tmp_path / "train" / "weights" / "last.pt"
-    args = types.SimpleNamespace(save_dir=str(tmp_path / "train"))  # as with exist_ok=True
-
-    def restart(launchers):
-        run = launched_trainer.choose_run(args, launchers, 1)
-        run_folder.record_run(tmp_path / "train", {"launchers": launchers, "number": 1, "before": run.before})
-        assert run.folder == args.save_dir
-        return bool(run.last), run.complete
-
-    def save():
-        torch.save({"epoch": epoch, "optimizer": optimizer, "train_args": {"epochs": 2}, **more}, last)
-
-    assert restart(["a"]) == restart(["a"]) == (False, False)
-    save()
-    assert restart(["a"]) == restart(["a"]) == expected
-    assert restart(["b"]) == restart(["b"]) == (False, False)  # another launch, restarted before it has written one
-    save()
-    os.utime(last, ns=(1, 1))  # whatever the clock's resolution
-    assert restart(["b"]) == expected
-
-
-def test_a_shared_norm_leaves_no_trace():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    keys = list(model.state_dict())
-    reductions.sync_batch_norms(model)
-    assert type(model[1]) is not nn.BatchNorm2d and isinstance(model[1], nn.BatchNorm2d)
-    assert list(model.state_dict()) == keys
-    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert type(again[1]) is nn.BatchNorm2d
-        torch.testing.assert_close(again.eval()(torch.ones(1, 3, 2, 2)), model.eval()(torch.ones(1, 3, 2, 2)))
-    mix_into(model[1], reductions.GlobalBatchNorm)  # a second time
-    assert type(copy.deepcopy(model[1])) is nn.BatchNorm2d
