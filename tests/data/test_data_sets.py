@@ -1,15 +1,11 @@
-"""Nothing that lies in a data set is run or fetched unasked: programs of data files, pickles, archives."""
+"""Nothing that lies in a data set is run or fetched unasked: programs of data files, addresses, cached images."""
 
-import io
 import json
 import os
-import pickle
 import pkgutil
 import shutil
 import subprocess
 import sys
-import tarfile
-import zipfile
 from pathlib import Path
 
 import faulty_data_sets as faulty
@@ -17,42 +13,16 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from untrusted_data_set import Bomb, lies_elsewhere, marker, said  # noqa: F401 - fixtures
 
 from ultralytics.data import YOLODataset, converter, utils
 from ultralytics.engine.trainer import BaseTrainer
-from ultralytics.fork.data import archives
 from ultralytics.fork.data.download_consent import CONSENT, SHIPPED_FOLDERS, is_shipped
-from ultralytics.fork.data.label_cache import ARRAY_KEY, pack_cache, unpack_cache
 from ultralytics.fork.hooks.override import DECLARED
-from ultralytics.utils import LOGGER, checks, downloads
+from ultralytics.utils import checks, downloads
 from ultralytics.utils.downloads import safe_download
 
 HOOKS = "ultralytics.fork.hooks."
-
-
-@pytest.fixture
-def marker(tmp_path, monkeypatch) -> Path:
-    """A file that is there if something was run."""
-    monkeypatch.delenv(CONSENT, raising=False)
-    monkeypatch.setattr(utils, "check_font", lambda *_: None)  # would download a font
-    return tmp_path / "was run"
-
-
-@pytest.fixture
-def said(monkeypatch) -> list[str]:
-    """The warnings."""
-    lines = []
-    monkeypatch.setattr(LOGGER, "warning", lines.append)
-    return lines
-
-
-def lies_elsewhere(root: Path, download: str, name: str = "data.yaml") -> Path:
-    """Write a data file whose images are missing, and what it would do then."""
-    file = root / name
-    path = json.dumps(str(root / "nowhere"))
-    file.write_text(f"path: {path}\ntrain: a\nval: b\nnames: [x]\ndownload: {json.dumps(download)}\n")
-    return file
-
 
 DOWNLOADS = {
     "python": ("\nopen({marker!r}, 'w')\nprint(1)\n", "would run as Python: open(", "and 1 more lines: read them"),
@@ -181,138 +151,7 @@ def test_an_ndjson_file_with_a_fault(line, says, tmp_path, marker):
     assert e.value.plain and str(file) in str(e.value)
 
 
-# Label caches ---------------------------------------------------------------------------------------------------------
-class Bomb:
-    """A pickle that makes a file."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self):
-        return open, (str(self.marker), "w")
-
-
-def labels_of(root: Path, split: str = "train") -> list[dict]:
-    data = {"names": {0: "a", 1: "b"}}
-    return YOLODataset(img_path=str(root / "images" / split), data=data, imgsz=64, augment=False).labels
-
-
-def same(one: list[dict], other: list[dict]) -> bool:
-    return all(
-        a.keys() == b.keys()
-        and all(np.array_equal(a[k], b[k]) if k != "segments" else len(a[k]) == len(b[k]) for k in a)
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def test_arrays_over_one_another_are_no_cache():
-    """A few megabytes of numbers could be hundreds of arrays."""
-    for start in (0, 40):
-        head = json.dumps({"x": [{ARRAY_KEY: ["|u1", [60], place]} for place in (0, start)]})
-        with pytest.raises(ValueError, match="array"):
-            unpack_cache(head.encode() + b"\n" + bytes(90))
-
-
-@pytest.mark.parametrize("form", ["numpy", "pickle", "dict"])
-def test_a_pickle_for_a_label_cache_is_not_run(form, tmp_path, marker, said):
-    faulty.write_set(tmp_path)
-    expected = labels_of(tmp_path)
-    cache = tmp_path / "labels" / "train.cache"
-    known = cache.read_bytes()
-    with open(cache, "wb") as f:
-        if form == "pickle":
-            pickle.dump(Bomb(marker), f)
-        else:  # as upstream writes them
-            np.save(f, np.array({"a": Bomb(marker)} if form == "dict" else Bomb(marker), dtype=object))
-    assert same(labels_of(tmp_path), expected)
-    assert not marker.exists() and cache.read_bytes() == known
-    assert len(said) == 1 and said[0].startswith(f"{cache} ") and "not opened" in said[0]
-    said.clear()
-    assert same(labels_of(tmp_path), expected) and not said  # and now it is one
-
-
-def test_a_label_cache_holds_what_upstreams_holds(tmp_path):
-    rng = np.random.default_rng(0)
-    label = {
-        "im_file": "/data/чайка \udcff\n.jpg",
-        "shape": (480, 640),
-        "cls": rng.integers(0, 80, (3, 1)).astype(np.float32),
-        "bboxes": rng.random((3, 4), np.float32),
-        "segments": [rng.random((n, 2), np.float32) for n in (3, 0, 7)],
-        "keypoints": rng.random((3, 17, 3), np.float32),
-        "normalized": True,
-    }
-    none = {**label, "cls": np.zeros((0, 1), np.float32), "keypoints": None, "segments": []}
-    tree = {"labels": [label, none], "results": (2, 0, 0, 0, 2), "msgs": ["a"], "hash": "f" * 64, "n": np.float32(0.5)}
-    path = tmp_path / "labels.cache"
-    utils.save_dataset_cache_file("", path, dict(tree), "1.0")
-    found = utils.load_dataset_cache_file(path)
-    assert found.pop("version") == "1.0" and found["n"] == 0.5 and found["results"] == [2, 0, 0, 0, 2]
-    for a, b in zip(found["labels"], tree["labels"], strict=True):
-        assert a.keys() == b.keys() and a["im_file"] == b["im_file"] and tuple(a["shape"]) == b["shape"]
-        for key in ("cls", "bboxes", "keypoints"):
-            assert (a[key] is None and b[key] is None) or (
-                a[key].dtype == b[key].dtype and a[key].shape == b[key].shape and (a[key] == b[key]).all()
-            )
-        assert all((x == y).all() and x.shape == y.shape for x, y in zip(a["segments"], b["segments"], strict=True))
-        a["cls"][:] = 0  # `single_cls` writes into it
-
-
-BROKEN = {
-    "nothing": b"",
-    "text": b"labels\n",
-    "a list": b"[" * 100_000,
-    "an array beyond the end": b'{"a": {"array": ["<f4", [9], 0]}}\n1234',
-    "an array before the start": b'{"a": {"array": ["<f4", [1], -4]}}\n1234',
-    "an array of objects": b'{"a": {"array": ["O", [1], 0]}}\n12345678',
-    "an array of records": b'{"a": {"array": ["O,f4", [1], 0]}}\n123456789012',
-    "a huge array": b'{"a": {"array": ["<f4", [4611686018427387904, 4], 0]}}\n1234',
-    "a negative shape": b'{"a": {"array": ["<f4", [-1, -1], 0]}}\n1234',
-    "no shape": b'{"a": {"array": 3}}\n1234',
-    "words for numbers": b'{"a": {"array": ["<f4", "ab", "c"]}}\n1234',
-    "another type": b'{"a": {"array": ["V0", [1000000000], 0]}}\n1234',
-}
-
-
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_label_cache_is_none(kind, tmp_path, said):
-    path = tmp_path / "labels.cache"
-    path.write_bytes(BROKEN[kind])
-    with pytest.raises(FileNotFoundError):
-        utils.load_dataset_cache_file(path)
-    assert len(said) == 1 and said[0].startswith(f"{path} ")
-
-
-def is_plain_data(value: object) -> bool:
-    """Whether a value holds numbers, text and arrays of numbers only."""
-    if isinstance(value, (list, dict)):
-        return all(map(is_plain_data, value.values() if isinstance(value, dict) else value))
-    return value is None or type(value) in (bool, int, float, str) or value.dtype.kind in "biuf"
-
-
-def test_random_bytes_in_a_label_cache(tmp_path, said, often):
-    """Each is numbers and text, or is not opened, which a warning says; the numbers' own bytes may be any."""
-    faulty.write_set(tmp_path)
-    labels_of(tmp_path)
-    path = tmp_path / "labels" / "train.cache"
-    known = path.read_bytes()
-    rng, loaded, times = np.random.default_rng(0), 0, often(300, 100_000)
-    for _ in range(times):
-        data = bytearray(known)
-        for _ in range(rng.integers(1, 4)):
-            data[rng.integers(len(data))] = rng.integers(256)
-        path.write_bytes(data[: rng.integers(len(data))] if rng.random() < 0.3 else data)
-        try:
-            found = utils.load_dataset_cache_file(path)
-        except FileNotFoundError:
-            continue
-        loaded += 1
-        assert type(found) is dict and is_plain_data(found)
-        assert pack_cache(unpack_cache(pack_cache(found))) == pack_cache(found)
-    assert 0 < loaded < times and len(said) == times - loaded
-
-
-# Images and archives --------------------------------------------------------------------------------------------------
+# Images ---------------------------------------------------------------------------------------------------------------
 def test_a_damaged_image_installs_nothing(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(checks, "check_requirements", lambda *args: asked.append(args))
@@ -327,68 +166,17 @@ def test_a_damaged_image_installs_nothing(tmp_path, monkeypatch):
     assert asked == [("pi-heif",)]
 
 
-def zipped(file: Path, size: int = 4, name: str = "set/a.txt") -> Path:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as z:
-        z.writestr(name, bytes(size))
-    return file
+def test_a_cached_image_of_objects_is_not_run(tmp_path, marker, said):
+    faulty.write_set(tmp_path)
+    np.save(tmp_path / "images" / "train" / "0.npy", np.array([Bomb(marker)], dtype=object))
+    data = {"names": {0: "a", 1: "b"}}
+    images = YOLODataset(img_path=str(tmp_path / "images" / "train"), data=data, imgsz=64, augment=False)
+    assert images.load_image(0)[0].shape == (64, 64, 3)
+    assert not marker.exists() and os.path.exists(tmp_path / "images" / "train" / "0.npy")
+    assert len(said) == 1 and "0.npy is no image and is not used for 0.jpg" in said[0]
 
 
-def tarred(file: Path, size: int = 4, name: str = "set/a.txt") -> Path:
-    with tarfile.open(file, "w:gz") as tar:
-        member = tarfile.TarInfo(name)
-        member.size = size
-        tar.addfile(member, io.BytesIO(bytes(size)))
-    return file
-
-
-@pytest.mark.parametrize("pack, suffix", [(zipped, "zip"), (tarred, "tar.gz")])
-def test_an_archive_is_unpacked_into_its_place_only(pack, suffix, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    safe_download(pack(tmp_path / f"good.{suffix}"), dir=out)
-    assert (out / "set" / "a.txt").read_bytes() == bytes(4)
-    for name in ("../evil.txt", str(tmp_path / "evil.txt"), "set/../../evil.txt"):
-        safe_download(pack(tmp_path / f"evil.{suffix}", name=name), dir=out, exist_ok=True)
-        assert not list(tmp_path.rglob("evil.txt"))
-    monkeypatch.setattr(archives, "ALWAYS_ALLOWED", 2**16)
-    bomb = pack(tmp_path / f"bomb.{suffix}", size=2**20, name="bomb/a.txt")
-    with pytest.raises(ValueError, match=rf"bomb.{suffix} is not unpacked: 0.0 MiB .*unpack it yourself"):
-        safe_download(bomb, dir=out)
-    assert not (out / "bomb").exists() and bomb.exists()
-
-
-def test_an_archive_makes_no_links(tmp_path):
-    """Nor devices; nor is anything written through a link that is there."""
-    file, out = tmp_path / "links.tar", tmp_path / "out"
-    with tarfile.open(file, "w") as tar:
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
-            member = tarfile.TarInfo(f"set/{kind!r}")
-            member.type, member.linkname = kind, "/etc/passwd"
-            tar.addfile(member)
-        tar.addfile(tarfile.TarInfo("set/elsewhere/a"))
-    (out / "set").mkdir(parents=True)
-    (tmp_path / "elsewhere").mkdir()
-    (out / "set" / "elsewhere").symlink_to(tmp_path / "elsewhere")
-    safe_download(file, dir=out)
-    assert [f.name for f in (out / "set").iterdir()] == ["elsewhere"] and not list((tmp_path / "elsewhere").iterdir())
-
-
-def test_a_damaged_archive_is_one_line(tmp_path):
-    file = tarred(tmp_path / "cut.tar.gz", size=100_000)
-    file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(ValueError, match="cut.tar.gz") as e:
-        utils.check_det_dataset(file)
-    assert e.value.plain and "\n" not in str(e.value)
-
-
-def test_a_dataset_in_an_archive_runs_nothing(tmp_path, marker, monkeypatch):
-    monkeypatch.setattr(utils, "DATASETS_DIR", tmp_path / "datasets")
-    with zipfile.ZipFile(tmp_path / "set.zip", "w") as z:
-        z.write(lies_elsewhere(tmp_path, f"open({str(marker)!r}, 'w')"), "set/data.yaml")
-    with pytest.raises(FileNotFoundError) as e:
-        utils.check_det_dataset(tmp_path / "set.zip")
-    assert e.value.plain and not marker.exists()
-
-
+# Overrides ------------------------------------------------------------------------------------------------------------
 OVERRIDDEN = {
     "ultralytics.data.utils": {
         "check_cls_dataset",
@@ -426,13 +214,3 @@ def test_every_way_to_the_functions_is_ours():
     for module in (trainer, validator, exporter):
         assert module.check_det_dataset is utils.check_det_dataset
         assert getattr(module, "check_cls_dataset", utils.check_cls_dataset) is utils.check_cls_dataset
-
-
-def test_a_cached_image_of_objects_is_not_run(tmp_path, marker, said):
-    faulty.write_set(tmp_path)
-    np.save(tmp_path / "images" / "train" / "0.npy", np.array([Bomb(marker)], dtype=object))
-    data = {"names": {0: "a", 1: "b"}}
-    images = YOLODataset(img_path=str(tmp_path / "images" / "train"), data=data, imgsz=64, augment=False)
-    assert images.load_image(0)[0].shape == (64, 64, 3)
-    assert not marker.exists() and os.path.exists(tmp_path / "images" / "train" / "0.npy")
-    assert len(said) == 1 and "0.npy is no image and is not used for 0.jpg" in said[0]
