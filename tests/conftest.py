@@ -28,6 +28,7 @@ import torch  # noqa: E402
 from ultralytics import settings  # noqa: E402
 
 pytest_plugins = ["tiers"]
+pytest.register_assert_rewrite("compare_study", "rebase_checkout", "setup_checkout", "watched_workplace")
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = sorted(file.stem for file in (ROOT / "cfg_custom" / "models").glob("*.yaml"))
