@@ -147,6 +147,23 @@ def run_within_limit(m: nn.Module, x: Any) -> Any:
     return m(x) if active is None else active.run(m, x)
 
 
+@contextlib.contextmanager
+def count_apart() -> Iterator[None]:
+    """Count what is built for a trial from nothing, and forget it: it is thrown away."""
+    active = _building.get()
+    if active is None:
+        yield
+        return
+    keys = "operations", "bytes", "registered", "steps", "row_numbers", "passed"
+    before, held = {key: vars(active)[key] for key in keys}, dict(active.held)
+    vars(active).update(dict.fromkeys(keys, 0))
+    try:
+        yield
+    finally:
+        vars(active).update(before)
+        active.held = held
+
+
 def end_row(m: nn.Module) -> None:
     """Count the layer of the row that `parse_model` has just built; raise `ModelTooLarge` if it is too much."""
     active = _building.get()

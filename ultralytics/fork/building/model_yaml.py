@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import itertools
 import sys
 from numbers import Integral, Real
 from typing import Any
@@ -18,9 +19,8 @@ from typing import Any
 from torch import nn
 
 from ultralytics.fork.class_limit import MAX_CLASSES
-from ultralytics.nn.AddModules.registry import NAMES, READERS, RowError, backbone
+from ultralytics.nn.AddModules.registry import BACKBONE_LAYERS, NAMES, READERS, RowError, backbone
 
-BACKBONE_LAYERS = 5  # indices that a multi-output backbone takes: i is the map of stride 2 ** (i + 1), or stays empty
 FILE_VARIABLES = "nc", "kpt_shape", "reg_max", "end2end"  # of a file, which its rows can name
 MAX_ROWS = 1000  # of a file; the longest published one has 60
 MAX_REPEATS = 1000
@@ -55,6 +55,7 @@ def check_rows(d: dict, names: dict[str, Any], variables: set[str]) -> list[list
         for i, (f, n, name, args) in enumerate(rows):
             check_arguments(args, d, variables)
             cls = require_layer_class(name, names)
+            check_options(args, cls)
             total += max(1, check_repeats(n, depth, cls))
             if total > MAX_LAYERS:
                 raise RowError(f"{total:g} layers with the rows before it; at most {MAX_LAYERS}")
@@ -201,6 +202,8 @@ def check_literal(value: Any) -> None:
             raise RowError(f"more than {MAX_ARGUMENTS} arguments, or lists in lists in lists")
         if isinstance(x, (list, tuple)):
             left += [(item, depth + 1) for item in x[: MAX_ARGUMENTS + 1]]
+        elif isinstance(x, dict) and depth == 1:  # names of arguments, with their values
+            left += [(item, depth + 1) for pair in itertools.islice(x.items(), MAX_ARGUMENTS + 1) for item in pair]
         elif isinstance(x, str):
             if len(x) > MAX_TEXT:
                 raise RowError(f"a text of {len(x)} characters, at most {MAX_TEXT}")
@@ -213,6 +216,13 @@ def check_literal(value: Any) -> None:
 def is_number(x: Any) -> bool:
     """Whether a value is a number of at most `MAX_NUMBER`."""
     return isinstance(x, (int, float)) and -MAX_NUMBER <= x <= MAX_NUMBER  # which neither nan nor infinity is
+
+
+def check_options(args: list, cls: type[nn.Module]) -> None:
+    """Raise a `RowError` for a mapping that is not the last argument of a registered module's row."""
+    options = [x for x in args if isinstance(x, dict)]
+    if options and (options != args[-1:] or cls not in READERS or not all(isinstance(key, str) for key in options[0])):
+        raise RowError("{…} is for the last argument of a registered module, whose arguments it names: {name: value}")
 
 
 def check_arguments(args: list, d: dict, variables: set[str]) -> None:
@@ -312,6 +322,8 @@ def shorten_value(value: Any, depth: int = 4) -> str:
     """Write a value in a line of bounded length, whatever it holds."""
     if isinstance(value, (list, tuple)) and depth:
         text = f"[{', '.join(shorten_value(x, depth - 1) for x in value[:20])}{', …' if len(value) > 20 else ''}]"
+    elif isinstance(value, dict) and 0 < depth < 4 and len(value) <= 20:  # in a row
+        text = f"{{{', '.join(f'{str(key)[:MAX_TEXT]}: {shorten_value(x, depth - 1)}' for key, x in value.items())}}}"
     elif isinstance(value, (list, tuple, dict, set)):
         text = f"a {type(value).__name__} of {len(value)}"
     elif isinstance(value, int) and abs(value) > 10**20:

@@ -107,13 +107,17 @@ def read_row(
         RowError: If the arguments do not fit the module's constructor, or repeats its channels.
     """
     counter = _counter.get()
-    row = Row(module, i, f, n, args, ch, width, max_channels, counter.settings if counter else {})
+    options = args[-1] if args and isinstance(args[-1], dict) else {}
+    row = Row(
+        module, i, f, n, args[: len(args) - bool(options)], ch, width, max_channels, counter.settings if counter else {}
+    )
     layer = READERS[module](row)
+    layer.kwargs = {**layer.kwargs, **options}
     try:
         inspect.signature(module).bind(*layer.args, **layer.kwargs)
     except TypeError as e:
         raise row.error(f"arguments {args}: {e}", show_signature(module)) from None
-    printed = layer.args if layer.printed is None else layer.printed
+    printed = [*(layer.args if layer.printed is None else layer.printed), *([options] if options else [])]
     if layer.n > 1 and (is_backbone(module) or isinstance(row.f, (list, tuple)) or layer.c2 != row.c1):
         raise row.error(f"{layer.n} repeats of a layer that does not keep its channels", "1")
     if not is_backbone(module):
@@ -216,7 +220,8 @@ def add_registered_names(names: dict[str, Any]) -> None:
 
 def needs_download(rows: list[list]) -> bool:
     """Whether a layer of the rows would be given weights, which it may have to download."""
-    return any(row[2] == "TorchVision" and row[3][2:3] not in ([], ["None"], [None]) for row in rows)
+    vision = any(row[2] == "TorchVision" and row[3][2:3] not in ([], ["None"], [None]) for row in rows)
+    return vision or any(isinstance(x, dict) and x.get("pretrained") for row in rows for x in row[3])
 
 
 def describe_constructor_error(error: Exception, row: list, names: dict[str, Any]) -> str:

@@ -40,6 +40,7 @@ HELD_CLASSES = ADDED_MODULES, "timm.layers.", "torch.nn.modules.", "torchvision.
 PLAIN_MODULES = "ultralytics.nn.distill_model", "ultralytics.utils.loss", "ultralytics.utils.tal"
 DATA_CLASSES = {
     "argparse.Namespace",
+    "timm.layers.format.Format",  # an enum: the layout of a backbone's maps
     "timm.models._features.FeatureInfo",
     "torchvision.transforms.transforms.Compose",
     "torchvision.transforms.transforms.ToTensor",

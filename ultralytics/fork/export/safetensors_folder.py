@@ -17,6 +17,7 @@ from torch import nn
 
 from ultralytics.fork.building.yaml_limits import load_within_limits
 from ultralytics.fork.errors import Refused, quote
+from ultralytics.fork.pretrained.timm_weights import weights_follow
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
 FORMAT = "safetensors"
@@ -182,7 +183,8 @@ def build_model(content: dict) -> nn.Module:
     table = object.__new__(kind).task_map
     if task not in table:
         raise Refused(f"{MODEL}: `task: {quote(task, 80)}`, expected one of {', '.join(table)}")
-    model = table[task]["model"](rows, ch=rows.get("channels", 3), nc=rows.get("nc"), verbose=False)
+    with weights_follow():
+        model = table[task]["model"](rows, ch=rows.get("channels", 3), nc=rows.get("nc"), verbose=False)
     if names and sorted(names) != list(range(content.get("nc") or len(names))):
         raise Refused(f"{MODEL}: {len(names)} `names:` for {content.get('nc')} classes; expected as many, from 0")
     model.task, model.names = task, dict(names) if names else model.names

@@ -66,7 +66,7 @@ def export_model(call: Callable, exporter: Any, model: torch.nn.Module, *args: A
     if found := find_head(model):
         say_what_is_ignored("export", exporter.args)
         keep_all_queries(exporter.args, found[1])
-    exporter.callbacks["on_export_start"].append(name_head)
+    exporter.callbacks["on_export_start"] += [name_head, fix_image_size]
     with nullcontext() if exporter.args.dynamic else one_size():
         return call(exporter, model, *args, **kwargs)
 
@@ -75,6 +75,14 @@ def name_head(exporter: Any) -> None:
     """Call a head that is derived from RT-DETR's by the name that upstream knows."""
     if find_head(exporter.fork_original_model):
         exporter.metadata["head"] = RTDETR_HEAD
+
+
+def fix_image_size(exporter: Any) -> None:
+    """Prepare a backbone of timm for the size of the export, if it is of one size."""
+    if not exporter.args.dynamic:
+        for m in exporter.model.modules():
+            if type(m).__name__ == "Timm":
+                m.set_image_size(*exporter.imgsz)
 
 
 def check_arguments(args: Any) -> None:

@@ -15,6 +15,7 @@ from unittest.mock import patch
 from torch import nn
 
 from ultralytics.fork.building import model_class
+from ultralytics.fork.building.change_rows import add_methods
 from ultralytics.fork.checkpoints.model_to_save import check_model_to_save
 from ultralytics.fork.decoder_size import refuse_in_mode
 from ultralytics.fork.errors import Refused
@@ -49,6 +50,7 @@ def install(function: Any) -> Any:
 def route_by_head(model: Any, config: dict, task: str) -> str:
     """Let a model from a YAML be an `RTDETR` if the YAML has its head."""
     install_module(MODEL)  # the methods behind the patched line of upstream's class
+    add_methods(type(model))
     return model_class.route_by_head(model, config, task)
 
 
@@ -94,6 +96,7 @@ def tune(original: Any, self: Any, use_ray: bool = False, *args: Any, **kwargs: 
 def _load(original: Any, self: Any, weights: Any, *args: Any, **kwargs: Any) -> None:
     """Open detectors of others, too; refuse another model as an `RTDETR`, whose predictions would end in an error."""
     install_module(MODEL)
+    add_methods(type(self))
     if is_foreign_detector(weights):
         open_foreign_detector(self, weights)
     else:

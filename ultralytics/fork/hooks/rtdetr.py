@@ -1,19 +1,24 @@
-"""What this fork does to the data set of upstream's models/rtdetr/val.py: the official augmentation."""
+"""What this fork does to upstream's models/rtdetr: the official augmentation; backbones that get other weights."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from ultralytics.fork.data.official_augmentation import OfficialAugmentation, has_official_augmentation
 from ultralytics.fork.hooks.override import install_module, override
+from ultralytics.fork.pretrained.timm_rows import has_same_backbone, set_image_size
+from ultralytics.fork.pretrained.timm_weights import weights_follow
 from ultralytics.fork.training.augmentation_epochs import EpochPlan
 
 DATASET = "ultralytics.models.rtdetr.val.RTDETRDataset"
+TRAINER = "ultralytics.models.rtdetr.train.RTDETRTrainer"
 
 
 def install() -> None:
     """Put the overrides in place, when a trainer of RT-DETR is made."""
     install_module(DATASET)
+    install_module(TRAINER)
 
 
 @override(DATASET)
@@ -34,3 +39,10 @@ def build_transforms(original: Any, self: Any, hyp: Any = None) -> Any:
     if hasattr(self, "plan"):
         transforms.transforms = [OfficialAugmentation(self, hyp), transforms.transforms[-1]]
     return transforms
+
+
+@override(TRAINER)
+def get_model(original: Any, self: Any, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+    """Build a backbone of timm for the size of the images, and without weights of its own if a checkpoint has them."""
+    with weights_follow() if has_same_backbone(cfg, weights) else nullcontext():
+        return original(self, set_image_size(cfg, self.args.imgsz), weights, verbose)

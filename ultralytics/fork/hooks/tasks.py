@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ultralytics.fork.building.memory_limit import construct_within_limit
-from ultralytics.fork.building.norms import set_norms
+from ultralytics.fork.building.norms import keep_timm_layers, set_norms
 from ultralytics.fork.checkpoints.contents import load_checked
 from ultralytics.fork.hooks import downloads
 from ultralytics.fork.hooks import override as overrides
@@ -90,9 +90,10 @@ def parse_model(original: Any, d: dict, ch: int, verbose: bool = True) -> tuple:
 
 @override(TASKS)
 def initialize_weights(original: Any, model: Any) -> None:
-    """Give the batch norms the eps and the momentum that the model YAML names."""
-    original(model)
-    set_norms(model)
+    """Give the batch norms the eps and the momentum that the model YAML names; those of timm keep their own."""
+    with keep_timm_layers(model):
+        original(model)
+        set_norms(model)
 
 
 @override("ultralytics.nn.tasks.BaseModel")

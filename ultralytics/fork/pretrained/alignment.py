@@ -19,6 +19,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ultralytics.fork.errors import Refused
+from ultralytics.fork.functional_call import call_on_meta
+from ultralytics.fork.pretrained.timm_backbones import place_in
 from ultralytics.fork.pretrained.transfer_report import REPORTS, list_rows, log_report, source_name
 from ultralytics.utils import LOGGER
 
@@ -107,6 +109,7 @@ def load_aligned(load: Callable, model: nn.Module, weights: dict | nn.Module, ve
     source = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
     if not (has_rows(source) and has_rows(model)):
         return load(model, weights, verbose)
+    source = place_in(source, model)
     found = align_tensors(source.float(), model)
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
     loaded = {key for key, tensor in found.items() if shapes.get(key) == tensor.shape}
@@ -219,10 +222,9 @@ def find_strides(model: Any) -> dict[int, float]:
     hooks = [m.register_forward_hook(record(n)) for n, m in enumerate(model.model)]
     if model.yaml.get("head"):
         hooks.append(model.model[-1].register_forward_pre_hook(arrive))
-    meta = {key: tensor.detach().to("meta") for key, tensor in (*model.named_parameters(), *model.named_buffers())}
     image = torch.empty(1, model.yaml.get("channels", 3), IMAGE_SIZE, IMAGE_SIZE, device="meta")
     try:
-        torch.func.functional_call(model, meta, (image,))
+        call_on_meta(model, image)
     except HeadReached:
         pass
     except Exception as e:  # of a model that needs more than an image: its layers are aligned without strides

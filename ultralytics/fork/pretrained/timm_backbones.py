@@ -14,22 +14,23 @@ import itertools
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ultralytics.fork.errors import Refused, mark_as_plain
-from ultralytics.utils import ONLINE, SETTINGS
+from ultralytics.fork.errors import Refused
+from ultralytics.fork.pretrained.timm_weights import PREFIX, SUFFIXES, fetch_tensors, find_file, read_tensors
 
-PREFIX = "timm/"
-SUFFIXES = ".safetensors", ".pth", ".bin"  # of files that are never checkpoints of Ultralytics
 SAME_COMPUTATION = r"hgnetv2_b\d|(wide_)?resnet\d+(_\d)?"  # others, with anti-aliasing for one, may have equal tensors
 CLASSIFIER = "head.", "fc.", "classifier."
 MAX_NAMES = 2**26  # bytes that are searched for names of tensors
 TIMM_EPS = 1e-5  # of timm's batch norms
+
+
+class Misfit(Refused):
+    """A backbone of timm has other blocks than upstream's rows."""
 
 
 def is_timm_weights(weights: Any) -> bool:
@@ -65,6 +66,8 @@ def read_pickled_names(file: Path) -> bytes:
 def load_timm_backbone(weights: str | Path, device: torch.device | None = None) -> tuple[nn.Module, dict]:
     """Give a timm backbone as a model of upstream's rows, as `load_checkpoint` gives a checkpoint.
 
+    A backbone of other blocks than upstream's comes without layers: `place_in` gives them for a model with a Timm row.
+
     Args:
         weights: `timm/` and a model's name, with or without a tag, or a file of its weights, with or without `timm/`.
         device: Where to put it.
@@ -73,44 +76,61 @@ def load_timm_backbone(weights: str | Path, device: torch.device | None = None) 
         The model, which has no head, and a checkpoint of it.
 
     Raises:
-        ValueError: For a name that timm does not know, a model of other blocks, or a file that is not of tensors.
+        ValueError: For a name that timm does not know, or a file that is not of tensors.
         FileNotFoundError: For a file that is not there.
         ConnectionError: If the weights are not on this machine and cannot be fetched.
     """
     name = str(weights).removeprefix(PREFIX)
     file = find_file(name)
-    tensors = read_tensors(file) if file else fetch_tensors(name)
-    model = build_rows(tensors, str(file or weights)).to(device).eval()
-    return model, {"model": model}
-
-
-def find_file(name: str) -> Path | None:
-    """Find a file of weights by its path, or by a model's name in the folder of weights."""
-    if Path(name).is_file():
-        return Path(name)
-    if Path(name).suffix in (*SUFFIXES, ".pt"):
-        raise mark_as_plain(
-            FileNotFoundError(f"{name} does not exist; expected a file, or the name of a model: pretrained=timm/NAME")
-        )
-    files = (Path(SETTINGS["weights_dir"], name + suffix) for suffix in SUFFIXES)
-    return next((file for file in files if file.is_file()), None)
-
-
-def read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a file, and nothing else that may be in it."""
-    from timm.models import load_state_dict
-
     try:
-        tensors = load_state_dict(str(file), weights_only=True)
-        assert tensors and all(isinstance(t, torch.Tensor) for t in tensors.values()), "it holds something else"
-    except Exception as e:
-        reason = " ".join(str(e).split())[:200]
-        raise Refused(f"{file} is not a file of tensors (a state dict, as timm saves it): {reason}") from None
-    return tensors
+        if file is None:
+            check_name(name)
+        model = build_rows(read_tensors(file) if file else fetch_tensors(name), str(file or weights))
+    except Misfit as e:
+        model, layer = make_model([]), nn.Identity()
+        layer.i, layer.f = 0, -1  # as of a row
+        model.model, model.save, model.misfit = nn.Sequential(layer), [], e
+    model.names, model.pt_path, model.timm = {}, str(file or weights), Path(name).stem
+    return model.to(device).eval(), {"model": model}
 
 
-def fetch_tensors(name: str) -> dict[str, torch.Tensor]:
-    """Let timm fetch a model's weights, once it is known that they would fit upstream's blocks."""
+def place_in(source: Any, target: Any) -> Any:
+    """Give the weights of a timm backbone the layers that a model has for them.
+
+    Args:
+        source: What `load_timm_backbone` has given; any other model is given back.
+        target: The model that the weights are for.
+
+    Raises:
+        Refused: If the target has neither a Timm row of the backbone nor blocks that its weights fit.
+    """
+    if not getattr(source, "timm", None) or "backbone" not in (getattr(source, "yaml", None) or {}):
+        return source
+    backbone = target.model[0] if len(target.model) else None
+    if type(backbone).__name__ != "Timm":
+        if misfit := getattr(source, "misfit", None):
+            raise misfit
+        return source
+    options = {**backbone.options, "pretrained": source.pt_path, "strides": list(backbone.strides)}
+    model = make_model([[-1, 1, "Timm", [backbone.name, options]]])
+    from ultralytics.nn.tasks import parse_model
+
+    model.model, model.save = parse_model(copy.deepcopy(model.yaml), backbone.mean.shape[1], verbose=False)
+    model.names, model.pt_path, model.timm = {}, source.pt_path, source.timm
+    return model.eval()
+
+
+def make_model(rows: list[list], activation: str | None = None) -> Any:
+    """Make a model of upstream's that has the rows of a backbone, and no layers yet."""
+    from ultralytics.nn.tasks import BaseModel
+
+    model: Any = BaseModel()
+    model.yaml = {"backbone": rows, "head": [], "nc": 0, "activation": activation}
+    return model
+
+
+def check_name(name: str) -> None:
+    """Raise an error for a model whose weights do not fit upstream's blocks, before they are fetched."""
     import timm
 
     if not timm.is_model(name):
@@ -122,36 +142,9 @@ def fetch_tensors(name: str) -> dict[str, torch.Tensor]:
             bare: Any = timm.create_model(name)
     except RuntimeError as e:  # a tag that the model has not
         raise Refused(f"timm/{name}: {e}") from None
-    build_rows(bare.state_dict(), PREFIX + name)  # or an error
+    build_rows(bare.state_dict(), PREFIX + name)
     if not re.fullmatch(SAME_COMPUTATION, name.partition(".")[0]):
         raise misfit_error(PREFIX + name, "its tensors have their shapes, but it computes something else with them")
-    try:
-        with nullcontext() if ONLINE else use_cache_only():
-            return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as e:
-        origin = bare.pretrained_cfg
-        where = (
-            f"model.safetensors of {origin['hf_hub_id']}" if origin.get("hf_hub_id") else origin.get("url", "its file")
-        )
-        place = Path(SETTINGS["weights_dir"], f"{name}.safetensors")
-        raise mark_as_plain(
-            ConnectionError(
-                f"timm/{name}: its weights are not on this machine and could not be fetched ({type(e).__name__}); "
-                f"put {where} at {place}, or anywhere and say pretrained=FILE"
-            )
-        ) from None
-
-
-@contextmanager
-def use_cache_only() -> Iterator[None]:
-    """Let the hub's client look into its cache without asking for what is newer, six times and with pauses."""
-    from huggingface_hub import constants
-
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def build_rows(tensors: dict[str, torch.Tensor], name: str) -> nn.Module:
@@ -161,15 +154,14 @@ def build_rows(tensors: dict[str, torch.Tensor], name: str) -> nn.Module:
         tensors: The state dict of a timm model, on the meta device to see only whether it would fit.
         name: What to call it in errors and in the report.
     """
-    from ultralytics.nn.tasks import BaseModel, parse_model
+    from ultralytics.nn.tasks import parse_model
 
     tensors = {key: t for key, t in tensors.items() if not key.startswith(CLASSIFIER)}
     family = next((rows for key, rows in FAMILIES.items() if key in tensors), None)
     if family is None:
         raise misfit_error(name, "it is neither a PP-HGNetV2 nor a ResNet")
     rows, names, activation = family({key: tuple(t.shape) for key, t in tensors.items()})
-    model: Any = BaseModel()
-    model.yaml = {"backbone": rows, "head": [], "nc": 0, "activation": activation}
+    model = make_model(rows, activation)
     with torch.device("meta"):
         model.model, model.save = parse_model(copy.deepcopy(model.yaml), 3, verbose=False)
     wanted = model.state_dict()
@@ -187,14 +179,13 @@ def build_rows(tensors: dict[str, torch.Tensor], name: str) -> nn.Module:
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.eps = TIMM_EPS
-    model.names, model.pt_path, model.timm = {}, name, Path(name).stem
     return model
 
 
-def misfit_error(name: str, why: str) -> ValueError:
+def misfit_error(name: str, why: str) -> Misfit:
     """Say that a model has other blocks than upstream's."""
-    fits = "expected hgnetv2_b4, b5 or b6, or a bottleneck ResNet such as resnet50 or resnet101"
-    return Refused(f"{name} does not fit the blocks of RT-DETR's backbones: {why}; {fits}")
+    fits = "expected hgnetv2_b4, b5 or b6, a bottleneck ResNet such as resnet50, or a model whose first row is Timm"
+    return Misfit(f"{name} does not fit the blocks of RT-DETR's backbones: {why}; {fits}")
 
 
 # Rows, timm's prefixes to ours, an activation that is not upstream's

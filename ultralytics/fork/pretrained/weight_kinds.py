@@ -11,7 +11,8 @@ import torch
 from ultralytics.fork.errors import Refused, mark_as_plain
 from ultralytics.fork.export.safetensors_folder import is_own_folder, read_own_folder
 from ultralytics.fork.pretrained.detectors import is_detector, load_detector
-from ultralytics.fork.pretrained.timm_backbones import PREFIX, SUFFIXES, is_timm_weights, load_timm_backbone
+from ultralytics.fork.pretrained.timm_backbones import is_timm_weights, load_timm_backbone
+from ultralytics.fork.pretrained.timm_weights import PREFIX, SUFFIXES
 
 EXPECTED = (
     "Expected a checkpoint (.pt), an RT-DETR's official file or Hugging Face folder, a name such as "

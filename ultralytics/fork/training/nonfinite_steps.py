@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from ultralytics.fork.functional_call import call_with
 from ultralytics.fork.rtdetr import unwrap_model
 from ultralytics.fork.training.accumulation import average_gradients, weigh_batch
 from ultralytics.utils import LOGGER
@@ -138,12 +139,10 @@ def find_nonfinite_output(model: nn.Module, batch: dict) -> str:
             found.append(describe_module(model, names[m]))
 
     hooks = [m.register_forward_hook(check_output) for m in names if m is not model]
-    # The backward pass needs the model's own buffers as they are
-    buffers = {name: b.clone() for name, b in model.named_buffers()}
     devices = [batch["img"].device] if batch["img"].is_cuda else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices):
-            torch.func.functional_call(model, buffers, (batch,))
+            call_with(model, torch.clone, batch, buffers=True)  # the backward pass needs the model's own as they are
     finally:
         for hook in hooks:
             hook.remove()

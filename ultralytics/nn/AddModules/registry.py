@@ -37,6 +37,10 @@ __all__ = (
 )
 
 
+BACKBONE_LAYERS = 5  # indices that a multi-output backbone takes: i is the map of stride 2 ** (i + 1), or stays empty
+NAME_KEY = "backbone_name"  # of a model YAML, for the name that its first row takes
+
+
 class RowError(ValueError):
     """A row of a model YAML that cannot become a layer."""
 
@@ -87,6 +91,14 @@ class Row:
         """Channels of each map that comes in, of one layer or several."""
         found = [self.channels[x] for x in (self.f if isinstance(self.f, (list, tuple)) else [self.f])]
         return [c for each in found for c in (each if isinstance(each, (list, tuple)) else [each])]
+
+    def list_read_strides(self) -> tuple[int, ...]:
+        """List the strides of the maps of a multi-output backbone that later rows read."""
+        read = set()
+        for i, (f, *_) in enumerate([*self.settings.get("backbone", []), *self.settings.get("head", [])][1:]):
+            before = BACKBONE_LAYERS + i
+            read |= {x % before for x in (f if isinstance(f, (list, tuple)) else [f])}
+        return tuple(2 ** (x + 1) for x in range(1, BACKBONE_LAYERS) if x in read) or (32,)
 
     def scale_channels(self, c2: int) -> int:
         """Scale output channels with the model's width, as upstream does those of `Conv`."""
@@ -254,10 +266,14 @@ def backbone(row: Row) -> Layer:
     """Read the arguments of a multi-output backbone, whose instances give their maps' channels as `width_list`.
 
     The last map has stride 32, each one before it half of the next one's; there are at most five, from stride 2. An
-    image of other than three channels needs a constructor that takes `dim_in`.
+    image of other than three channels needs a constructor that takes `dim_in`. One that takes `strides` gets those of
+    the maps that later rows read; its other maps may be None, with 0 channels. The argument `backbone_name` stands for
+    the value of that key of the model YAML.
     """
     if row.f != -1:
         raise row.error(f"'from' is {row.f}", "-1, the image")
-    return Layer(
-        args=row.args, c2=0, n=row.n, name=row.module.__name__, kwargs={} if row.c1 == 3 else {"dim_in": row.c1}
-    )
+    kwargs: dict = {} if row.c1 == 3 else {"dim_in": row.c1}
+    if any(p.name == "strides" for p in signatures.list_parameters(row.module)):
+        kwargs["strides"] = row.list_read_strides()
+    args = [row.settings.get(NAME_KEY, x) if x == NAME_KEY else x for x in row.args]
+    return Layer(args=args, c2=0, n=row.n, name=row.module.__name__, kwargs=kwargs, printed=args)

@@ -1,0 +1,49 @@
+"""What a row of the module Timm needs of the training that it is built for."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+DEFAULT_SIZE = 640  # pixels, of the module's `img_size`
+
+
+def find_timm_row(settings: Any) -> list | None:
+    """Find the first row of a model YAML, if it is one of Timm."""
+    rows = settings.get("backbone") if isinstance(settings, dict) else None
+    row = rows[0] if isinstance(rows, (list, tuple)) and rows else None
+    is_timm = isinstance(row, (list, tuple)) and len(row) == 4 and row[2] == "Timm" and isinstance(row[3], list)
+    return list(row) if is_timm else None
+
+
+def has_same_backbone(cfg: Any, weights: Any) -> bool:
+    """Whether weights are of a model whose first row names the backbone that a model YAML names."""
+    rows = [find_timm_row(settings) for settings in (cfg, getattr(weights, "yaml", None))]
+    return all(rows) and rows[0][3][:1] == rows[1][3][:1]
+
+
+def set_image_size(cfg: Any, imgsz: Any) -> Any:
+    """Give a model YAML whose Timm row is built for the size of a training's images; a size in the row stays.
+
+    Args:
+        cfg: The model YAML, or its file.
+        imgsz: Pixels a side.
+
+    Returns:
+        What was given, if there is nothing to set.
+    """
+    from ultralytics.nn.tasks import yaml_model_load
+
+    if cfg is None or imgsz == DEFAULT_SIZE or not isinstance(imgsz, int) or imgsz % 32:
+        return cfg
+    settings = cfg if isinstance(cfg, dict) else yaml_model_load(cfg)
+    row = find_timm_row(settings)
+    if row is None:
+        return cfg
+    name, *others = row[3]
+    options = others[-1] if others and isinstance(others[-1], dict) else {}
+    if "img_size" in options:
+        return cfg
+    settings = copy.deepcopy(settings)
+    settings["backbone"][0] = [*row[:3], [name, *others[: len(others) - bool(options)], {**options, "img_size": imgsz}]]
+    return settings
