@@ -121,13 +121,15 @@ class Row:
 Reader = Callable[[Row], Layer]
 READERS: dict[type[nn.Module], Reader] = {}
 NAMES: dict[str, type[nn.Module]] = {}
+YIELDING: set[type[nn.Module]] = set()  # whose names a user's class may take
 
 
-def register(reader: Reader) -> Callable[[type[nn.Module]], type[nn.Module]]:
+def register(reader: Reader, yields: bool = False) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Let model YAMLs name the decorated class.
 
     Args:
         reader: How its row reads; one of this file's readers, or a function of your own from a `Row` to a `Layer`.
+        yields: Whether another class of its name takes its place, as one of the user's may.
 
     Raises:
         ValueError: If upstream, or another registered module, has the class's name.
@@ -141,13 +143,18 @@ def register(reader: Reader) -> Callable[[type[nn.Module]], type[nn.Module]]:
             raise TypeError(f"only nn.Module classes can be registered, not {cls!r}")
         name = cls.__name__
         taken = NAMES.get(name) or getattr(upstream, name, None) or getattr(nn, name, None)
-        if taken is not None and is_lent(taken):
+        READERS[cls] = reader
+        if yields:
+            YIELDING.add(cls)
+            if taken is not None and taken.__module__ != cls.__module__:
+                return cls
+        if taken is not None and (is_lent(taken) or taken in YIELDING):
             taken = None
         where = getattr(taken, "__module__", upstream.__name__)
         if taken is not None and where != cls.__module__:  # a file may be loaded again, as notebooks do
+            del READERS[cls]
             raise ValueError(f"{cls.__module__}.{name}: the name {name} is taken by {where}, choose another")
         NAMES[name] = cls
-        READERS[cls] = reader
         return cls
 
     return decorate
