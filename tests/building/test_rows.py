@@ -228,11 +228,24 @@ def test_a_file_without_classes():
         parse(STEM, nc=None, head=[[[0], 1, "Detect", ["nc"]]])
 
 
-def test_a_class_without_its_decorator(monkeypatch):
+@pytest.mark.parametrize(
+    "arguments, reader",
+    [
+        ("dim, heads=4", "keeps_channels"),
+        ("c1, c2, k=3", "changes_channels"),
+        ("in_channels, out_channels", "changes_channels"),
+        ("kernel_size=7", "keeps_channels"),
+        ("inc_list, fusion=1", "joins_maps"),
+        ("incs, fusion=1", "joins_maps"),
+    ],
+)
+def test_a_class_without_its_decorator(monkeypatch, arguments, reader):
+    """The line has the reader that fits the signature, and what to write."""
     module = types.ModuleType("ultralytics.nn.AddModules.Forgotten")
-    module.Forgot = type("Forgot", (nn.Module,), {})
+    module.Forgot = type("Forgot", (nn.Module,), {"__init__": eval(f"lambda self, {arguments}: None")})
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    with pytest.raises(RowError, match=r"class of that name in .*AddModules.Forgotten has no decorator @register"):
+    line = rf"class of that name in .*Forgotten has no decorator.*@register\({reader}\)\n    class Forgot\(Module"
+    with pytest.raises(RowError, match=f"(?s){line}"):
         parse([-1, 1, "Forgot", []])
 
 

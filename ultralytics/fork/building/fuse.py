@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from ultralytics.fork.added_modules import is_added
 from ultralytics.utils import LOGGER
 
-ADDED = "ultralytics.nn.AddModules."
 UPSTREAM = "ultralytics.nn.modules."
 
 
@@ -58,7 +58,7 @@ def loses_forward(cls: type) -> bool:
 def fuse_layer(m: nn.Module) -> None:
     """Fold the norms of a module in nn/AddModules for inference, where its class has a `fuse` that takes nothing."""
     fuse = getattr(m, "fuse", None)
-    if not type(m).__module__.startswith(ADDED) or not inspect.ismethod(fuse):
+    if not is_added(type(m).__module__) or not inspect.ismethod(fuse):
         return
     if any(p.default is p.empty and "VAR_" not in p.kind.name for p in inspect.signature(fuse).parameters.values()):
         return  # a method of the user's, for something else

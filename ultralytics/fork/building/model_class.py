@@ -6,9 +6,8 @@ from typing import Any
 
 from ultralytics.fork.building import forward  # noqa: F401 - what builds a model is imported with its class
 from ultralytics.fork.building.model_yaml import check_sections, describe_row, file_name
+from ultralytics.fork.building.signatures import HEADS
 from ultralytics.nn.AddModules.registry import NAMES, RowError
-
-HEADS = "ultralytics.nn.modules.head"  # upstream's file of them
 
 
 def route_by_head(model: Any, cfg: dict, task: str | None) -> str:

@@ -14,10 +14,13 @@ import inspect
 import itertools
 import sys
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ultralytics.fork.added_modules import is_added
+from ultralytics.fork.building.signatures import suggest_reader
 from ultralytics.fork.class_limit import MAX_CLASSES
 from ultralytics.nn.AddModules.registry import BACKBONE_LAYERS, NAMES, READERS, RowError, backbone
 
@@ -27,7 +30,6 @@ MAX_REPEATS = 1000
 MAX_LAYERS = 5000  # of all rows, repeats counted
 MAX_NUMBER = 2**24  # number in a row
 MAX_TEXT = 200  # characters of an argument
-ADDED = "ultralytics.nn.AddModules."  # where users put modules
 LITERALS = "True", "False", "None"
 MAX_ARGUMENTS = 1000  # of a row's arguments, all lists counted
 
@@ -46,6 +48,7 @@ def check_rows(d: dict, names: dict[str, Any], variables: set[str]) -> list[list
     """
     check_sections(d)
     check_settings(d)
+    check_module_files(d)
     rows, i = [*d["backbone"], *d["head"]], 0
     try:
         for i, row in enumerate(rows):  # noqa: B007 - the error says which
@@ -131,6 +134,27 @@ def check_settings(d: dict) -> None:
     read_scale(d)
     if d.get("activation"):
         check_activation(d["activation"], file_name(d))
+
+
+def check_module_files(d: dict) -> None:
+    """Raise a `RowError` for a file of modules that the model file names, unless its folder is one that is imported.
+
+    A model file of a stranger's must not choose which code runs.
+    """
+    from ultralytics.nn.AddModules import FOLDERS_VARIABLE, list_folders
+
+    named = d.get("addmodules") or []
+    for name in [named] if isinstance(named, str) else named:
+        if not isinstance(name, str) or not name.endswith(".py"):
+            raise RowError(f"{file_name(d)}: `addmodules: {shorten_value(name)}`, expected the path of a .py file")
+        file = Path(d.get("yaml_file", "")).parent.joinpath(name).resolve()
+        if file.parent not in list_folders():
+            raise RowError(
+                f"{file_name(d)}: `addmodules: {name[:MAX_TEXT]}` is code, which is not run because a model file names "
+                f"it. If you trust it, set {FOLDERS_VARIABLE}={file.parent} in the environment"
+            )
+        if not file.is_file():
+            raise RowError(f"{file_name(d)}: `addmodules: {name[:MAX_TEXT]}`: {file} does not exist")
 
 
 def read_scale(d: dict) -> tuple[float, float, float]:
@@ -274,10 +298,22 @@ def require_layer_class(name: str, names: dict[str, Any]) -> type[nn.Module]:
         raise RowError(f"{name[:MAX_TEXT]!r} is no layer")
     near = difflib.get_close_matches(name[:MAX_TEXT], list_module_names(names), n=3, cutoff=0.5)
     advice = f"did you mean {' or '.join(near)}?" if near else "see ultralytics/nn/AddModules for what there is"
-    undecorated = [key for key, m in sys.modules.items() if key.startswith(ADDED) and is_layer(vars(m).get(name))]
-    if undecorated:
-        advice = f"the class of that name in {undecorated[0]} has no decorator @register(...)"
+    homes = [m for key, m in sys.modules.items() if is_added(key) and is_layer(vars(m).get(name))]
+    if homes:
+        advice = explain_decorator(homes[0], name)
     raise RowError(f"no module is named {name[:MAX_TEXT]!r}; {advice}")
+
+
+def explain_decorator(home: Any, name: str) -> str:
+    """Write the lines that register a class of a file in nn/AddModules."""
+    cls = vars(home)[name]
+    reader = suggest_reader(cls)
+    return (
+        f"the class of that name in {home.__name__} has no decorator @register(...). Write in "
+        f"{getattr(home, '__file__', 'its file')}:\n\n"
+        f"    from ultralytics.nn.AddModules.registry import {', '.join(sorted((reader, 'register')))}\n\n"
+        f"    @register({reader})\n    class {name}({cls.__base__.__name__}): ..."
+    )
 
 
 def find_class(name: str, names: dict[str, Any]) -> Any:

@@ -33,6 +33,7 @@ OTHER_NAMES = {
     *("sizes", "stride", "strides", "topk", "type", "window", "windowsize", "windowsizes", "winsize", "ws"),
 }
 LIST_NAMES = {"channels", "chs", "dims", "incs", "inchannels", "inchannelslist", "inclist", "indims", "inputdims", "ch"}
+HEADS = "ultralytics.nn.modules.head"  # upstream's file of them
 REPEATS = "n"  # as upstream's C2f calls the repeats that it has inside
 POSITIONAL = Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD
 
@@ -89,6 +90,17 @@ def find_input(parameters: list[Parameter]) -> Parameter | None:
     if not is_other and type(first.default) is int and first.default > 7:
         raise Ambiguous(f"its first argument, `{first.name}={first.default}`, may be the channels or something else")
     return None
+
+
+def suggest_reader(cls: type) -> str:
+    """Name the reader of rows that fits a constructor's signature."""
+    names = [simplify(p.name) for p in list_parameters(cls)]
+    if any(base.__module__ == HEADS for base in cls.__mro__):
+        return "head"
+    if names and names[0] in LIST_NAMES - INPUT_NAMES:
+        return "joins_maps"
+    is_pair = len(names) > 1 and names[0] not in OTHER_NAMES and names[1] in OUTPUT_NAMES
+    return "changes_channels" if is_pair else "keeps_channels"
 
 
 def bind_input(cls: type, c1: int, given: list) -> Bound:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ultralytics.fork.added_modules import EXTERNAL, is_added
 from ultralytics.fork.checkpoints.refusal import SAFE_LOAD, MissingModule, Violation
 from ultralytics.utils import ROOT
 
-ADDED_MODULES = "ultralytics.nn.AddModules."
 # Python modules whose nn.Module classes a checkpoint may name; with a dot at the end, the modules below it
 LAYER_MODULES = (
     "clip.model",
@@ -24,7 +24,7 @@ LAYER_MODULES = (
     "torchvision.models.",
     "torchvision.ops.",
     "torchvision.transforms.transforms",
-    ADDED_MODULES,
+    "ultralytics.nn.AddModules.",
     "ultralytics.models.utils.loss",  # a model keeps its loss once it has computed it
     "ultralytics.models.utils.ops",
     "ultralytics.nn.distill_model",
@@ -35,7 +35,13 @@ LAYER_MODULES = (
 )
 CLIP_MODULES = "clip.", "ultralytics.nn.text_model"  # the latter installs clip when it is imported
 FEATURE_EXTRACTION = "torchvision.models.feature_extraction"  # its class runs code that it holds
-HELD_CLASSES = ADDED_MODULES, "timm.layers.", "torch.nn.modules.", "torchvision.ops.", "ultralytics.nn.modules."
+HELD_CLASSES = (
+    "ultralytics.nn.AddModules.",
+    "timm.layers.",
+    "torch.nn.modules.",
+    "torchvision.ops.",
+    "ultralytics.nn.modules.",
+)
 # Python modules of which a checkpoint may name each class that is defined there
 PLAIN_MODULES = "ultralytics.nn.distill_model", "ultralytics.utils.loss", "ultralytics.utils.tal"
 DATA_CLASSES = {
@@ -115,7 +121,7 @@ def find_class(path: str) -> Any:
     if module.startswith(CLIP_MODULES) and importlib.util.find_spec("clip") is None:
         raise Violation(f"names {path[:200]}, which needs the package clip, which is not installed")
     # Libraries' classes have a capital; a file is not imported for another name
-    may_be_layer = has_layers(module) and (module.startswith(ADDED_MODULES) or name != name.lower())
+    may_be_layer = has_layers(module) and (is_added(module) or name != name.lower())
     is_known = may_be_layer or module in PLAIN_MODULES or path in DATA_CLASSES | KEPT_FUNCTIONS
     if not (is_known or (module in FUNCTIONAL and not name.startswith("_"))):
         raise Violation(f"names {path[:200]}, which is not part of a model")
@@ -132,7 +138,7 @@ def find_class(path: str) -> Any:
         is_tensor_function = module in FUNCTIONAL and getattr(obj, "__module__", None) in (*FUNCTIONAL, "torch")
         if path in KEPT_FUNCTIONS or is_owners(obj, module) or is_tensor_function:
             return obj
-    if obj is None and path.startswith(ADDED_MODULES):
+    if obj is None and is_added(module):
         raise MissingModule(
             f"names {path[:200]}, which is not here: put the file with {name[:100]} into {ROOT / 'nn' / 'AddModules'}; "
             f"{SAFE_LOAD}=0 does not help"
@@ -143,17 +149,18 @@ def find_class(path: str) -> Any:
 
 def is_owners(obj: Any, module: str) -> bool:
     """Whether a class or a function is the owner's own, defined in a file of nn/AddModules."""
-    is_own = module.startswith(ADDED_MODULES) and getattr(obj, "__module__", None) == module
+    is_own = is_added(module) and getattr(obj, "__module__", None) == module
     return is_own and isinstance(obj, (type, types.FunctionType))
 
 
 def may_be_held(obj: Any) -> bool:
     """Whether an object may hold a class, such as that of its norms, to make layers of it later."""
-    return isinstance(obj, type) and f"{obj.__module__}.".startswith(HELD_CLASSES)
+    return isinstance(obj, type) and (f"{obj.__module__}.".startswith(HELD_CLASSES) or obj.__module__ in EXTERNAL)
 
 
 def has_layers(module: str) -> bool:
     """Whether a checkpoint may name the layers of a Python module."""
-    return module != FEATURE_EXTRACTION and any(
-        module == known or (known.endswith(".") and module.startswith(known)) for known in LAYER_MODULES
+    return module in EXTERNAL or (
+        module != FEATURE_EXTRACTION
+        and any(module == known or (known.endswith(".") and module.startswith(known)) for known in LAYER_MODULES)
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ultralytics.fork.checkpoints.allowed_names import ADDED_MODULES
+from ultralytics.fork.added_modules import is_added
 from ultralytics.fork.checkpoints.load import load_restricted
 from ultralytics.fork.checkpoints.refusal import MissingModule, Violation, is_restricted
 from ultralytics.fork.checkpoints.state_checks import CONTENTS
@@ -67,7 +67,7 @@ def describe_problem(model: nn.Module, problem: Exception) -> str:
         nn.Module.__init__(empty)
         if found := find_problem(empty):
             home = f"{type(layer).__module__}.{type(layer).__qualname__}"
-            if type(layer).__module__.startswith(ADDED_MODULES):
+            if is_added(type(layer).__module__):
                 return f"the class of {where}, {home}: {quote(found)}"
             return (
                 f"the class of {where}, {home}: {quote(found)}. Move `class {type(layer).__name__}` into a file in "

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ultralytics.fork.added_modules import is_added
 from ultralytics.fork.checkpoints.allowed_names import (
-    ADDED_MODULES,
     DATA_CLASSES,
     PLAIN_MODULES,
     Reference,
@@ -204,7 +204,7 @@ def has_only_distillation_hooks(hooks: Any) -> bool:
 def has_only_own_hooks(hooks: Any) -> bool:
     """Whether a layer's hooks are methods of layers of the owner's own."""
     values = list(hooks.values()) if isinstance(hooks, dict) else [None]
-    return all(type(x) is types.MethodType and type(x.__self__).__module__.startswith(ADDED_MODULES) for x in values)
+    return all(type(x) is types.MethodType and is_added(type(x.__self__).__module__) for x in values)
 
 
 def check_attributes(obj: Any, state: dict) -> None:

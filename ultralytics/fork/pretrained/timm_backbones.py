@@ -82,12 +82,14 @@ def load_timm_backbone(weights: str | Path, device: torch.device | None = None) 
     """
     name = str(weights).removeprefix(PREFIX)
     file = find_file(name)
+    model: Any
     try:
         if file is None:
             check_name(name)
         model = build_rows(read_tensors(file) if file else fetch_tensors(name), str(file or weights))
     except Misfit as e:
-        model, layer = make_model([]), nn.Identity()
+        layer: Any = nn.Identity()
+        model = make_model([])
         layer.i, layer.f = 0, -1  # as of a row
         model.model, model.save, model.misfit = nn.Sequential(layer), [], e
     model.names, model.pt_path, model.timm = {}, str(file or weights), Path(name).stem
@@ -106,7 +108,7 @@ def place_in(source: Any, target: Any) -> Any:
     """
     if not getattr(source, "timm", None) or "backbone" not in (getattr(source, "yaml", None) or {}):
         return source
-    backbone = target.model[0] if len(target.model) else None
+    backbone: Any = target.model[0] if len(target.model) else None
     if type(backbone).__name__ != "Timm":
         if misfit := getattr(source, "misfit", None):
             raise misfit

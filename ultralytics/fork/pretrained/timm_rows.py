@@ -11,15 +11,15 @@ DEFAULT_SIZE = 640  # pixels, of the module's `img_size`
 def find_timm_row(settings: Any) -> list | None:
     """Find the first row of a model YAML, if it is one of Timm."""
     rows = settings.get("backbone") if isinstance(settings, dict) else None
-    row = rows[0] if isinstance(rows, (list, tuple)) and rows else None
+    row: Any = rows[0] if isinstance(rows, (list, tuple)) and rows else None
     is_timm = isinstance(row, (list, tuple)) and len(row) == 4 and row[2] == "Timm" and isinstance(row[3], list)
     return list(row) if is_timm else None
 
 
 def has_same_backbone(cfg: Any, weights: Any) -> bool:
     """Whether weights are of a model whose first row names the backbone that a model YAML names."""
-    rows = [find_timm_row(settings) for settings in (cfg, getattr(weights, "yaml", None))]
-    return all(rows) and rows[0][3][:1] == rows[1][3][:1]
+    ours, theirs = find_timm_row(cfg), find_timm_row(getattr(weights, "yaml", None))
+    return ours is not None and theirs is not None and ours[3][:1] == theirs[3][:1]
 
 
 def set_image_size(cfg: Any, imgsz: Any) -> Any:
@@ -36,7 +36,7 @@ def set_image_size(cfg: Any, imgsz: Any) -> Any:
 
     if cfg is None or imgsz == DEFAULT_SIZE or not isinstance(imgsz, int) or imgsz % 32:
         return cfg
-    settings = cfg if isinstance(cfg, dict) else yaml_model_load(cfg)
+    settings: Any = cfg if isinstance(cfg, dict) else yaml_model_load(cfg)
     row = find_timm_row(settings)
     if row is None:
         return cfg

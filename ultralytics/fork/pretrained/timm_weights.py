@@ -102,7 +102,8 @@ def fetch_tensors(name: str) -> dict[str, torch.Tensor]:
         with nullcontext() if ONLINE else use_cache_only():
             return timm.create_model(name, pretrained=True).state_dict()
     except Exception as e:
-        origin = timm.models.get_pretrained_cfg(name).to_dict()
+        found: Any = timm.models.get_pretrained_cfg(name)
+        origin = found.to_dict()
         where = (
             f"model.safetensors of {origin['hf_hub_id']}" if origin.get("hf_hub_id") else origin.get("url", "its file")
         )

@@ -44,7 +44,7 @@ class DySample(nn.Module):
         self.scale, self.groups = scale, groups
         self.offset = nn.Conv2d(dim, 2 * groups * scale**2, 1)
         nn.init.normal_(self.offset.weight, std=0.001)
-        nn.init.zeros_(self.offset.bias)
+        nn.init.constant_(self.offset.bias, 0)  # pyright: ignore[reportArgumentType]
         self.scope = nn.Conv2d(dim, 2 * groups * scale**2, 1, bias=False) if dynamic_scope else None
         if self.scope is not None:
             nn.init.zeros_(self.scope.weight)

@@ -41,7 +41,7 @@ class GlobalContext(nn.Module):
         self.act = nn.ReLU(inplace=True)
         self.fc2 = nn.Conv2d(reduced, dim, 1)
         nn.init.zeros_(self.fc2.weight)  # at first, nothing is added
-        nn.init.zeros_(self.fc2.bias)
+        nn.init.constant_(self.fc2.bias, 0)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, dim, H, W) to the same."""

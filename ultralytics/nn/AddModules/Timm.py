@@ -76,6 +76,10 @@ class Timm(nn.Module):
         Refused: In forward, for a backbone of a fixed size and an image of another.
     """
 
+    features: Any  # timm's feature extractor
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(
         self,
         name: str,
@@ -173,7 +177,7 @@ class Timm(nn.Module):
 
         Else they are resampled for each image, by operations that few runtimes have.
         """
-        model = getattr(self.features, "model", None)
+        model: Any = getattr(self.features, "model", None)
         if hasattr(model, "set_input_size") and not (self.fixed_size or self.image_size):
             model.set_input_size(img_size=scale_size((height, width), self.scale))
 
@@ -220,7 +224,7 @@ class FeatureBuilder:
         info = self.choose_way()
         places = choose_maps(info.reduction(), strides)
         deepest = max(places.values()) + 1  # the stages behind it are not read
-        trimmed = {"out_indices": tuple(range(deepest))} if deepest < len(info.channels()) else {}
+        trimmed = {"out_indices": tuple(info.out_indices[:deepest])} if deepest < len(info.channels()) else {}
         return self.create(**self.way, **trimmed, **self.weights), places
 
     def choose_way(self) -> Any:

@@ -29,7 +29,9 @@ def fold_norms(net: nn.Module, image: torch.Tensor) -> int:
     """
     pairs = find_pairs(net, image)
     before = list_tensors(run(net, image))
-    kept = [(conv, conv._parameters["weight"], conv._parameters["bias"], *place) for conv, *place in pairs]
+    kept: list[tuple[Any, ...]] = [
+        (conv, conv._parameters["weight"], conv._parameters["bias"], *place) for conv, *place in pairs
+    ]
     for conv, norm, parent, name in pairs:
         statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
@@ -43,7 +45,7 @@ def fold_norms(net: nn.Module, image: torch.Tensor) -> int:
     return 0
 
 
-def find_pairs(net: nn.Module, image: torch.Tensor) -> list[tuple[Any, Any, nn.Module, str]]:
+def find_pairs(net: nn.Module, image: torch.Tensor) -> list[tuple[Any, Any, Any, str]]:
     """Find convolutions whose output goes into a batch norm; with the norm's place: its parent and its name there."""
     producer: dict[
         int, tuple[nn.Module, torch.Tensor]
