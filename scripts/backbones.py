@@ -48,6 +48,11 @@ def count_parameters(name: str) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def read_rows() -> list[dict[str, str]]:
+    """Read the rows of the record."""
+    return json.loads(RECORD.read_text(encoding="utf-8"))["backbones"]["results"] if RECORD.is_file() else []
+
+
 def find_family(name: str) -> str:
     """Find the Python module in timm that a model is defined in."""
     return timm.models.model_entrypoint(name.partition(".")[0]).__module__.rpartition(".")[2]
@@ -85,7 +90,10 @@ def main() -> None:
         print(f"{name}: {'works' if trial.works else trial.errors}", file=sys.stderr, flush=True)
         if args.save:
             environment = {**describe_environment(torch.device("cpu")), "timm": timm.__version__}
-            record = {"backbones": {"environment": environment, "results": rows}}
+            others = {row["family"]: row for row in read_rows() if args.names}  # which this run does not try
+            merged = [*{**others, **{row["family"]: row for row in rows}}.values()]
+            merged.sort(key=lambda row: row["family"])
+            record = {"backbones": {"environment": environment, "results": merged}}
             write_atomically(RECORD, (json.dumps(record, indent=1) + "\n").encode())
     print(json.dumps(rows, indent=1) if args.json else format_table(rows, list(rows[0])))
     sys.exit(any(row["works"] != "yes" for row in rows) if args.names else 0)

@@ -3,6 +3,7 @@
     python scripts/bench.py modules              the published cases, and how cost grows with the map
     python scripts/bench.py models               whole models at 640 pixels, fused
     python scripts/bench.py memory               a training step at 640 pixels, with and without activation checkpoints
+    python scripts/bench.py shelf                the modules of the shelf against the passes that they cannot leave out
     python scripts/bench.py depth --model FILE   a trained RT-DETR with fewer decoder layers and queries: latency, mAP
     python scripts/bench.py deploy               every model in each runtime that it is exported to: latency, file size
     python scripts/bench.py startup              import and build against the untouched release
@@ -41,6 +42,7 @@ from _bench import (  # noqa: E402
     naive_formulas,
     plots,
     report,
+    shelf,
     startup,
     training_memory,
     transformers_peer,
@@ -183,6 +185,12 @@ def bench_memory(args: argparse.Namespace) -> list[dict]:
     return training_memory.measure_training_memory(names, *common, args.rounds, args.seconds)
 
 
+def bench_shelf(args: argparse.Namespace) -> list[dict]:
+    """Measure the modules of the shelf."""
+    names = [name for name in shelf.FLOORS if args.only in name]
+    return shelf.measure_shelf(names, args.device, args.rounds, args.seconds)
+
+
 def show_modules(results: dict) -> None:
     """Print the tables of `modules`."""
     plain = ["Conv 3x3 ms", "AIFI ms", "MHA ms", "HGNet ms"]
@@ -246,6 +254,7 @@ BENCHES = {
     "modules": (bench_modules, show_modules),
     "models": (bench_models, show_models),
     "memory": (bench_memory, show_rows),
+    "shelf": (bench_shelf, show_rows),
     "depth": (bench_depth, show_depth),
     "deploy": (bench_deploy, show_deploy),
     "profile": (bench_profile, show_rows),

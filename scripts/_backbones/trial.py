@@ -163,6 +163,7 @@ def export_to_onnx(model: Any) -> None:
     import onnxruntime
 
     image = torch.rand(1, 3, 320, 320)
+    model.model[0].set_image_size(320, 320)  # as `yolo export` does
     expected = find_boxes(model, image)
     head = model.model[-1]
     head.export = True

@@ -170,7 +170,9 @@ SUMMARIES = {
     "models": summarise_models,
     "depth": summarise_depth,
     "deploy": summarise_deploy,
-    **dict.fromkeys(("memory", "peers", "backbones"), lambda results: [format_table(results, list(results[0]))]),
+    **dict.fromkeys(
+        ("memory", "peers", "backbones", "shelf"), lambda results: [format_table(results, list(results[0]))]
+    ),
     "startup": lambda results: [format_table([results], list(results))],
 }
 
