@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import timm
@@ -46,6 +49,17 @@ def count_parameters(name: str) -> int:
     except (NotImplementedError, RuntimeError):  # it needs numbers
         model = timm.create_model(name)
     return sum(p.numel() for p in model.parameters())
+
+
+def try_apart(name: str, export: bool) -> Trial:
+    """Try a model in a process of its own, whose memory is free for the next one, and which may be killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["_backbones.trial"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(try_backbone, name, export).result()
+        except BrokenProcessPool:
+            return Trial(name, errors={"trial": "the process was killed; is there enough memory?"})
 
 
 def read_rows() -> list[dict[str, str]]:
@@ -85,7 +99,7 @@ def main() -> None:
     chosen = [(find_family(name), name) for name in args.names] or list(smallest_members().items())
     rows = []
     for family, name in chosen:
-        trial = try_backbone(name, export=not args.no_export)
+        trial = (try_backbone if args.names else try_apart)(name, not args.no_export)
         rows.append(describe_trial(family, trial))
         print(f"{name}: {'works' if trial.works else trial.errors}", file=sys.stderr, flush=True)
         if args.save:

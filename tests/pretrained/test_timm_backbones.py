@@ -6,7 +6,7 @@ import torch
 from conftest import mark_nightly
 
 from ultralytics import RTDETR, settings
-from ultralytics.fork.pretrained import timm_backbones
+from ultralytics.fork.pretrained import timm_backbones, timm_weights
 from ultralytics.fork.pretrained.transfer_report import REPORTS
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
@@ -51,6 +51,11 @@ def files(tmp_path_factory):
 
 def build(name):
     return RTDETRDetectionModel(f"{name}.yaml", nc=3, verbose=False).eval()
+
+
+def place_in_upstream_rows(weights):
+    """Load a backbone for a model without a Timm row."""
+    return timm_backbones.place_in(timm_backbones.load_timm_backbone(weights)[0], build("rtdetr-tiny"))
 
 
 def maps(model, x, layers):
@@ -158,7 +163,7 @@ def test_a_name_is_looked_for_in_the_folder_of_weights(files, tmp_path, monkeypa
 
 def test_without_a_network_one_line_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setitem(settings, "weights_dir", str(tmp_path))
-    monkeypatch.setattr(timm_backbones, "ONLINE", False)
+    monkeypatch.setattr(timm_weights, "ONLINE", False)
     with pytest.raises(ConnectionError) as e:
         timm_backbones.load_timm_backbone("timm/resnet50.a1_in1k")
     said = str(e.value)
@@ -181,9 +186,9 @@ def test_without_a_network_one_line_says_what_to_put_where(tmp_path, monkeypatch
     ],
 )
 def test_what_does_not_fit_is_named_before_anything_is_fetched(name, said, monkeypatch):
-    monkeypatch.setattr(timm_backbones, "ONLINE", False)
+    monkeypatch.setattr(timm_weights, "ONLINE", False)
     with pytest.raises((ValueError, FileNotFoundError)) as e:
-        timm_backbones.load_timm_backbone(f"timm/{name}")
+        place_in_upstream_rows(f"timm/{name}")
     assert said in str(e.value) and name in str(e.value) and "\n" not in str(e.value)
 
 
@@ -209,7 +214,7 @@ def test_a_file_of_something_else(tmp_path):
         timm_backbones.load_timm_backbone(file)
     torch.save({"fc.weight": torch.ones(1), "x": torch.ones(1)}, file)
     with pytest.raises(ValueError, match=r"weights\.pth does not fit.*resnet50"):
-        timm_backbones.load_timm_backbone(file)
+        place_in_upstream_rows(file)
     RTDETR("rtdetr-tiny.yaml").save(tmp_path / "tiny.pt")
     assert not timm_backbones.is_timm_weights(tmp_path / "tiny.pt") and not timm_backbones.is_timm_weights(
         "rtdetr-l.pt"

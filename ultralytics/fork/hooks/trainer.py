@@ -108,6 +108,7 @@ def setup_model(original: Any, self: Any) -> Any:
 def build_optimizer(original: Any, self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
     """Give the backbone its learning rate, and biases their weight decay."""
     optimizer = original(self, model, *args, **kwargs)
+    recipe.spare_vectors(unwrap_model(model), optimizer)
     recipe.decay_biases(self, model, optimizer)
     recipe.slow_backbone(self, model, optimizer)
     return optimizer

@@ -44,6 +44,8 @@ def new_share(model: Any) -> float:
     It counts what was transferred; a backbone that has loaded weights by itself is told by its norms, which are no
     longer those of a new layer.
     """
+    if getattr(model.model[0], "pretrained", False):  # a Timm row with weights, which may have no batch norm
+        return 0.0
     norms = list_norms(model)
     fresh = [m for m in norms if is_new_norm(m)]
     shares = [1 - pretrained_share(model, count_backbone_rows(model))]

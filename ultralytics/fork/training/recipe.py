@@ -140,6 +140,17 @@ def check_that_switches_act(trainer: Any, model: Any) -> None:
         raise Refused(f"loss={trainer.args.loss} does nothing with {type(model).__name__}, which has its own loss")
 
 
+def spare_vectors(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give vectors of a backbone of timm, such as scales of layers, no weight decay, as timm's training does."""
+    rows = (m for m in getattr(model, "model", ()) if type(m).__name__ == "Timm")
+    vectors = {id(p) for row in rows for p in row.parameters() if p.ndim < 2}
+    for group in list(optimizer.param_groups) if vectors else ():
+        found = [p for p in group["params"] if id(p) in vectors]
+        if found and group["weight_decay"]:
+            group["params"] = [p for p in group["params"] if id(p) not in vectors]
+            optimizer.param_groups.append({**group, "params": found, "weight_decay": 0.0})
+
+
 def decay_biases(trainer: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Give biases the weight decay of the weights, those of norms excepted, as the training of RT-DETRv2 does."""
     if not trainer.args.bias_decay:
@@ -167,6 +178,8 @@ def warn_of_start_from_scratch(trainer: Any) -> None:
         return
     if not (isinstance(getattr(model, "model", None), nn.Sequential) and isinstance(model.model[-1], RTDETRDecoder)):
         return
+    if getattr(model.model[0], "pretrained", False):  # a Timm row with weights
+        return
     advice = suggest_pretrained(model)
     if advice:
         what = "an mAP near zero for tens of epochs, and one far below a pretrained model's at the end"
@@ -183,6 +196,8 @@ def suggest_pretrained(model: Any) -> str | None:
     stem = model.model[0]
     if isinstance(stem, HGStem) and stem.stem4.conv.out_channels in HGNET_WEIGHTS:
         return f"pretrained={HGNET_WEIGHTS[stem.stem4.conv.out_channels]}"
+    if type(stem).__name__ == "Timm":
+        return f"pretrained=timm/{stem.name}"
     if isinstance(stem, ResNetLayer) and stem.layer[0].conv.out_channels == 64:
         return f"pretrained=timm/resnet{101 if len(model.model[3].layer) == 23 else 50}"
     # With 256 channels its neck and decoder are those of the published models
