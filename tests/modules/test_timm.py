@@ -75,6 +75,7 @@ def test_valid_convolutions():
     assert [m.shape[2:] for m in backbone(torch.rand(1, 3, 96, 160))] == [(96 // s, 160 // s) for s in (4, 8, 16, 32)]
 
 
+@pytest.mark.nightly
 def test_backbone_of_its_own_size_only():
     """An image becomes one of the next multiple of that size, and the maps are resized."""
     backbone = Timm("halonet_h1", img_size=96)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, mark_nightly
 
 import graft
 from ultralytics.fork.building.graft import RowGraph
@@ -42,7 +42,7 @@ def skip_building(monkeypatch):
     monkeypatch.setattr(graft, "share_of_tensors", lambda *_: (0, 1))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", mark_nightly(VARIANTS, {"rtdetr-l-FLA", "rtdetr-l-EMO"}))
 def test_published_variants(run, name, skip_building):
     """The commands make each of them, row by row, from upstream's files."""
     made = yaml.safe_load(run(*VARIANTS[name]))
