@@ -2,7 +2,8 @@
 
     uv run pytest                    the fast tier
     uv run pytest -m slow            the rest
-    uv run pytest -m "" --measure    both; writes tests/durations.json, of the files that were run
+    uv run pytest -m "" --measure    both; writes tests/durations.json, of the files that were run. With -k or one tier,
+                                     the times of the tests that did not run stay
 
 A test is slow if its recorded time, with that of the fixtures that it shares with others, is above `SLOW`. A test
 marked `end_to_end` is in the fast tier whatever it takes: each promise of the README has at least one. A test marked
@@ -38,7 +39,7 @@ def read_durations() -> dict[str, dict[str, float]]:
 
 def list_shared_fixtures(item: pytest.Item) -> list[str]:
     """List the fixtures of an item that are set up once for several tests, as they are recorded."""
-    indices = item.callspec.indices if hasattr(item, "callspec") else {}
+    indices = {**item.callspec.indices, **item.callspec.params} if hasattr(item, "callspec") else {}
     found = [item._fixtureinfo.name2fixturedefs.get(name, ())[-1:] for name in item.fixturenames]
     return [
         fixture_name(definition, indices.get(definition.argname, 0))
@@ -47,9 +48,10 @@ def list_shared_fixtures(item: pytest.Item) -> list[str]:
     ]
 
 
-def fixture_name(definition: pytest.FixtureDef, index: int) -> str:
-    """Name a fixture, with the number of its parameter."""
-    return f"{definition.baseid}::{definition.argname}[{index}]"
+def fixture_name(definition: pytest.FixtureDef, parameter: object) -> str:
+    """Name a fixture, with its parameter if that is a text or a number."""
+    known = parameter if isinstance(parameter, (str, int)) else 0
+    return f"{definition.baseid}::{definition.argname}[{known}]"
 
 
 def is_slow(item: pytest.Item, durations: dict[str, dict[str, float]]) -> bool:
@@ -105,7 +107,7 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef, request: pytest.FixtureR
         return (yield)
     finally:
         if fixturedef.scope != "function":
-            name = fixture_name(fixturedef, request.param_index)
+            name = fixture_name(fixturedef, getattr(request, "param", request.param_index))
             request._pyfuncitem.stash[fixture_times][name] = processor_time() - began
 
 
@@ -136,7 +138,8 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     terminalreporter.write_line(f"processor time: {total / 60:.1f} min")
     if config.getoption("--measure"):
         names = {name.partition("::")[0] for found in measured.values() for name in found}
-        run = {name for name in names if name.endswith(".py")}
+        all_tests = not (config.option.keyword or config.option.markexpr)  # of each file, and not one tier
+        run = {name for name in names if name.endswith(".py") and all_tests}
         times = {  # those of files that did not run stay, and of conftest.py, of which a run needs some
             kind: {
                 **{name: seconds for name, seconds in recorded.items() if name.partition("::")[0] not in run},

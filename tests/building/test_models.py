@@ -16,7 +16,8 @@ from _upstream.pin import Pin
 from _upstream.queue.release_trees import write_untouched_tree
 from _upstream.verify.build_models import list_vanilla_models, read_expected_parameters
 from ultralytics import YOLO
-from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, WorldModel, YOLOEModel, parse_model
+from ultralytics.fork.building.graft import RowGraph
+from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, WorldModel, YOLOEModel
 from ultralytics.utils.torch_utils import get_flops
 
 reproduce = load_file(ROOT / "scripts" / "reproduce.py")
@@ -223,6 +224,5 @@ def test_files_state_their_rows_plainly():
     for name in MODELS:
         text = (ROOT / "cfg_custom" / "models" / f"{name}.yaml").read_text(encoding="utf-8")
         written = [int(line.rpartition("#")[2].split()[0]) for line in text.splitlines() if line.startswith("  - [")]
-        layers, _ = parse_model(yaml.safe_load(text), ch=3, verbose=False)
-        first = layers[0].i
-        assert written == [0, *(m.i for m in layers[1:])] and first in (0, 4), name
+        graph = RowGraph(yaml.safe_load(text))
+        assert graph.list_rows() and written == [row.index for row in graph.rows], name

@@ -69,7 +69,7 @@ def metadata(file) -> dict:
     return ast.literal_eval(found) if isinstance(found, str) else found  # an ONNX property is text
 
 
-REPEATED = "onnx-int8", "openvino-int8", "mnn", "onnx-dynamic-17"
+REPEATED = "onnx-int8", "openvino-int8", "mnn", "mnn-dynamic", "onnx-dynamic-17"
 TURNS = "rtdetr-tiny-FLA", "rtdetr-tiny-Biformer", "rtdetr-tiny-MQA", "rtdetr-tiny"
 
 
@@ -126,7 +126,8 @@ def list_operators(model: onnx.ModelProto) -> set[str]:
 LARGE = [name for name in MODELS if name not in TINY]
 
 
-@pytest.mark.parametrize("name", mark_nightly(LARGE, {"rtdetrv2-r18-dsp"}))
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", LARGE)
 def test_every_large_model_in_onnx(name, tmp_path, monkeypatch):
     """At a small size: the graph's operators are what matters, and that the weights are in it; regions are ragged."""
     monkeypatch.chdir(tmp_path)

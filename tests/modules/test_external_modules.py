@@ -8,6 +8,7 @@ import pytest
 
 from ultralytics import RTDETR
 from ultralytics.fork.building.model_yaml import check_module_files
+from ultralytics.nn import AddModules
 from ultralytics.nn.AddModules.registry import RowError
 from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_yaml
@@ -82,16 +83,15 @@ def test_what_is_not_a_file_of_python(value, line):
         check_module_files({"addmodules": value} if isinstance(value, list) else {"addmodules": [value]})
 
 
-def test_folder_that_is_not_there(folder):
-    done = run(folder, ULTRALYTICS_ADDMODULES=str(folder / "gone"))
-    assert "which is not a folder" in done.stderr
-
-
-def test_file_with_a_name_of_ours(folder):
-    """It would never be imported."""
+def test_folders_that_cannot_be_used(folder, monkeypatch):
+    """One that is not there, and one with a file of a name of ours, which would never be imported."""
+    monkeypatch.setenv("ULTRALYTICS_ADDMODULES", str(folder / "gone"))
+    with pytest.raises(ImportError, match=r"gone, which is not a folder"):
+        AddModules.list_folders()
     (folder / "modules" / "EMO.py").write_text("")
-    done = run(folder, ULTRALYTICS_ADDMODULES=str(folder / "modules"))
-    assert "EMO.py has the name of a file of this project; rename it" in done.stderr
+    monkeypatch.setenv("ULTRALYTICS_ADDMODULES", str(folder / "modules"))
+    with pytest.raises(ImportError, match=r"EMO.py has the name of a file of this project; rename it"):
+        AddModules.list_folders()
 
 
 def test_installed_package(folder):

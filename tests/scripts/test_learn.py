@@ -77,7 +77,8 @@ def build(name):
     return model
 
 
-@pytest.mark.parametrize("name", mark_nightly(TINY, {"rtdetr-tiny-FLA"}))
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", TINY)
 def test_a_tiny_model_learns_eight_pictures(name):
     model = build(name)
     start = copy.deepcopy(dict(model.named_parameters()))

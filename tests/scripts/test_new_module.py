@@ -4,13 +4,13 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, mark_nightly
 
 import new_module
 from ultralytics.fork.errors import Refused
 
 
-@pytest.mark.parametrize("reader", new_module.TEMPLATES)
+@pytest.mark.parametrize("reader", mark_nightly(new_module.TEMPLATES, {"changes_channels"}))
 def test_files_work_at_once(tmp_path, reader):
     """The test passes, with the module in a folder of the user's; both files are in this project's style."""
     module, test = new_module.write_module("Brandnew", reader, tmp_path)

@@ -26,8 +26,8 @@ class Stop(Exception):
     """Ends a training from outside."""
 
 
-# The tiny models have the modules of the large ones; one inserts a module, one has a backbone of several outputs
-@pytest.fixture(scope="module", params=mark_nightly(MODELS, {"rtdetr-tiny-FLA", "rtdetr-tiny-EMO"}))
+# The tiny models have the modules of the large ones; this one has a backbone of several outputs
+@pytest.fixture(scope="module", params=mark_nightly(MODELS, {"rtdetr-tiny-EMO"}))
 def trained(request, shapes, tmp_path_factory):
     """A model trained for two epochs: its name, its run's folder, and its weights under a name without "rtdetr".
 
