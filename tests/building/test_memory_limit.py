@@ -396,6 +396,7 @@ def test_added_modules_register_what_they_take():
         if READERS[cls] is not backbone or not cls.__module__.startswith("ultralytics."):
             continue
         with limit_memory() as active:
-            model = parse_model({"nc": 2, "backbone": [[-1, 1, name, []]], "head": []}, ch=3, verbose=False)[0]
+            arguments = ["resnet18"] if name == "Timm" else []
+            model = parse_model({"nc": 2, "backbone": [[-1, 1, name, arguments]], "head": []}, ch=3, verbose=False)[0]
         held = sum(x.numel() * x.element_size() for x in [*model.parameters(), *model.buffers()])
         assert active.registered >= 0.98 * held, name
