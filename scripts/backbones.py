@@ -4,8 +4,8 @@
     uv run scripts/backbones.py --save                                             # the smallest of each family
 
 The weights are random, and nothing is fetched. A backbone works if a training step at 640 x 640 and one at 480 x 640
-give each of its parameters a finite gradient, if its checkpoint opens again, and if the fused and the exported model
-find what the model finds.
+give each of its parameters a finite gradient, if its checkpoint opens again, and if its maps are the same when it is
+fused and exported.
 """
 
 from __future__ import annotations

@@ -392,7 +392,7 @@ def test_each_thread_counts_its_own():
 
 
 def test_added_modules_register_what_they_take():
-    for name, cls in NAMES.items():
+    for name, cls in list(NAMES.items()):
         if READERS[cls] is not backbone or not cls.__module__.startswith("ultralytics."):
             continue
         with limit_memory() as active:
