@@ -26,8 +26,8 @@ from _graft.model_text import ModelText
 from _graft.preview import build_model, describe_changes, share_of_tensors
 from ultralytics.fork.atomic_write import write_atomically
 from ultralytics.fork.building.change_rows import list_layer_strides
-from ultralytics.fork.building.graft import RowGraph
 from ultralytics.fork.building.model_yaml import check_sections
+from ultralytics.fork.building.row_graph import RowGraph
 from ultralytics.fork.errors import Refused, is_plain
 from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils.checks import check_yaml

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ultralytics.fork.building.graft import SECTIONS, GraphRow, RowGraph
+from ultralytics.fork.building.row_graph import SECTIONS, GraphRow, RowGraph
 
 # A layer's index in the comment behind its row stands alone, or before "-P3/8"
 INDEX = r"(?<![\w./-]){}(?![\w./]|-(?!P\d))"

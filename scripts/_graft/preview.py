@@ -9,8 +9,8 @@ import torch
 
 from _shared.markdown_table import format_markdown_table
 from ultralytics import YOLO
-from ultralytics.fork.building.graft import RowGraph
 from ultralytics.fork.building.memory_limit import limit_memory
+from ultralytics.fork.building.row_graph import RowGraph
 from ultralytics.fork.pretrained.alignment import align_tensors
 
 IMAGE = 128  # pixels a side of the image with which the channels are checked

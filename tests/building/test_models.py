@@ -16,7 +16,7 @@ from _upstream.pin import Pin
 from _upstream.queue.release_trees import write_untouched_tree
 from _upstream.verify.build_models import list_vanilla_models, read_expected_parameters
 from ultralytics import YOLO
-from ultralytics.fork.building.graft import RowGraph
+from ultralytics.fork.building.row_graph import RowGraph
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, WorldModel, YOLOEModel
 from ultralytics.utils.torch_utils import get_flops
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -15,7 +16,8 @@ from ultralytics.fork.errors import Refused
 from ultralytics.fork.pretrained import timm_rows, timm_weights
 from ultralytics.nn.AddModules.Timm import Timm
 from ultralytics.nn.tasks import RTDETRDetectionModel, yaml_model_load
-from ultralytics.utils import SETTINGS
+from ultralytics.utils import SETTINGS, YAML
+from ultralytics.utils.torch_utils import ModelEMA
 
 MODEL = "rtdetr-tiny-timm.yaml"
 
@@ -226,6 +228,59 @@ def test_transfer_between_models_of_one_backbone(weights):
     source, target = build("test_resnet", pretrained=str(file)), build("test_resnet")
     target.load(source)
     assert has_weights(target.model[0], model) and torch.equal(target.model[0].mean, source.model[0].mean)
+
+
+def test_weights_of_a_checkpoint_of_the_same_backbone():
+    """Only these stand for the pretrained ones; the names at the heads of two files are compared, not the key."""
+    one, other = ({**yaml_model_load(MODEL), "backbone_name": name} for name in ("test_resnet", "test_vit"))
+    for settings, expected in ((one, True), (other, False), ("rtdetr-tiny.yaml", False), (None, False)):
+        assert timm_rows.has_same_backbone(one, SimpleNamespace(yaml=settings)) is expected
+    assert not timm_rows.has_same_backbone(one, None)
+
+
+def test_copies():
+    """A deep copy and an average compute the same; the average takes the normalisation over."""
+    model = build("test_resnet").eval()
+    model.model[0].mean.fill_(0.5)
+    image = torch.rand(1, 3, 64, 64)
+    average = ModelEMA(model)
+    average.update(model)
+    with torch.no_grad():
+        expected = model(image)[0]
+        for again in (copy.deepcopy(model), average.ema):
+            torch.testing.assert_close(again.eval()(image)[0], expected)
+
+
+@pytest.mark.nightly
+def test_compiled():
+    model = build("test_resnet").eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.model[0](image)[1:]
+        for a, b in zip(torch.compile(model.model[0])(image)[1:], expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_training_at_a_recipe(shapes, tmp_path, weights):
+    """The backbone is slow and frozen as a pretrained one, built for the images' size, and needs its file no more."""
+    file, _ = weights
+    rows = copy.deepcopy(yaml_model_load(MODEL))
+    rows["backbone"][0][3] = ["test_resnet", {"pretrained": str(file)}]
+    YAML.save(tmp_path / "mine.yaml", {key: value for key, value in rows.items() if key not in ("yaml_file", "scale")})
+    options = {"data": str(shapes), "epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False}
+    options |= {"backbone_lr": 0.1, "freeze_norm": True, "project": str(tmp_path), "freeze": ["0.features.conv1"]}
+    model = RTDETR(tmp_path / "mine.yaml")
+    model.train(name="first", **options)
+    assert {round(g["lr"] / model.trainer.args.lr0, 3) for g in model.trainer.optimizer.param_groups} >= {0.1, 1.0}
+    trained = RTDETR(tmp_path / "first" / "weights" / "last.pt").model
+    assert trained.yaml["backbone"][0][3][-1]["img_size"] == 64
+    norms = [
+        next(m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d))
+        for backbone in (trained.model[0], Timm("test_resnet", pretrained=str(file)))
+    ]
+    torch.testing.assert_close(norms[0].running_mean.float(), norms[1].running_mean, rtol=1e-3, atol=1e-3)
+    file.unlink()
+    RTDETR(tmp_path / "first" / "weights" / "last.pt").train(name="second", **options)
 
 
 def test_no_network(monkeypatch):

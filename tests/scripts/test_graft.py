@@ -7,7 +7,7 @@ import yaml
 from conftest import ROOT, mark_nightly
 
 import graft
-from ultralytics.fork.building.graft import RowGraph
+from ultralytics.fork.building.row_graph import RowGraph
 from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_yaml
 

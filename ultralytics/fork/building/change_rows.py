@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from ultralytics.fork.building.graft import RowGraph
+from ultralytics.fork.building.row_graph import RowGraph
 from ultralytics.fork.errors import Refused
 from ultralytics.fork.pretrained.alignment import find_strides
 from ultralytics.fork.pretrained.timm_weights import weights_follow

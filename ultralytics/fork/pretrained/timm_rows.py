@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+NAME_KEY = "backbone_name"  # of a model YAML, for the name that its first row takes
 DEFAULT_SIZE = 640  # pixels, of the module's `img_size`
 
 
@@ -16,10 +17,17 @@ def find_timm_row(settings: Any) -> list | None:
     return list(row) if is_timm else None
 
 
+def find_backbone_name(settings: Any) -> str | None:
+    """Find the name of timm's model that a model YAML's first row has, or its key `backbone_name`."""
+    row = find_timm_row(settings)
+    name = row[3][0] if row and row[3] else None
+    return settings.get(NAME_KEY) if name == NAME_KEY else name
+
+
 def has_same_backbone(cfg: Any, weights: Any) -> bool:
     """Whether weights are of a model whose first row names the backbone that a model YAML names."""
-    ours, theirs = find_timm_row(cfg), find_timm_row(getattr(weights, "yaml", None))
-    return ours is not None and theirs is not None and ours[3][:1] == theirs[3][:1]
+    names = [find_backbone_name(settings) for settings in (cfg, getattr(weights, "yaml", None))]
+    return names[0] is not None and names[0] == names[1]
 
 
 def set_image_size(cfg: Any, imgsz: Any) -> Any:

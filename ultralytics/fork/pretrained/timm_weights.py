@@ -58,7 +58,7 @@ def find_weights(name: str, pretrained: bool | str) -> tuple[str, dict[str, Any]
     elif wanted and not Path(wanted).suffix:
         tags = [known.partition(".")[2] for known in timm.list_pretrained(base)]
         raise Refused(f"pretrained={pretrained}: {base} has the tags {', '.join(tags) or '(none)'}; or give a file")
-    elif wanted:
+    elif wanted and not _weights_follow.get():
         file = find_file(wanted)
     if _weights_follow.get():
         return name, {}

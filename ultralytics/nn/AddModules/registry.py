@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ultralytics.fork.building import signatures
+from ultralytics.fork.pretrained.timm_rows import NAME_KEY
 from ultralytics.nn import modules as upstream
 from ultralytics.utils.ops import make_divisible
 
@@ -38,7 +39,6 @@ __all__ = (
 
 
 BACKBONE_LAYERS = 5  # indices that a multi-output backbone takes: i is the map of stride 2 ** (i + 1), or stays empty
-NAME_KEY = "backbone_name"  # of a model YAML, for the name that its first row takes
 
 
 class RowError(ValueError):
