@@ -94,8 +94,7 @@ def build(name: str, size: tuple[int, int]) -> RTDETRDetectionModel:
 
 def count_operations(backbone: Timm) -> float:
     """Count the GFLOPs of a backbone for an image of 640 x 640."""
-    with torch.no_grad():
-        return count_gflops(backbone)
+    return count_gflops(copy.deepcopy(backbone).requires_grad_(False))  # a gradient would need its function counted
 
 
 def describe_size(backbone: Timm) -> str:
