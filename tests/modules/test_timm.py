@@ -238,6 +238,18 @@ def test_weights_of_a_checkpoint_of_the_same_backbone():
     assert not timm_rows.has_same_backbone(one, None)
 
 
+def test_layers_that_keep_their_input(tmp_path):
+    """Upstream lets each activation of a checkpoint write over its input, which normaliser-free blocks read again."""
+    holder = RTDETR(MODEL)
+    holder.model = build("test_nfnet").eval()
+    image = torch.rand(1, 3, 64, 64)
+    holder.save(tmp_path / "model.pt")
+    again = RTDETR(tmp_path / "model.pt").model.float()
+    with torch.no_grad():
+        for a, b in zip(again.model[0](image)[1:], holder.model.half().float().model[0](image)[1:], strict=True):
+            torch.testing.assert_close(a, b)
+
+
 def test_copies():
     """A deep copy and an average compute the same; the average takes the normalisation over."""
     model = build("test_resnet").eval()

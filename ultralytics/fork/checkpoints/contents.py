@@ -48,6 +48,9 @@ def load_checked(load: Callable, original: Callable, weight: Any, *args: Any, **
             LOGGER.warning(f"{weight} names {line}")
         clean_class_names(model)
         check_attributes(model)
+        for m in model.modules() if isinstance(model, nn.Module) else ():
+            if type(m).__name__ == "Timm":
+                m.keep_inputs()
     except Exception as e:
         if is_plain(e) or isinstance(e, OSError):
             raise

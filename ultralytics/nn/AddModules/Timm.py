@@ -105,6 +105,7 @@ class Timm(nn.Module):
         self.features, self.places = builder.build(strides)
         self.image_size, self.fixed_size, self.scale = builder.image_size, builder.fixed_size, builder.scale
         self.is_nhwc, self.resizes = builder.is_nhwc, builder.resizes
+        self.kept_inputs = [n for n, m in self.features.named_modules() if getattr(m, "inplace", None) is False]
         self.set_normalisation(dim_in, bool(weights))
         self.build_pyramid(strides)
 
@@ -171,6 +172,13 @@ class Timm(nn.Module):
         was_training = self.training
         fold_norms(self.eval(), image.to(self.mean))
         self.train(was_training)
+
+    def keep_inputs(self) -> None:
+        """Let layers that must not write over their input not do so: upstream lets all, when it opens a checkpoint."""
+        layers = dict(self.features.named_modules())
+        for name in self.kept_inputs:
+            if name in layers:  # a folded norm may have left its place
+                layers[name].inplace = False
 
     def set_image_size(self, height: int, width: int) -> None:
         """Resample position embeddings for one size, for an export that is of that size only.
