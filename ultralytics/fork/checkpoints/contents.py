@@ -48,7 +48,8 @@ def load_checked(load: Callable, original: Callable, weight: Any, *args: Any, **
             LOGGER.warning(f"{weight} names {line}")
         clean_class_names(model)
         check_attributes(model)
-        for m in model.modules() if isinstance(model, nn.Module) else ():
+        layers: list[Any] = list(model.modules()) if isinstance(model, nn.Module) else []
+        for m in layers:
             if type(m).__name__ == "Timm":
                 m.keep_inputs()
     except Exception as e:
