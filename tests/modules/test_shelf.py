@@ -109,7 +109,6 @@ def naive_triplet(m, x):
         pooled = torch.cat([t.max(1, keepdim=True)[0], t.mean(1, keepdim=True)], dim=1)
         return t * gate.norm(gate.conv(pooled)).sigmoid()
 
-    over_rows = gated(m.over_rows, x.permute(0, 2, 3, 1).transpose(2, 3).transpose(2, 3))
     over_rows = gated(m.over_rows, x.permute(0, 2, 1, 3).transpose(2, 3)).transpose(2, 3).permute(0, 2, 1, 3)
     over_columns = gated(m.over_columns, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     return (gated(m.over_channels, x) + over_rows + over_columns) / 3

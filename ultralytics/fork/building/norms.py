@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from ultralytics.fork.pretrained.timm_rows import list_timm_layers
+
 
 def set_norms(model: Any) -> None:
     """Set eps and momentum of all 2d batch norms, where the model's YAML names them."""
@@ -24,8 +26,7 @@ def set_norms(model: Any) -> None:
 @contextmanager
 def keep_timm_layers(model: Any) -> Iterator[None]:
     """Keep eps, momentum and `inplace` of all layers within a Timm row, on which timm's weights depend."""
-    rows = (m for m in getattr(model, "model", ()) if type(m).__name__ == "Timm")
-    layers = [m for row in rows for m in row.features.modules()]
+    layers = [m for row in list_timm_layers(model) for m in row.features.modules()]
     before = [{key: vars(m)[key] for key in ("eps", "momentum", "inplace") if key in vars(m)} for m in layers]
     try:
         yield

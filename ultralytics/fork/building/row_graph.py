@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ultralytics.fork.building.model_yaml import describe_row, is_backbone
+from ultralytics.fork.building.model_yaml import is_backbone
 from ultralytics.fork.errors import Refused
 from ultralytics.nn.AddModules.registry import BACKBONE_LAYERS, NAMES
 
@@ -204,8 +204,3 @@ class RowGraph:
     def make_settings(self) -> dict:
         """Make the model YAML of the rows."""
         return {**self.settings, **copy.deepcopy(self.list_rows())}
-
-    def describe(self, i: int) -> str:
-        """Describe row number `i` of the new rows."""
-        settings = self.make_settings()
-        return describe_row(settings, i, [*settings["backbone"], *settings["head"]][i])

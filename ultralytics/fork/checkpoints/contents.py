@@ -13,6 +13,7 @@ from torch import nn
 from ultralytics.fork.checkpoints.file_damage import check_checkpoint_file, replacement_advice
 from ultralytics.fork.checkpoints.load import load_checkpoint
 from ultralytics.fork.errors import is_plain, mark_as_plain, quote
+from ultralytics.fork.pretrained.timm_rows import list_timm_layers
 from ultralytics.fork.rtdetr import find_head
 from ultralytics.utils import LOGGER
 
@@ -48,10 +49,8 @@ def load_checked(load: Callable, original: Callable, weight: Any, *args: Any, **
             LOGGER.warning(f"{weight} names {line}")
         clean_class_names(model)
         check_attributes(model)
-        layers: list[Any] = list(model.modules()) if isinstance(model, nn.Module) else []
-        for m in layers:
-            if type(m).__name__ == "Timm":
-                m.keep_inputs()
+        for m in list_timm_layers(model):
+            m.keep_inputs()
     except Exception as e:
         if is_plain(e) or isinstance(e, OSError):
             raise

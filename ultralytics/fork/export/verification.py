@@ -28,6 +28,7 @@ from ultralytics.fork.export.compare_detections import (
     make_inputs,
 )
 from ultralytics.fork.export.metadata import RTDETR_HEAD, write_metadata
+from ultralytics.fork.pretrained.timm_rows import list_timm_layers
 from ultralytics.fork.privacy.downloads import require_local_data
 from ultralytics.fork.privacy.telemetry import disable_openvino_telemetry
 from ultralytics.fork.rtdetr import find_head, get_head
@@ -80,9 +81,8 @@ def name_head(exporter: Any) -> None:
 def fix_image_size(exporter: Any) -> None:
     """Prepare a backbone of timm for the size of the export, if it is of one size."""
     if not exporter.args.dynamic:
-        for m in exporter.model.modules():
-            if type(m).__name__ == "Timm":
-                m.set_image_size(*exporter.imgsz)
+        for m in list_timm_layers(exporter.model):
+            m.set_image_size(*exporter.imgsz)
 
 
 def check_arguments(args: Any) -> None:

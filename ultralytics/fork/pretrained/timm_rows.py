@@ -5,8 +5,15 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from torch import nn
+
 NAME_KEY = "backbone_name"  # of a model YAML, for the name that its first row takes
 DEFAULT_SIZE = 640  # pixels, of the module's `img_size`
+
+
+def list_timm_layers(model: Any) -> list[Any]:
+    """List the layers of a model that are backbones of timm."""
+    return [m for m in model.modules() if type(m).__name__ == "Timm"] if isinstance(model, nn.Module) else []
 
 
 def find_timm_row(settings: Any) -> list | None:

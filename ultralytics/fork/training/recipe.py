@@ -10,6 +10,7 @@ from torch import nn
 
 from ultralytics.fork.data.official_augmentation import OfficialAugmentation, has_official_augmentation
 from ultralytics.fork.errors import Refused
+from ultralytics.fork.pretrained.timm_rows import list_timm_layers
 from ultralytics.fork.pretrained.transfer_report import MIN_SHARE
 from ultralytics.fork.rtdetr import unwrap_model
 from ultralytics.fork.training import losses
@@ -142,8 +143,7 @@ def check_that_switches_act(trainer: Any, model: Any) -> None:
 
 def spare_vectors(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Give vectors of a backbone of timm, such as scales of layers, no weight decay, as timm's training does."""
-    rows = (m for m in getattr(model, "model", ()) if type(m).__name__ == "Timm")
-    vectors = {id(p) for row in rows for p in row.parameters() if p.ndim < 2}
+    vectors = {id(p) for row in list_timm_layers(model) for p in row.parameters() if p.ndim < 2}
     for group in list(optimizer.param_groups) if vectors else ():
         found = [p for p in group["params"] if id(p) in vectors]
         if found and group["weight_decay"]:
