@@ -391,7 +391,7 @@ def test_each_thread_counts_its_own():
     assert memory_limit.BuildsInProgress.count == 0
 
 
-def test_added_modules_register_what_they_take():
+def test_what_added_backbones_take_is_counted():
     for name, cls in list(NAMES.items()):
         if READERS[cls] is not backbone or not cls.__module__.startswith("ultralytics."):
             continue
@@ -399,4 +399,4 @@ def test_added_modules_register_what_they_take():
             arguments = ["resnet18"] if name == "Timm" else []
             model = parse_model({"nc": 2, "backbone": [[-1, 1, name, arguments]], "head": []}, ch=3, verbose=False)[0]
         held = sum(x.numel() * x.element_size() for x in [*model.parameters(), *model.buffers()])
-        assert active.registered >= 0.98 * held, name
+        assert active.registered + active.bytes >= 0.98 * held, name  # the second for a row that is not predictable
