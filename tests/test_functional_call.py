@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ultralytics.fork.functional_call import call_on_meta, call_with
+from ultralytics.fork.functional_call import call_on_meta, call_with, find_idle_parameters
 from ultralytics.fork.pretrained.alignment import find_strides
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
@@ -33,6 +33,15 @@ def test_network_stays_as_it_is():
     after = dict(net.named_parameters()) | dict(net.named_buffers())
     assert all(after[key] is tensor for key, tensor in before.items())
     assert net.layers[0] is net.one and net.layers[1].weight is net.one[0].weight
+
+
+def test_parameters_that_no_output_depends_on():
+    """Also where a layer has two names, or is not run at all."""
+    net = Shared()
+    net.idle = nn.Linear(2, 2)
+    before = dict(net.named_parameters())
+    assert find_idle_parameters(net, torch.empty(1, 3, 8, 8, device="meta")) == ["idle.weight", "idle.bias"]
+    assert all(dict(net.named_parameters())[key] is p and p.grad is None for key, p in before.items())
 
 
 def test_statistics_of_a_second_run_are_thrown_away():

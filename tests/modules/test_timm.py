@@ -51,6 +51,17 @@ def test_maps(name, native, widths):
     assert [key for key, p in backbone.named_parameters() if p.grad is None] == []
 
 
+def test_what_serves_no_map_is_a_buffer():
+    """EfficientViM weighs the logits of its stages; the keys of the state dict stay timm's."""
+    backbone = Timm("efficientvim_m1", img_size=64)
+    assert "weights" in dict(backbone.features.model.named_buffers(recurse=False))
+    assert set(backbone.features.state_dict()) < set(
+        timm.create_model("efficientvim_m1", features_only=True).state_dict()
+    )
+    sum(m.square().mean() for m in backbone(torch.rand(2, 3, 64, 64))).backward()
+    assert [key for key, p in backbone.named_parameters() if p.grad is None] == []
+
+
 def test_only_what_is_read_is_built():
     """The neck reads strides 8 to 32; a stage that nobody reads has no parameters."""
     read, whole = build("test_vit").model[0], Timm("test_vit")

@@ -13,7 +13,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.fork.errors import Refused
 from ultralytics.fork.training import frozen_backbone
 from ultralytics.fork.training.run_state import RunState
-from ultralytics.nn.tasks import RTDETRDetectionModel
+from ultralytics.nn.tasks import RTDETRDetectionModel, yaml_model_load
 
 
 def build(name, pretrained=False):
@@ -45,6 +45,45 @@ def freeze(model, **arguments):
 )
 def test_the_stages_of_a_backbone(name, stages):
     assert frozen_backbone.list_stages(build(name)) == stages
+
+
+@pytest.mark.parametrize(
+    "name, stages",
+    [
+        ("resnet10t", [["conv1", "bn1", "act1", "maxpool"], ["layer1"], ["layer2"], ["layer3"], ["layer4"]]),
+        ("test_convnext", [["stem_0", "stem_1"], ["stages_0"], ["stages_1"], ["stages_2"], ["stages_3"]]),
+        (
+            "mobilenetv4_conv_small",  # two groups of blocks have stride 32
+            [["conv_stem", "bn1", "act1"], *([f"blocks.{i}"] for i in range(3)), ["blocks.3", "blocks.4"]],
+        ),
+        (
+            "ghostnet_050",  # the map of stride 2 is read before the norm of its stem
+            [["conv_stem", "bn1", "act1"], *([f"blocks_{i}", f"blocks_{i + 1}"] for i in (0, 2, 4, 6))],
+        ),
+    ],
+)
+def test_the_stages_of_a_backbone_of_timm(name, stages):
+    model = build_on_timm(name)
+    assert frozen_backbone.list_stages(model) == [[f"0.features.{part}" for part in stage] for stage in stages]
+
+
+def build_on_timm(name):
+    settings = yaml_model_load("rtdetr-tiny-timm.yaml")
+    settings["backbone"][0][3] = [name]
+    return RTDETRDetectionModel(settings, nc=3, verbose=False)
+
+
+def test_the_stem_and_a_stage_of_a_backbone_of_timm_are_frozen():
+    model = build_on_timm("resnet10t")
+    for m in model.model[0].modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.normal_(m.weight, 1, 0.1)
+    args = freeze(model, freeze_at=1).args
+    assert args.freeze == [f"0.features.{part}" for part in ("conv1", "bn1", "act1", "maxpool", "layer1")]
+    model.train()
+    still = {name for name, m in model.model[0].features.named_modules() if name and not m.training}
+    assert {"conv1.1", "bn1", "layer1.0.bn1"} <= still
+    assert all(name.startswith(("conv1", "bn1", "layer1")) for name in still)
 
 
 def test_norms_and_the_stem_are_frozen():
@@ -99,7 +138,7 @@ def test_a_backbone_that_has_loaded_weights_by_itself_is_not_new():
 @pytest.mark.parametrize(
     "name, arguments, line",
     [
-        ("rtdetr-tiny-EMO", {"freeze_at": 0}, "freeze_at=0: the backbone of x.yaml is one row"),
+        ("rtdetr-tiny-EMO", {"freeze_at": 0}, r"freeze_at=0: the backbone of x.yaml is one row.*freeze=\"\[0\.stage0"),
         ("rtdetr-tiny", {"freeze_at": 5}, "freeze_at=5: the backbone of x.yaml has a stem, 0, and stages 1 to 4"),
     ],
 )

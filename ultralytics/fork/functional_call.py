@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 
 def call_with(net: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor], *inputs: Any, buffers: bool) -> Any:
@@ -34,3 +35,28 @@ def call_with(net: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor], *
 def call_on_meta(net: nn.Module, *inputs: torch.Tensor) -> Any:
     """Run a network on the meta device, where only shapes are computed."""
     return call_with(net, lambda tensor: tensor.detach().to("meta"), *inputs, buffers=False)
+
+
+def find_idle_parameters(net: nn.Module, *inputs: torch.Tensor) -> list[str]:
+    """Find the parameters that a network's outputs do not depend on.
+
+    Args:
+        net: The network, whose outputs are tensors, or None.
+        inputs: Of the network, on the meta device.
+
+    Returns:
+        Their names.
+    """
+    replaced: dict[int, torch.Tensor] = {}
+
+    def replace(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in replaced:
+            replaced[id(tensor)] = tensor.detach().to("meta").requires_grad_(isinstance(tensor, nn.Parameter))
+        return replaced[id(tensor)]
+
+    with torch.enable_grad():
+        outputs = [x for x in tree_leaves(call_with(net, replace, *inputs, buffers=False)) if x is not None]
+        parameters = dict(net.named_parameters())
+        wanted = [replaced[id(p)] for p in parameters.values()]
+        found = torch.autograd.grad([x.sum() for x in outputs], wanted, allow_unused=True)
+    return [name for name, gradient in zip(parameters, found) if gradient is None]

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 NAME_KEY = "backbone_name"  # of a model YAML, for the name that its first row takes
 DEFAULT_SIZE = 640  # pixels, of the module's `img_size`
@@ -35,6 +36,38 @@ def has_same_backbone(cfg: Any, weights: Any) -> bool:
     """Whether weights are of a model whose first row names the backbone that a model YAML names."""
     names = [find_backbone_name(settings) for settings in (cfg, getattr(weights, "yaml", None))]
     return names[0] is not None and names[0] == names[1]
+
+
+def list_timm_stages(layer: Any) -> list[list[str]]:
+    """List the parts of the stem and of each stage of a Timm layer, by the strides of timm's `feature_info`.
+
+    The stem ends with the map of stride 2, or where there is none, before the stage of the first map.
+
+    Returns:
+        The names of the parts within the layer; empty where the backbone is not a list of parts that run in turn.
+    """
+    features = layer.features
+    parts = dict(features.named_children())
+    if type(features).__name__ in {"EfficientNetFeatures", "MobileNetV3Features"}:
+        parts |= {f"blocks.{name}": m for name, m in parts.pop("blocks").named_children()}
+    elif type(features).__name__ != "FeatureListNet":  # whose parts are named by the maps, with `_` for `.`
+        return []
+    ends = {info["module"]: info["reduction"] for info in features.feature_info.info if info["reduction"] > 1}
+    ends |= {name.replace(".", "_"): stride for name, stride in ends.items()}
+    names = list(parts)
+    start = next(place for place, name in enumerate(names) if name in ends)
+    if ends[names[start]] == 2:
+        start += 1
+        while isinstance(parts[names[start]], _BatchNorm) or not any(True for _ in parts[names[start]].parameters()):
+            start += 1  # the norm and the pooling of a stem whose map is read before them
+    stages, begin = [names[:start]], start
+    for place in range(start, len(names)):
+        later = [ends[name] for name in names[place + 1 :] if name in ends]
+        if names[place] in ends and (not later or later[0] != ends[names[place]]):
+            stages.append(names[begin : place + 1])
+            begin = place + 1
+    stages[-1] += names[begin:]
+    return [[f"features.{name}" for name in stage] for stage in stages]
 
 
 def set_image_size(cfg: Any, imgsz: Any) -> Any:

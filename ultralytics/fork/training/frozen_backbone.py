@@ -15,6 +15,7 @@ from ultralytics.fork.errors import Refused
 from ultralytics.fork.instance_mixin import InstanceMixin, mix_into
 from ultralytics.fork.layer_numbers import list_indices
 from ultralytics.fork.pretrained.alignment import find_strides
+from ultralytics.fork.pretrained.timm_rows import list_timm_layers, list_timm_stages
 from ultralytics.fork.pretrained.transfer_report import MIN_SHARE, REPORTS
 from ultralytics.utils import LOGGER, RANK
 
@@ -81,8 +82,8 @@ def freeze_backbone(trainer: Any, model: Any) -> None:
         raise Refused(
             f"freeze_at={args.freeze_at}: the backbone of {args.model} has a stem, 0, and stages 1 to {len(stages) - 1}"
             if stages
-            else f"freeze_at={args.freeze_at}: the backbone of {args.model} is one row, whose stem is not known by "
-            'itself; freeze parts of it by name, such as freeze="[0.stem]", and use freeze_at=-1'
+            else f"freeze_at={args.freeze_at}: the backbone of {args.model} is one row, whose stages are not known; "
+            f'freeze parts of it by name, such as freeze="[{name_a_part(model)}]", and use freeze_at=-1'
         )
     norms = [m for m in list_norms(model) if not is_new_norm(m)]  # a new one has no statistics to keep
     if args.freeze_norm and not list_norms(model):
@@ -92,8 +93,8 @@ def freeze_backbone(trainer: Any, model: Any) -> None:
     if args.freeze_norm:
         names = {m: name for name, m in model.named_modules()}
         frozen += [names[m].removeprefix("model.") for m in norms]
-    rows = [model.model[place] for place in frozen if isinstance(place, int) and place < len(model.model)]
-    in_frozen_rows = {m for row in rows for m in row.modules()}
+    prefixes = tuple(f"model.{place}." for place in frozen)  # as upstream finds what is frozen
+    in_frozen_rows = {m for name, m in model.named_modules() if f"{name}.".startswith(prefixes)}
     for m in norms if args.freeze_norm else [m for m in norms if m in in_frozen_rows]:
         mix_into(m, FrozenNorm)
         m.eval()
@@ -121,15 +122,24 @@ def train_new_backbone(trainer: Any, model: Any) -> None:
     trainer.fork.trains_new_backbone = True
 
 
-def list_stages(model: Any) -> list[list[int]]:
+def name_a_part(model: Any) -> str:
+    """Name the first part with weights of a backbone that is one row."""
+    name = next(name for name, m in model.model[0].named_modules() if name and m._parameters)
+    return f"0.{name}"
+
+
+def list_stages(model: Any) -> list[list[Any]]:
     """List the rows of a backbone's stem and of each of its stages, by the strides of their outputs.
 
     The stem is the first row, and a stage is the rows behind it up to the next stride.
 
     Returns:
-        The places of the rows in the model's list; empty for a backbone that is one row.
+        The places of the rows in the model's list, or for a backbone of timm the names of its parts in the model;
+        empty for a backbone that is one row whose stages are not known.
     """
     rows = count_backbone_rows(model)
+    if rows == 1 and list_timm_layers(model.model[0]):
+        return [[f"0.{name}" for name in stage] for stage in list_timm_stages(model.model[0])]
     if rows < 2 or any(len(indices) > 1 for indices in list_indices(model.model)[:rows]):
         return []
     strides = find_strides(model)

@@ -16,6 +16,7 @@ Channels and strides are those of timm's `feature_info`. Only what later rows re
 - a backbone that is built for one size is built for `img_size`; if it has a size of its own only, the image is resized
   to that, and its maps are resized to the strides
 - maps of valid convolutions, which are a few pixels smaller than the stride says, are resized
+- parameters that serve none of the maps, such as those of a last class token, are buffers
 - `mean` and `std` are those of pretrained weights, and 0 and 1 without such. They are buffers, so that they go with the
   weights into checkpoints, transfers and exported graphs
 """
@@ -33,7 +34,7 @@ from torch import nn
 
 from ultralytics.fork.building.memory_limit import ModelTooLarge, count_apart
 from ultralytics.fork.errors import Refused
-from ultralytics.fork.functional_call import call_on_meta
+from ultralytics.fork.functional_call import call_on_meta, find_idle_parameters
 from ultralytics.nn.AddModules.layers.execution_mode import is_eager, map_size
 from ultralytics.nn.AddModules.layers.fold_norms import fold_norms
 from ultralytics.nn.AddModules.registry import RowError, backbone, register
@@ -108,6 +109,7 @@ class Timm(nn.Module):
         self.kept_inputs = [n for n, m in self.features.named_modules() if getattr(m, "inplace", None) is False]
         self.set_normalisation(dim_in, bool(weights))
         self.build_pyramid(strides)
+        self.hold_idle_parameters(self.fixed_size or size)
 
     def set_normalisation(self, channels: int, pretrained: bool) -> None:
         """Register the mean and the deviation that pretrained weights expect of each of the image's channels."""
@@ -136,6 +138,26 @@ class Timm(nn.Module):
                 self.coarser[str(stride)] = make_coarser(width[stride])
         self.strides = tuple(strides)
         self.width_list = [width[stride] if stride in strides else 0 for stride in STRIDES]
+
+    def hold_idle_parameters(self, size: tuple[int, int]) -> None:
+        """Turn parameters that the maps do not depend on into buffers, so that each parameter gets a gradient.
+
+        Such are the parts of a last block that serve a class token. Training in many processes waits for gradients.
+        """
+        image = torch.empty(TRIED_BATCH, self.mean.shape[1], *size, device="meta")
+        try:
+            with count_apart():
+                idle = find_idle_parameters(self, image)
+        except ModelTooLarge:
+            raise
+        except Exception:  # of an operation without a gradient on the meta device
+            return
+        for name in idle:
+            path, _, key = name.rpartition(".")
+            holder = self.get_submodule(path)
+            held = getattr(holder, key).detach()
+            delattr(holder, key)
+            holder.register_buffer(key, held)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor | None]:
         """Return the maps of strides 4, 8, 16 and 32, None where a map is not built."""
