@@ -4,7 +4,9 @@ r"""Train models on a data set, each with several seeds, and say which is better
         --epochs 30 cfg=scratch.yaml
 
 The first model is what the others are compared with. Any argument of `yolo train` may follow, as `imgsz=320` or as
-`--imgsz 320`. All runs go through upstream's own trainer and validator, one after the other, in one folder:
+`--imgsz 320`. Arguments may be factors beside the models: --grid "loss=None,official,mal" trains each model with each
+value. --data may name several data sets, each of which gets a study in a folder of its own below, with a table over all
+of them. All runs go through upstream's own trainer and validator, one after the other, in one folder:
 
     OUT/table.md, .csv, .tex    the results
     OUT/report.html             the same as a page with pictures, in one file
@@ -35,10 +37,11 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from filelock import FileLock, Timeout  # noqa: E402
 
-from _compare import existing_runs, local_runs, ray_cluster, tables  # noqa: E402
+from _compare import data_sets, existing_runs, local_runs, ray_cluster, tables  # noqa: E402
 from _compare.cost import measure_costs  # noqa: E402
+from _compare.grid import list_switches, name_variant, parse_grid  # noqa: E402
 from _compare.html_report import write_report  # noqa: E402
-from _compare.results import check_images, summarise_study  # noqa: E402
+from _compare.results import check_images, summarise_effects, summarise_study  # noqa: E402
 from _compare.study_folder import (  # noqa: E402
     RESERVED_ARGUMENTS,
     Run,
@@ -67,7 +70,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=summary, epilog=details, formatter_class=style, allow_abbrev=False)
     parser.add_argument("--models", nargs="+", default=[], metavar="FILE", help="YAML or .pt, the baseline first")
-    parser.add_argument("--data", metavar="YAML", help="the data set")
+    parser.add_argument("--data", nargs="+", default=[], metavar="YAML", help="the data set, or several")
+    parser.add_argument(
+        "--grid", action="append", default=[], metavar='"KEY=VALUE,VALUE …"', help="arguments of yolo train that vary"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/studies/DATA")
     parser.add_argument(
@@ -84,7 +90,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         trainer.add_argument(f"--{key}", dest=f"train {key}", metavar="VALUE", help=argparse.SUPPRESS)
     parser.add_argument("pairs", nargs="*", metavar="KEY=VALUE", help="any argument of yolo train")
     given = {}
-    for token in [t for t in argv if PAIR.match(t)]:  # at any place in the command
+    factors = {place + 1 for place, token in enumerate(argv) if token == "--grid"}
+    for token in [t for i, t in enumerate(argv) if PAIR.match(t) and i not in factors]:  # at any place in the command
         argv.remove(token)
         key, value = token.split("=", 1)
         if not value:
@@ -100,8 +107,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def check_settings(args: argparse.Namespace) -> dict:
-    """Check the command line, and return the study's settings.
+def check_settings(args: argparse.Namespace, data: str | None, folder: Path | None) -> tuple[Path, dict]:
+    """Check the command line for one data set, and return the study's folder and settings.
+
+    Args:
+        args: The command line.
+        data: The data set; None for that of the recipe, or of the runs that are taken in.
+        folder: Of the study; None for one that is named after the data set.
 
     Raises:
         Refused: If something is missing, unknown or wrong.
@@ -110,20 +122,13 @@ def check_settings(args: argparse.Namespace) -> dict:
         raise Refused(f"{key}=…: the study sets it; --models, --data, --seeds and --out say what and where")
     if len(set(args.seeds)) < len(args.seeds):
         raise Refused(f"--seeds {' '.join(map(str, args.seeds))}: a seed is repeated")
+    factors = parse_grid(args.grid, args.arguments)
+    asked = [check_arguments(args, {**args.arguments, **switches}) for switches in list_switches(factors)]
+    for key in factors.keys() & {"lr0", "momentum"}:
+        if any(arguments.optimizer == "auto" for arguments in asked):
+            raise Refused(f"--grid {key}=…: optimizer=auto chooses {key} itself; name one, such as optimizer=AdamW")
+    found, data = existing_runs.group_runs(args.taken, data) if args.taken else ({}, data)
     recipe = args.arguments.get("cfg")
-    try:
-        LOGGER.setLevel(logging.ERROR)  # else upstream prints its whole help for an unknown name
-        asked = get_cfg(DEFAULT_CFG, {**(YAML.load(check_yaml(recipe)) if recipe else {}), **args.arguments})
-        check_imgsz(asked.imgsz, stride=STRIDE, max_dim=1)
-        if args.on == "here" and asked.device is not None:
-            select_device(asked.device, verbose=False)
-    except FileNotFoundError:
-        raise Refused(f"cfg={recipe} does not exist; recipes are found by bare name or path") from None
-    except (SyntaxError, TypeError, ValueError) as e:
-        raise Refused(" ".join(str(e).split())) from None
-    finally:
-        LOGGER.setLevel(logging.INFO)
-    found, data = existing_runs.group_runs(args.taken, args.data) if args.taken else ({}, args.data)
     data = data or (YAML.load(check_yaml(recipe)).get("data") if recipe else None)
     if not data:
         raise Refused(f"--data is missing: the YAML of a data set, such as shapes.yaml or {TASK2DATA['detect']}")
@@ -131,21 +136,49 @@ def check_settings(args: argparse.Namespace) -> dict:
         splits = check_det_dataset(data)
     except Exception as e:
         raise Refused(f"--data {data}: {' '.join(str(e).split())}") from e
-    if not splits.get(asked.split or "val"):
-        raise Refused(f"split={asked.split}: {data} names no images for it")
-    args.out = args.out or Path("runs", "studies", Path(data).stem)
+    for split in {arguments.split for arguments in asked}:
+        if not splits.get(split or "val"):
+            raise Refused(f"split={split}: {data} names no images for it")
+    folder = folder or Path("runs", "studies", Path(data).stem)
     files = [absolute_path(model) for model in args.models]
-    models = dict(zip(label_models(files, known_labels(args.out)), files))
+    models, chosen = {}, {}
+    for label, file in zip(label_models(files, known_labels(folder)), files):
+        for switches in list_switches(factors):
+            variant = name_variant(label, switches)
+            models[variant], chosen[variant] = file, switches
     for label in models.keys() & found:
         raise Refused(f"--models and --from both have a {label}; one of them is enough")
-    arguments = {key: absolute_path(value) for key, value in args.arguments.items()}
-    return {
+    settings = {
         "models": models,
         "taken": found,
         "data": absolute_path(data),
         "seeds": args.seeds if models else [],
-        "arguments": arguments,
+        "arguments": {key: absolute_path(value) for key, value in args.arguments.items()},
+        **({"grid": factors, "switches": chosen} if factors else {}),
     }
+    return folder, settings
+
+
+def check_arguments(args: argparse.Namespace, arguments: dict) -> Any:
+    """Check arguments of `yolo train`, and return all of them.
+
+    Raises:
+        Refused: If one is unknown or wrong.
+    """
+    recipe = arguments.get("cfg")
+    try:
+        LOGGER.setLevel(logging.ERROR)  # else upstream prints its whole help for an unknown name
+        asked = get_cfg(DEFAULT_CFG, {**(YAML.load(check_yaml(recipe)) if recipe else {}), **arguments})
+        check_imgsz(asked.imgsz, stride=STRIDE, max_dim=1)
+        if args.on == "here" and asked.device is not None:
+            select_device(asked.device, verbose=False)
+        return asked
+    except FileNotFoundError:
+        raise Refused(f"cfg={recipe} does not exist; recipes are found by bare name or path") from None
+    except (SyntaxError, TypeError, ValueError) as e:
+        raise Refused(" ".join(str(e).split())) from None
+    finally:
+        LOGGER.setLevel(logging.INFO)
 
 
 def write_results(study: Study, args: argparse.Namespace) -> list[dict]:
@@ -157,11 +190,13 @@ def write_results(study: Study, args: argparse.Namespace) -> list[dict]:
         return []
     found = measure_models(study, ready, args)
     rows = summarise_study(study, found.get("models", {}))
-    study.save(costs=found, results=rows)
+    effects = summarise_effects(study, rows)
+    study.save(costs=found, results=rows, effects=effects)
     notes = tables.write_notes(study, rows)
-    for suffix, make in ((".md", tables.format_markdown), (".csv", tables.format_csv), (".tex", tables.format_latex)):
-        write_atomically(study.folder / f"table{suffix}", make(rows, notes).encode())
-    write_report(study, rows, shlex.join(["python", "scripts/compare.py", *sys.argv[1:]]))
+    for suffix, make in tables.FORMATS.items():
+        text = make(rows, notes) + (tables.format_effects(effects) if suffix == ".md" else "")
+        write_atomically(study.folder / f"table{suffix}", text.encode())
+    write_report(study, rows, effects, shlex.join(["python", "scripts/compare.py", *sys.argv[1:]]))
     return rows
 
 
@@ -204,34 +239,67 @@ def resources(args: argparse.Namespace) -> dict[str, float]:
     return {"num_cpus": args.cpus, "num_gpus": args.gpus}
 
 
+def perform_study(folder: Path, settings: dict, args: argparse.Namespace) -> tuple[list[dict], bool]:
+    """Do the runs of a study that are not done, and show the results; return them, and whether a run has failed.
+
+    Raises:
+        Refused: If the folder cannot be made, or something is wrong with the study in it.
+        Timeout: If another process is at work there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise Refused(f"--out {folder}: no folder can be made there ({e.strerror}); name another") from None
+    with FileLock(folder / ".lock", timeout=0):
+        study = Study(folder, settings)
+        study.save(results=[])  # results of other models or seeds are dropped
+        if args.on == "ray":
+            ray_cluster.run_on_cluster(study, args.address, resources(args), args.retries)
+        else:
+            local_runs.run_study(study)
+        rows = write_results(study, args)
+        failed = [run for run in study.runs if not run.is_done]
+        if rows:
+            print((folder / "table.md").read_text(encoding="utf-8"))
+            print(f"{folder / 'report.html'}, table.md, .csv, .tex and study.json are beside each other")
+        for run in failed:
+            print(f"{run.title} failed: {run.outcome['error']}; the same command tries again")
+        return rows, bool(failed)
+
+
+def list_studies(args: argparse.Namespace) -> dict[str, tuple[Path, dict]]:
+    """Check the command line, and list the studies by data set, with folder and settings.
+
+    Raises:
+        Refused: If something is missing, unknown or wrong.
+    """
+    if not args.models and not args.taken:
+        raise Refused("nothing to compare: --models names YAML files or checkpoints, --from folders of runs")
+    if len(args.data) < 2:
+        return {"": check_settings(args, next(iter(args.data), None), args.out)}
+    if args.taken:
+        raise Refused("--from: these runs are of one data set; --data names it alone")
+    names = label_models([absolute_path(data) for data in args.data], what="--data")
+    args.out = args.out or Path("runs", "studies", "-".join(names))
+    return {name: check_settings(args, data, args.out / name) for name, data in zip(names, args.data)}
+
+
 def main() -> int:
     """Do the runs that are not done, and show the results; return 1 if a run has failed."""
+    folder = None
     try:
         args = parse_arguments(sys.argv[1:])
-        if not args.models and not args.taken:
-            raise Refused("nothing to compare: --models names YAML files or checkpoints, --from folders of runs")
-        asked = check_settings(args)
-        folder = args.out
-        Study(folder, asked)  # checks before a folder is made
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise Refused(f"--out {folder}: no folder can be made there ({e.strerror}); name another") from None
-        with FileLock(folder / ".lock", timeout=0):
-            study = Study(folder, asked)
-            study.save(results=[])  # results of other models or seeds are dropped
-            if args.on == "ray":
-                ray_cluster.run_on_cluster(study, args.address, resources(args), args.retries)
-            else:
-                local_runs.run_study(study)
-            rows = write_results(study, args)
-            failed = [run for run in study.runs if not run.is_done]
-            if rows:
-                print(tables.format_markdown(rows, tables.write_notes(study, rows)))
-                print(f"{folder / 'report.html'}, table.md, .csv, .tex and study.json are beside each other")
-            for run in failed:
-                print(f"{run.title} failed: {run.outcome['error']}; the same command tries again")
-            return bool(failed)
+        studies = list_studies(args)
+        for folder, settings in studies.values():
+            Study(folder, settings)  # checks before a folder is made
+        found, failed = {}, False
+        for name, (folder, settings) in studies.items():
+            found[name], failures = perform_study(folder, settings, args)
+            failed |= failures
+        if len(studies) > 1 and any(found.values()):
+            print(data_sets.write_table(args.out, found))
+            print(f"{args.out / 'table.md'}, .csv, .tex and study.json are over all data sets")
+        return int(failed)
     except Timeout:
         print(f"{folder} is being worked on by another compare.py; wait for it or stop it", file=sys.stderr)
     except (Refused, OSError) as e:

@@ -22,12 +22,13 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 IMAGES, HEATED = 6, 2  # numbers of validation images, and of those with heat maps
 
 
-def write_report(study: Study, rows: list[dict], command: str) -> None:
+def write_report(study: Study, rows: list[dict], effects: list[dict], command: str) -> None:
     """Write report.html.
 
     Args:
         study: The study.
         rows: Its results, as `summarise_study` returns them.
+        effects: Those of a grid, as `summarise_effects` returns them.
         command: The command line that made it.
     """
     ready = {row["model"]: study.done(row["model"])[0] for row in rows if row["seeds"]}
@@ -45,7 +46,7 @@ def write_report(study: Study, rows: list[dict], command: str) -> None:
     page = jinja2.Environment(autoescape=True, trim_blocks=False).from_string(TEMPLATE.read_text(encoding="utf-8"))
     html = page.render(
         title=f"{counted(len(rows), 'model')} on {Path(study.settings['data']).name}",
-        findings=findings(rows),
+        findings=[*findings(rows), *map(describe_effect, effects)],
         sections=sections(parts, known),
         titles=[column.title for column in tables.COLUMNS],
         table=[[(sort_value(column, row), column.show(row)) for column in tables.COLUMNS] for row in rows],
@@ -98,6 +99,14 @@ def findings(rows: list[dict]) -> list[str]:
             verdict = f"no difference shown to {rows[0]['model']}:"
         said.append(f"{row['model']}: {verdict} {value} mAP50-95 ({low} to {high}){price}.")
     return said or [f"{rows[0]['model']} alone: nothing to compare it with."]
+
+
+def describe_effect(effect: dict) -> str:
+    """Describe what a level of a grid's factor does, in a sentence."""
+    found = effect["difference"]
+    value, low, high = (tables.format_signed(found[key]) for key in ("value", "low", "high"))
+    verdict = "" if found["shown"] else ", which shows no difference"
+    return f"{effect['model']}: {value} mAP50-95 ({low} to {high}) on average over {effect['pairs']} pairs{verdict}."
 
 
 def counted(number: int, name: str) -> str:

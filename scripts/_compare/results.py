@@ -7,8 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from _compare.grid import pair_levels
 from _compare.local_runs import print_progress
-from _compare.statistics import average_precision, compare_means, draw_resamples, mean_and_deviation
+from _compare.statistics import (
+    Scores,
+    average_precision,
+    compare_means,
+    correct_by_holm,
+    draw_resamples,
+    mean_and_deviation,
+)
 from _compare.study_folder import FOUND, Study
 from _compare.validation import SIZES, Validation
 from ultralytics.fork.atomic_write import write_atomically
@@ -88,15 +96,44 @@ def add_differences(rows: list[dict], samples: dict[str, np.ndarray]) -> None:
     """Add the difference to the first model to each other row, if both have runs that are done."""
     first = rows[0]
     for row in rows[1:]:
-        if not row["seeds"] or not first["seeds"]:
-            continue
-        found = compare_means(
-            row["mAP50-95"]["values"],
-            first["mAP50-95"]["values"],
-            samples[row["model"]],
-            samples[first["model"]],
-        )
-        row["difference"] = {**vars(found), "shown": found.shown}
+        if row["seeds"] and first["seeds"]:
+            found = compare_means([(scores_of(row, samples), scores_of(first, samples))])
+            row["difference"] = {**vars(found), "shown": found.shown}
+    add_corrections([row["difference"] for row in rows if "difference" in row])
+
+
+def scores_of(row: dict, samples: dict[str, np.ndarray]) -> Scores:
+    """Return the scores of a row's model."""
+    return Scores(row["mAP50-95"]["values"], samples[row["model"]])
+
+
+def add_corrections(differences: list[dict]) -> None:
+    """Add `p Holm` to differences of which the scatter over seeds is known."""
+    known = [found for found in differences if found["seeds"]]
+    for found, value in zip(known, correct_by_holm([found["p"] for found in known])):
+        found["p Holm"] = value
+
+
+def summarise_effects(study: Study, rows: list[dict]) -> list[dict[str, Any]]:
+    """Summarise what each level of a grid's factors does on average over what it was combined with.
+
+    Returns:
+        Of each level its name as `model`, the number of `pairs` that are done, and the `difference`.
+    """
+    by_label = {row["model"]: row for row in rows if row["seeds"]}
+    effects = []
+    for level, pairs in pair_levels(study.settings).items():
+        done = [pair for pair in pairs if all(label in by_label for label in pair)]
+        if done:
+            scores = {
+                label: Scores(by_label[label]["mAP50-95"]["values"], resample_scores(study, label))
+                for pair in done
+                for label in pair
+            }
+            found = compare_means([(scores[a], scores[b]) for a, b in done])
+            effects.append({"model": level, "pairs": len(done), "difference": {**vars(found), "shown": found.shown}})
+    add_corrections([effect["difference"] for effect in effects])
+    return effects
 
 
 def check_images(study: Study) -> None:

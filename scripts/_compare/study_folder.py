@@ -123,7 +123,8 @@ class Run:
     def arguments(self, settings: dict) -> dict[str, Any]:
         """Return the arguments of `yolo train`."""
         where = {"project": str(self.folder.parent.resolve()), "name": self.folder.name, "exist_ok": True}
-        return {**settings["arguments"], "data": settings["data"], "seed": self.seed, **where}
+        switches = settings.get("switches", {}).get(self.label, {})
+        return {**settings["arguments"], **switches, "data": settings["data"], "seed": self.seed, **where}
 
     def command(self, settings: dict) -> str:
         """Format the run as a command."""
@@ -147,19 +148,20 @@ def read_training_arguments(file: Path, modified: int | None) -> dict[str, Any]:
     return {**arguments, "model": written} if written and arguments.get("resume") else arguments
 
 
-def label_models(models: list[str], known: dict[str, str] | None = None) -> list[str]:
+def label_models(models: list[str], known: dict[str, str] | None = None, what: str = "--models") -> list[str]:
     """Name models by their files' stems, with as many parent folders as needed to distinguish them.
 
     Args:
         models: Their files.
         known: Names that files have already, and keep.
+        what: The option that they are given by.
 
     Raises:
         Refused: If a file is named twice.
     """
     for model, count in Counter(str(Path(model).with_suffix("").absolute()) for model in models).items():
         if count > 1:
-            raise Refused(f"--models names {model} {count} times, by itself or as .yaml and .pt; name it once")
+            raise Refused(f"{what} names {model} {count} times, by itself or as .yaml and .pt; name it once")
     named = dict(known or {})
     paths = {model: Path(model).with_suffix("").absolute().parts[1:] for model in models if model not in named}
     for model, parts in paths.items():
@@ -220,8 +222,9 @@ class Study:
 
     Args:
         folder: Where it is, or will be.
-        settings: What was asked for: `models` (file by label), `data`, `seeds`, `arguments` of `yolo train`; `taken`,
-            by label the `file` and the `runs` (folder by seed) that were trained before.
+        settings: What was asked for: `models` (file by label), `data`, `seeds`, `arguments` of `yolo train`; `grid`,
+            the values of the factors, and `switches`, by label the values that a variant has of them; `taken`, by
+            label the `file` and the `runs` (folder by seed) that were trained before.
 
     Raises:
         Refused: If another study is in the folder, or a model file has changed since.
@@ -229,15 +232,22 @@ class Study:
 
     def __init__(self, folder: Path, settings: dict):
         self.folder, self.settings, self.before = folder, settings, read_json(folder / STUDY) or {}
-        arguments = {k: v for k, v in settings["arguments"].items() if k not in {*IRRELEVANT_ARGUMENTS, "cfg"}}
-        common = {"data": describe_file(settings["data"]), "cfg": describe_file(settings["arguments"].get("cfg"))}
-        self.made = {
-            label: {"model": describe_file(settings["models"].get(label)), **common, "arguments": arguments}
-            for label in self.labels
-        }
+        self.made = {label: self.describe(label) for label in self.labels}
         for label in self.labels:
             if self.has_begun(label):
                 self.compare(label, read_json(self.folder / "runs" / label / MADE) or {})
+
+    def describe(self, label: str) -> dict[str, Any]:
+        """Describe what a model is made with."""
+        switches = self.settings.get("switches", {}).get(label, {})
+        arguments = {**self.settings["arguments"], **switches}
+        return {
+            "model": describe_file(self.settings["models"].get(label)),
+            "data": describe_file(self.settings["data"]),
+            "cfg": describe_file(arguments.get("cfg")),
+            "arguments": {k: v for k, v in arguments.items() if k not in {*IRRELEVANT_ARGUMENTS, "cfg"}},
+            **({"switches": switches} if switches else {}),
+        }
 
     def compare(self, label: str, before: dict[str, Any]) -> None:
         """Raise an error if a model was made with other settings; models and seeds may change."""
@@ -312,9 +322,13 @@ class Study:
 
 
 def known_labels(folder: Path) -> dict[str, str]:
-    """Return the names of the models in a study's folder, by their files."""
-    made = {file.parent.name: read_json(file) for file in folder.glob(f"runs/*/{MADE}")}
-    return {found["model"]["file"]: label for label, found in made.items() if found["model"]}
+    """Return the names of the models in a study's folder, without their switches, by their files."""
+    made = {file.parent.name: read_json(file) or {} for file in folder.glob(f"runs/*/{MADE}")}
+    return {
+        found["model"]["file"]: label.split(f" {next(iter(found['switches']))}=")[0] if "switches" in found else label
+        for label, found in made.items()
+        if found.get("model")
+    }
 
 
 def read_json(file: Path) -> dict | None:

@@ -14,7 +14,7 @@ from _compare.cost import SCOPE
 from _compare.existing_runs import SEPARATE_ARGUMENTS
 from _compare.results import METRICS
 from _compare.statistics import LEVEL
-from _compare.study_folder import FOUND, Run, Study, describe_file, known_labels, training_arguments
+from _compare.study_folder import FOUND, MADE, Run, Study, describe_file, training_arguments
 from _compare.validation import Validation
 from _shared.markdown_table import format_markdown_table
 from ultralytics.fork.errors import Refused
@@ -76,6 +76,12 @@ def show_difference(row: Row) -> str:
     return f"{value} [{low}, {high}]{mark}"
 
 
+def show_p(row: Row) -> str:
+    """Format the probability of a difference at least as large if there were none, corrected by Holm's rule."""
+    value = row.get("difference", {}).get("p Holm")
+    return NOTHING if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def show_latency(row: Row) -> str:
     """Format the median latency with its spread."""
     found = row.get("cost", {})
@@ -111,6 +117,7 @@ COLUMNS = [
         show_difference,
         lambda row: {f"difference {key}": row.get("difference", {}).get(key) for key in ("value", "low", "high")},
     ),
+    Column("p (Holm)", show_p, lambda row: {key: row.get("difference", {}).get(key) for key in ("p", "p Holm")}),
     *(metric_column(key) for key in METRICS[1:]),
     cost_column("parameters", "parameters, M", 1e-6),
     cost_column("GFLOPs published", "GFLOPs, published style"),
@@ -134,16 +141,16 @@ COLUMNS = [
 ]
 
 
-def format_markdown(rows: list[Row], notes: list[str]) -> str:
+def format_markdown(rows: list[Row], notes: list[str], columns: list[Column] = COLUMNS) -> str:
     """Format the table as Markdown, with its notes."""
-    cells = [[column.show(row) for column in COLUMNS] for row in rows]
-    table = format_markdown_table([column.title for column in COLUMNS], cells, "---:")
+    cells = [[column.show(row) for column in columns] for row in rows]
+    table = format_markdown_table([column.title for column in columns], cells, "---:")
     return "\n".join([table, "", *(f"{note}  " for note in notes), ""])
 
 
-def format_csv(rows: list[Row], _: list[str]) -> str:
+def format_csv(rows: list[Row], _: list[str], columns: list[Column] = COLUMNS) -> str:
     """Format all figures in full as CSV."""
-    found = [{key: value for column in COLUMNS for key, value in column.figures(row).items()} for row in rows]
+    found = [{key: value for column in columns for key, value in column.figures(row).items()} for row in rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
     writer.writeheader()
@@ -151,15 +158,15 @@ def format_csv(rows: list[Row], _: list[str]) -> str:
     return text.getvalue()
 
 
-def format_latex(rows: list[Row], notes: list[str]) -> str:
+def format_latex(rows: list[Row], notes: list[str], columns: list[Column] = COLUMNS) -> str:
     """Format the table as LaTeX with booktabs."""
-    head = " & ".join(escape_latex(column.title) for column in COLUMNS)
-    body = [" & ".join(escape_latex(column.show(row)) for column in COLUMNS) + r" \\" for row in rows]
+    head = " & ".join(escape_latex(column.title) for column in columns)
+    body = [" & ".join(escape_latex(column.show(row)) for column in columns) + r" \\" for row in rows]
     return "\n".join(
         [
             r"% \usepackage{booktabs}; it is wide: leave columns out, or put it into \resizebox{\textwidth}{!}{...}",
             *(f"% {note}" for note in notes),
-            rf"\begin{{tabular}}{{l{'r' * (len(COLUMNS) - 1)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
             r"\toprule",
             rf"{head} \\",
             r"\midrule",
@@ -169,6 +176,19 @@ def format_latex(rows: list[Row], notes: list[str]) -> str:
             "",
         ]
     )
+
+
+FORMATS = {".md": format_markdown, ".csv": format_csv, ".tex": format_latex}
+
+
+def format_effects(effects: list[Row]) -> str:
+    """Format what the levels of a grid's factors do as a Markdown table."""
+    if not effects:
+        return ""
+    shown = [[row["model"], str(row["pairs"]), show_difference(row), show_p(row)] for row in effects]
+    table = format_markdown_table(["level", "pairs", "difference [95 %]", "p (Holm)"], shown, "---:")
+    note = "What a level does to mAP50-95, on average over the models and levels that it was combined with."
+    return f"\n{table}\n\n{note}\n"
 
 
 SPECIAL = {
@@ -211,16 +231,16 @@ def write_notes(study: Study, rows: list[Row]) -> list[str]:
     on = sorted(str(file) for file in on if file_digest(file) != file_digest(study.settings["data"]))
     if on:
         found.append(f"Trained on {', '.join(on)}.")
-    elsewhere = [
-        label for label in known_labels(study.folder).values() if label not in study.labels and study.has_begun(label)
-    ]
+    there = [file.parent.name for file in study.folder.glob(f"runs/*/{MADE}")]
+    elsewhere = [label for label in there if label not in study.labels and study.has_begun(label)]
     if elsewhere:
         found.append(f"In the study's folder, and not named in its last command: {', '.join(sorted(elsewhere))}.")
     compared = sum("difference" in row for row in rows)
     if compared > 1:
         found.append(
             f"Each of the {compared} intervals is at 95 % by itself; if no model differed, at least one of them would "
-            f"still exclude zero with a probability of up to {100 * (1 - LEVEL**compared):.0f} %."
+            f"still exclude zero with a probability of up to {100 * (1 - LEVEL**compared):.0f} %. The column p (Holm) "
+            "holds for all of them together: below 0.05, a difference is shown by that stricter rule."
         )
     single = [row["model"] for row in rows if len(row["seeds"]) == 1]
     if single:
