@@ -22,7 +22,7 @@ from _compare.validation import SIZES, Validation
 from ultralytics.fork.atomic_write import write_atomically
 
 SAMPLES = 1000  # of the images
-METRICS = ("mAP50-95", "mAP50", *(f"AP {size}" for size in SIZES))
+METRICS = ("mAP50-95", "mAP50", "AP COCO", *(f"AP {size}" for size in SIZES))
 
 
 def summarise_study(study: Study, costs: dict[str, dict]) -> list[dict[str, Any]]:
@@ -45,7 +45,7 @@ def summarise_study(study: Study, costs: dict[str, dict]) -> list[dict[str, Any]
         row: dict[str, Any] = {"model": label, "seeds": [run.seed for run in runs]}
         if runs:
             for metric in METRICS:
-                row[metric] = mean_over_seeds([outcome["figures"][metric] for outcome in outcomes])
+                row[metric] = mean_over_seeds([outcome["figures"].get(metric) for outcome in outcomes])
             for key in ("seconds", "MiB", "epochs"):
                 row[key] = mean_over_seeds([outcome[key] for outcome in outcomes])
             row["classes"] = mean_of_classes(outcomes)

@@ -138,9 +138,9 @@ def validate_checkpoint(weights: Path, folder: Path, **arguments: Any) -> tuple[
         **arguments: Of `yolo val`.
 
     Returns:
-        What was found in the images, and the figures: mAP50 and mAP50-95 as upstream reports them, COCO's AP of small
-        (below 32 x 32 pixels of the original image), medium and large (from 96 x 96) objects or None where there are
-        none, and of each class that has objects its AP.
+        What was found in the images, and the figures: mAP50 and mAP50-95 as upstream reports them, COCO's AP, and that
+        of small (below 32 x 32 pixels of the original image), medium and large (from 96 x 96) objects or None where
+        there are none, and of each class that has objects its AP.
     """
     model = YOLO(weights)
     validator = recording_validator(model._smart_load("validator"))
@@ -158,11 +158,11 @@ def validate_checkpoint(weights: Path, folder: Path, **arguments: Any) -> tuple[
     box = model.val(validator=Keeper, plots=False, **where, **arguments).box
     found = kept[0]
     classes = {str(found.names[i]): float(ap) for i, ap in zip(box.ap_class_index, box.ap)}
-    return found, {"mAP50": float(box.map50), "mAP50-95": float(box.map), **size_ap(found), "classes": classes}
+    return found, {"mAP50": float(box.map50), "mAP50-95": float(box.map), **coco_ap(found), "classes": classes}
 
 
-def size_ap(found: Validation) -> dict[str, float | None]:
-    """Compute COCO's AP of small, medium and large objects, with at most 100 detections an image.
+def coco_ap(found: Validation) -> dict[str, float | None]:
+    """Compute COCO's AP, of all and of small, medium and large objects, with at most 100 detections an image and class.
 
     Upstream's validator does this with `save_json=True`, but only warns if it fails, and then reports 0.
     """
@@ -184,7 +184,8 @@ def size_ap(found: Validation) -> dict[str, float | None]:
         areas = np.array([row["area"] for row in truth])
         ends = [*list(SIZES.values())[1:], np.inf]
         there = [((areas >= least) & (areas < end)).any() for least, end in zip(SIZES.values(), ends)]
-        return {f"AP {size}": 0.0 if found else None for size, found in zip(SIZES, there)}
+        sizes = {f"AP {size}": 0.0 if found else None for size, found in zip(SIZES, there)}
+        return {"AP COCO": 0.0 if truth else None, **sizes}
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(
             {
@@ -197,5 +198,6 @@ def size_ap(found: Validation) -> dict[str, float | None]:
         result.evaluate()
         result.accumulate()
         result.summarize()
-    values = (float(result.stats_as_dict[f"AP_{size}"]) for size in SIZES)
-    return {f"AP {size}": value if value >= 0 else None for size, value in zip(SIZES, values)}  # -1: no such objects
+    names = {"AP COCO": "AP_all", **{f"AP {size}": f"AP_{size}" for size in SIZES}}
+    values = {name: float(result.stats_as_dict[key]) for name, key in names.items()}
+    return {name: value if value >= 0 else None for name, value in values.items()}  # -1: no such objects

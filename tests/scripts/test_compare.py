@@ -381,6 +381,6 @@ def test_hostile_names_stay_text(folder, tmp_path):
     study["results"][0]["classes"] = {evil: 0.5}
     settings = {**study["settings"]}
     made = study_folder.Study(out, settings)
-    html_report.write_report(made, study["results"], f"compare.py {evil}")
+    html_report.write_report(made, study["results"], [], f"compare.py {evil}")
     page = (out / "report.html").read_text(encoding="utf-8")
     assert evil not in page and "&lt;img src=x onerror=alert(1)&gt;" in page and label in page

@@ -67,22 +67,72 @@ def test_what_a_sample_may_lack():
     assert statistics.average_precision(nothing) == 0
 
 
+def compare(ours, theirs, our_samples, their_samples):
+    """Compare one model with another."""
+    return statistics.compare_means([(statistics.Scores(ours, our_samples), statistics.Scores(theirs, their_samples))])
+
+
 def test_difference_by_hand():
     """Two seeds a model, images that say nothing: variance 0.005 / 2 with one degree of freedom, t = 12.706."""
     still = np.zeros((2, 50))
-    found = statistics.compare_means([0.5, 0.6], [0.4, 0.4], still + 0.55, still + 0.4)
+    found = compare([0.5, 0.6], [0.4, 0.4], still + 0.55, still + 0.4)
     reach = 12.7062 * math.sqrt(0.005 / 2)
     assert (found.value, found.low, found.high) == pytest.approx((0.15, 0.15 - reach, 0.15 + reach), abs=1e-4)
     assert found.seeds and not found.shown
+    assert found.p == pytest.approx(2 * (0.5 - math.atan(0.15 / math.sqrt(0.005 / 2)) / math.pi))  # Cauchy's
     # One seed: the normal interval of the images alone, and no verdict
     ours, theirs = np.array([[0.5, 0.7, 0.6, 0.6]]), np.array([[0.1, 0.1, 0.1, 0.1]])
-    found = statistics.compare_means([0.6], [0.1], ours, theirs)
+    found = compare([0.6], [0.1], ours, theirs)
     reach = 1.95996 * math.sqrt(0.02 / 3)
     assert (found.low, found.high) == pytest.approx((0.5 - reach, 0.5 + reach), abs=1e-4)
     assert found.low > 0 and not found.seeds and not found.shown
     # Images that are harder for both at once make no difference
-    found = statistics.compare_means([0.6, 0.6], [0.5, 0.5], np.tile(ours, (2, 1)), np.tile(ours - 0.1, (2, 1)))
+    found = compare([0.6, 0.6], [0.5, 0.5], np.tile(ours, (2, 1)), np.tile(ours - 0.1, (2, 1)))
     assert (found.low, found.high) == pytest.approx((0.1, 0.1)) and found.shown
+
+
+def test_mean_over_pairs_by_hand():
+    """Two pairs whose differences are 0.2 and 0.0: the variance of the mean of two is a quarter of their sum."""
+    still = np.zeros((2, 50))
+    pairs = [
+        (statistics.Scores([0.6, 0.8], still), statistics.Scores([0.5, 0.5], still)),
+        (statistics.Scores([0.3, 0.3], still), statistics.Scores([0.3, 0.3], still)),
+    ]
+    found = statistics.compare_means(pairs)
+    assert found.value == pytest.approx(0.1) and found.seeds
+    assert found.error == pytest.approx(math.sqrt(0.02 / 2 / 4))
+    assert found.high - found.value == pytest.approx(12.7062 * found.error, rel=1e-4)
+    pairs[1] = (statistics.Scores([0.3], still[:1]), pairs[1][1])
+    assert not statistics.compare_means(pairs).seeds
+
+
+def test_several_data_sets_by_hand():
+    """Three sets: the mean, and the larger of the scatter between them and of what each is known to."""
+    one, two, three = (statistics.make_difference(value, 1e-6, math.inf, True) for value in (0.01, 0.03, 0.05))
+    found = statistics.combine_data_sets([one, two, three])
+    assert found.value == pytest.approx(0.03) and found.error == pytest.approx(0.02 / math.sqrt(3))
+    assert found.high - found.value == pytest.approx(4.30265 * found.error, rel=1e-4) and not found.shown
+    wide = statistics.make_difference(0.03, 0.09, math.inf, True)
+    assert statistics.combine_data_sets([wide, wide]).error == pytest.approx(math.sqrt(0.09 / 2))
+    single = statistics.make_difference(0.03, 0.0, math.inf, False)
+    assert not statistics.combine_data_sets([wide, single]).seeds
+
+
+def test_intervals_over_data_sets_hold_the_truth():
+    """Four data sets that scatter as much as a study on one of them does."""
+    rng, held = np.random.default_rng(2), 0
+    for _ in range(1500):
+        truths = 0.02 + rng.normal(0, 0.01, 4)
+        found = [statistics.make_difference(rng.normal(truth, 0.01), 1e-4, 20, True) for truth in truths]
+        over_all = statistics.combine_data_sets(found)
+        held += over_all.low <= 0.02 <= over_all.high
+    assert 0.94 < held / 1500 < 0.99
+
+
+def test_holm_by_hand():
+    """The example of Holm's rule with four values; none becomes smaller than one before it, or larger than 1."""
+    assert statistics.correct_by_holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.correct_by_holm([0.6, 0.7]) == [1.0, 1.0] and statistics.correct_by_holm([]) == []
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
@@ -93,7 +143,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
         shift = rng.normal(0, 0.02)  # what the images at hand do to the difference
         ours, theirs = 0.53 + shift + rng.normal(0, 0.02, 3), 0.5 + rng.normal(0, 0.02, 3)
         noise = rng.normal(0, 0.02, 200)
-        found = statistics.compare_means(ours, theirs, np.tile(noise, (3, 1)), np.zeros((3, 200)))
+        found = compare(ours, theirs, np.tile(noise, (3, 1)), np.zeros((3, 200)))
         held += found.low <= 0.03 <= found.high
         seen += found.shown
     assert 0.93 < held / 1500 < 0.985
@@ -131,10 +181,15 @@ def test_sizes_by_hand():
         **{"image": np.array([0, 1, 2]), "conf": np.array([0.9, 0.8, 0.7], np.float32), "cls": np.array([0, 0, 1])},
         box=np.array([[0, 0, 20, 20], [10, 10, 50, 50], [0, 0, 9, 9]], np.float32),
     )
-    sizes = validation.size_ap(found)
-    assert sizes == {"AP small": 1.0, "AP medium": pytest.approx(51 / 101), "AP large": None}
+    sizes = validation.coco_ap(found)
+    assert sizes == {
+        "AP COCO": pytest.approx(67 / 101),  # the box of another class is no error of this one
+        "AP small": 1.0,
+        "AP medium": pytest.approx(51 / 101),
+        "AP large": None,
+    }
     nothing = replace(found, **{k: vars(found)[k][:0] for k in ("image", "tp", "conf", "cls", "box")})
-    assert validation.size_ap(nothing) == {"AP small": 0.0, "AP medium": 0.0, "AP large": None}
+    assert validation.coco_ap(nothing) == {"AP COCO": 0.0, "AP small": 0.0, "AP medium": 0.0, "AP large": None}
 
 
 def test_boxes_that_were_scaled_are_the_same_objects():

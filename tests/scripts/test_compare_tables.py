@@ -29,8 +29,8 @@ def test_tables_by_hand():
     lines = tables.format_markdown(ROWS, ["A note."]).splitlines()
     cells = [cell.strip() for cell in lines[2].replace("\\|", "/").split("|")[1:-1]]
     assert cells == [
-        "base_line/100%", "2", "51.2 ± 1.2", "–", "70.0 ± 1.0", "70.0 ± 1.0", "70.0 ± 1.0", "–", "1.47", "6.04", "16.5",
-        "10.0 ± 0.5", "12", "101", "1.5 ± 0.1",
+        "base_line/100%", "2", "51.2 ± 1.2", "–", "–", "70.0 ± 1.0", "70.0 ± 1.0", "70.0 ± 1.0", "70.0 ± 1.0", "–",
+        "1.47", "6.04", "16.5", "10.0 ± 0.5", "12", "101", "1.5 ± 0.1",
     ]  # fmt: skip
     assert "−1.0 [−4.0, +2.0] n.s." in lines[3] and lines[5] == "A note.  "
     assert [tables.format_signed(x) for x in (-0.0004, 0.0, 0.0006)] == ["+0.0", "+0.0", "+0.1"]
