@@ -218,7 +218,8 @@ def write_notes(study: Study, rows: list[Row]) -> list[str]:
     found = [
         f"Data: {Path(study.settings['data']).name}, {', '.join(map(str, images))} images of its {splits} split, "
         f"{', '.join(map(str, sizes))} px. AP in %, of best.pt, which the trainer chooses on its validation images; "
-        "mean ± standard deviation over seeds. AP COCO and AP of sizes: COCO's rules, 100 detections an image and class.",
+        "mean ± standard deviation over seeds. AP COCO and AP of sizes: COCO's rules, 100 detections an image and "
+        "class.",
         f"Difference: of mAP50-95 to {rows[0]['model']}, with a 95 % interval of a paired bootstrap over the images "
         "and of the scatter over seeds; n.s.: zero is in it, so that no difference is shown.",
         f"Latency: {SCOPE}, in one run in which the models take turns; median ± half the distance of the quartiles; "
