@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from ultralytics.fork.class_limit import MAX_CLASSES
+from ultralytics.fork.data.annotations import fill_class_names
 from ultralytics.fork.errors import Refused, quote
 
 MAX_CHANNELS = 1024
 
 
 def check_data_yaml(data: dict) -> None:
-    """Check the content of a data YAML.
+    """Check the content of a data YAML, and take the names of its classes from its annotations if it has none.
 
     Args:
         data: What upstream has read, with the file's name as `yaml_file`.
@@ -29,6 +30,7 @@ def check_data_yaml(data: dict) -> None:
     if not data.keys() - {"yaml_file"}:
         raise Refused(f"{file} is empty: a data file has train, val and names")
     check_paths(data, expect)
+    fill_class_names(data)
     check_classes(data, expect)
     if data.get("channels") is not None:
         is_right = is_integer(data["channels"]) and 0 < data["channels"] <= MAX_CHANNELS

@@ -1,7 +1,7 @@
 """What this fork does to upstream's data/: it runs, unpickles and fetches nothing of a data set unasked.
 
 A data YAML is checked, and its `download:` needs consent; label caches hold numbers and text; what is wrong with a data
-set, an image or a label is one line that names it.
+set, an image or a label is one line that names it. Annotations in COCO JSON and Pascal VOC's XML are read, too.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from ultralytics.fork.data import annotations
 from ultralytics.fork.data.data_yaml import check_data_yaml
 from ultralytics.fork.data.dataset_errors import explain_dataset_errors
 from ultralytics.fork.data.download_consent import convert_ndjson, require_download_consent
@@ -92,8 +93,11 @@ def convert_ndjson_to_yolo_if_needed(original: Any, data: Any, *args: Any, **kwa
 
 @override(BASE_DATASET)
 def get_img_files(original: Any, self: Any, img_path: Any, *args: Any) -> list[str]:
-    """Read lists that were written on Windows; say in one line what is wrong with a data set."""
+    """Read annotations, and lists that were written on Windows; say in one line what is wrong with a data set."""
     with explain_dataset_errors(self):
+        paths = img_path if isinstance(img_path, list) else [img_path]
+        if any(map(annotations.is_annotations, paths)):
+            return annotations.list_images(original, self, paths, *args)
         return read_image_list(original, self, img_path, *args)
 
 
@@ -133,6 +137,7 @@ def load_image(original: Any, self: Any, i: int, *args: Any, **kwargs: Any) -> t
 def get_labels(original: Any, self: Any, *args: Any, **kwargs: Any) -> list[dict]:
     """Say in one line what is wrong with a data set, and what would be lost of its images."""
     with explain_dataset_errors(self):
-        labels = original(self, *args, **kwargs)
+        is_annotated = hasattr(self, "annotations")
+        labels = annotations.read_labels(self) if is_annotated else original(self, *args, **kwargs)
         look_at_images(self, labels)
         return labels

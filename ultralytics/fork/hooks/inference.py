@@ -2,7 +2,7 @@
 
 `predict`, `track` and `val` run the decoder layers and queries that are chosen, and say which arguments do nothing;
 predicted boxes are clipped to their image. In a process of a launcher, `val` outside of a training runs as it does
-without a launcher.
+without a launcher. Detections on a data set of annotations bear their ids.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import copy
 from typing import Any
 
 from ultralytics.fork import arguments, decoder_size
+from ultralytics.fork.data import coco_evaluation
 from ultralytics.fork.distributed import elastic_launch
 from ultralytics.fork.hooks.override import install, install_module, override
 from ultralytics.fork.rtdetr import find_head
 from ultralytics.utils.ops import clip_boxes
 
+DETECTION_VALIDATOR = "ultralytics.models.yolo.detect.val.DetectionValidator"
 PREDICTOR = "ultralytics.models.rtdetr.predict.RTDETRPredictor"
 
 __all__ = "choose_decoder_size", "install"
@@ -40,6 +42,7 @@ def choose_decoder_size(model: Any, args: Any) -> None:
 @override("ultralytics.engine.validator.BaseValidator")
 def __call__(original: Any, self: Any, trainer: Any = None, model: Any = None, **kwargs: Any) -> Any:
     """Validate in each process of a launcher without the others, where no training runs."""
+    install_module(DETECTION_VALIDATOR)
     if not elastic_launch.is_launched():
         asked = copy.copy(self.args)  # upstream notes in its place the precision that it has
         result = original(self, trainer, model, **kwargs)
@@ -49,6 +52,22 @@ def __call__(original: Any, self: Any, trainer: Any = None, model: Any = None, *
     from ultralytics.fork.distributed.launched_trainer import validate_alone
 
     return validate_alone(original, self, trainer, model, **kwargs)
+
+
+@override(DETECTION_VALIDATOR)
+def update_metrics(original: Any, self: Any, preds: list, batch: dict[str, Any]) -> None:
+    """Note detections under the ids of the annotations that the data set was read from."""
+    before = len(self.jdict)
+    original(self, preds, batch)
+    coco_evaluation.name_images(self, before, batch["im_file"], preds)
+
+
+@override(DETECTION_VALIDATOR)
+def eval_json(original: Any, self: Any, stats: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate detections on the annotations that the data set was read from."""
+    if not coco_evaluation.list_annotations(self):
+        return original(self, stats)
+    return coco_evaluation.evaluate(self, stats)
 
 
 @override(PREDICTOR)

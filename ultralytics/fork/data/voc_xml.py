@@ -1,0 +1,102 @@
+"""Read folders of Pascal VOC's XML files, one an image (VOC2012 development kit, section 4.4.2)."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from ultralytics.fork.data.annotated_images import AnnotatedImage, Annotations, ImageFinder
+from ultralytics.fork.errors import Refused, quote
+
+ENDING = ".xml"
+CORNERS = "xmin", "ymin", "xmax", "ymax"  # pixels counted from 1
+SIDES = "width", "height"
+
+
+def is_voc_folder(path: Path) -> bool:
+    """Whether a folder has XML files in it."""
+    return path.is_dir() and any(file.suffix.lower() == ENDING for file in path.iterdir())
+
+
+def read_voc_folder(folder: Path, root: Path) -> Annotations:
+    """Read the XML files of a folder.
+
+    Args:
+        folder: The folder.
+        root: Of the data set, below which images are looked for, too.
+
+    Raises:
+        Refused: With the file and the object that is wrong and what is expected.
+    """
+    finder, digest = ImageFinder(folder, root, folder.name), hashlib.sha256()
+    images = []
+    for file in sorted(file for file in folder.iterdir() if file.suffix.lower() == ENDING):
+        data = file.read_bytes()
+        digest.update(data)
+        images.append(read_voc_file(file, data, finder))
+    names = sorted({name for image in images for name in image.names})
+    return Annotations(folder, images, {name: name for name in names}, "difficult objects", digest.hexdigest())
+
+
+def read_voc_file(file: Path, data: bytes, finder: ImageFinder) -> AnnotatedImage:
+    """Read an image's objects.
+
+    Args:
+        file: The XML file.
+        data: Its content.
+        finder: Finds the image, which has the name that the file states, or that of the file.
+
+    Raises:
+        Refused: With the object that is wrong and what is expected.
+    """
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        raise Refused(f"{file} declares entities, which annotations do not need; remove them")
+    try:
+        content = ElementTree.fromstring(data)
+    except ElementTree.ParseError as e:
+        raise Refused(f"{file} is not XML: {quote(e, 100)}") from None
+    if content.tag != "annotation":
+        raise Refused(f"{file}: expected Pascal VOC's <annotation>, not <{quote(content.tag, 60)}>")
+    name = (content.findtext("filename") or "").strip()
+    if not name:
+        raise Refused(f"{file}: <filename> is missing, the name of the image")
+    image = AnnotatedImage(finder.find(name), Path(name).stem, read_size(file, content))
+    rows = [read_object(file, index, entry) for index, entry in enumerate(content.iter("object"), 1)]
+    if rows:
+        image.names = [name for name, *_ in rows]
+        image.boxes = np.array([box for _, box, _ in rows])
+        image.is_ignored = np.array([is_difficult for *_, is_difficult in rows])
+        image.areas = image.boxes[:, 2] * image.boxes[:, 3]
+    return image
+
+
+def read_size(file: Path, content: ElementTree.Element) -> tuple[float, float] | None:
+    """Read an image's width and height; None if they are not stated, or as zero, as some tools write."""
+    sides = [content.findtext(f"size/{side}") for side in SIDES]
+    if None in sides or all(float(side) == 0 for side in sides if is_text_number(side)):
+        return None
+    if not all(is_text_number(side) and float(side) > 0 for side in sides):
+        raise Refused(f"{file}: expected pixels as <width> and <height>, not {quote(sides, 60)}")
+    return float(sides[0]), float(sides[1])
+
+
+def read_object(file: Path, index: int, entry: ElementTree.Element) -> tuple[str, list[float], bool]:
+    """Read an object: its name, its box as left, top, width and height in pixels, and whether it is difficult."""
+    name = (entry.findtext("name") or "").strip()
+    corners = [entry.findtext(f"bndbox/{corner}") for corner in CORNERS]
+    if not name or not all(map(is_text_number, corners)):
+        raise Refused(f"{file}, object {index}: expected <name> and <bndbox> with {', '.join(CORNERS)} in pixels")
+    left, top, right, bottom = (float(corner) for corner in corners)
+    box = [left - 1, top - 1, right - left + 1, bottom - top + 1]
+    return name, box, (entry.findtext("difficult") or "").strip() == "1"
+
+
+def is_text_number(text: str | None) -> bool:
+    """Whether a text is a finite number."""
+    try:
+        return bool(np.isfinite(float(text or "")))
+    except ValueError:
+        return False
