@@ -31,7 +31,7 @@ def is_annotations(path: Any) -> bool:
     path = Path(path)
     if not is_voc_folder(path):
         return path.suffix.lower() == ".json" and not path.is_dir()
-    images = [str(file) for file in path.iterdir() if file.suffix.lower().lstrip(".") in IMG_FORMATS]
+    images: list[Any] = [str(file) for file in path.iterdir() if file.suffix.lower().lstrip(".") in IMG_FORMATS]
     return not any(Path(label).is_file() for label in img2label_paths(images))
 
 
@@ -101,15 +101,8 @@ def read_labels(dataset: Any) -> list[dict[str, Any]]:
     """
     from ultralytics.utils import LOCAL_RANK, LOGGER
 
-    sources = dataset.annotations
+    sources, numbers = dataset.annotations, number_classes(dataset)
     by_file = {image.file: image for found in sources for image in found.images}
-    numbers = {name: number for number, name in dataset.data["names"].items()}
-    for found in sources:
-        lacking = next((name for name in found.categories if name not in numbers), None)
-        used = {name for image in found.images for name in image.names}
-        if lacking is not None and lacking in used:
-            known = ", ".join(map(str, numbers))
-            raise Refused(f"{found.source} has objects of {lacking!r}, and `names:` of the data YAML lacks it: {known}")
     shapes, messages = check_images(dataset)
     labels, notes = [], Counter()
     for file in dataset.im_files:
@@ -127,6 +120,22 @@ def read_labels(dataset: Any) -> list[dict[str, Any]]:
             LOGGER.warning(message)
     dataset.im_files = [label["im_file"] for label in labels]
     return labels
+
+
+def number_classes(dataset: Any) -> dict[str, int]:
+    """Number the classes of a data set by name.
+
+    Raises:
+        Refused: If an object is of a category that the data YAML lacks.
+    """
+    numbers = {name: number for number, name in dataset.data["names"].items()}
+    for found in dataset.annotations:
+        used = {name for image in found.images for name in image.names}
+        lacking = next((name for name in found.categories if name in used and name not in numbers), None)
+        if lacking is not None:
+            known = ", ".join(map(str, numbers))
+            raise Refused(f"{found.source} has objects of {lacking!r}, and `names:` of the data YAML lacks it: {known}")
+    return numbers
 
 
 def make_label(image: AnnotatedImage, shape: Sequence[int], numbers: dict[str, int], notes: Counter) -> dict[str, Any]:

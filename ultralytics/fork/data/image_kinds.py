@@ -16,15 +16,17 @@ from ultralytics.utils.patches import imread
 SAMPLED_IMAGES = 16  # of a data set
 FEW_BITS = 13  # a 16-bit image with no larger value has lost more than it keeps
 SMALL_SIDE = 2  # pixels, below which upstream's augmentation leaves a box out
-SMALL_SHARE = 0.05  # of all boxes, from which the small ones are told
+SMALL_SHARE = 0.01  # of all boxes, from which the small ones are told
+LOST_SHARE = 0.01  # of all images, from which those that are left out are told
 
 
-def look_at_images(dataset: Any, labels: list[dict]) -> None:
-    """Check the channels of some images, and warn of their depth and pages, and of boxes that the stretch makes small.
+def look_at_images(dataset: Any, labels: list[dict], listed: int) -> None:
+    """Check the channels of some images, and warn of their depth and pages, and of images and boxes that are lost.
 
     Args:
         dataset: Upstream's data set.
         labels: Of its images, as upstream has read them.
+        listed: Number of its images before those were left out that cannot be read.
 
     Raises:
         Refused: If an image has not the channels that the data YAML states.
@@ -36,6 +38,7 @@ def look_at_images(dataset: Any, labels: list[dict]) -> None:
         for file in sample:
             check_channels(file, channels, dataset)
     if RANK in (-1, 0):
+        warn_of_lost_images(dataset, len(labels), listed)
         warn_of_depth(sample, dataset)
         warn_of_pages(sample, channels, dataset)
         if type(dataset).__name__ == "RTDETRDataset":
@@ -50,6 +53,17 @@ def check_channels(file: str, channels: int, dataset: Any) -> None:
         raise Refused(
             f"{file} has {image.shape[2]} channels, and {data} says `channels: {channels}`; expected images of "
             f"{channels} channels, or `channels: {image.shape[2]}`"
+        )
+
+
+def warn_of_lost_images(dataset: Any, used: int, listed: int) -> None:
+    """Warn of images that are left out with their objects, for what is wrong with them or their labels."""
+    lost = listed - used
+    if lost > LOST_SHARE * listed:
+        data = (dataset.data or {}).get("yaml_file", "DATA")
+        LOGGER.warning(
+            f"{dataset.prefix}{lost} of {listed} images ({lost / listed:.1%}) are left out; `scripts/data.py check "
+            f"{data}` says why, and what else is wrong"
         )
 
 

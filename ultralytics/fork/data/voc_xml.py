@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -75,28 +76,29 @@ def read_voc_file(file: Path, data: bytes, finder: ImageFinder) -> AnnotatedImag
 
 def read_size(file: Path, content: ElementTree.Element) -> tuple[float, float] | None:
     """Read an image's width and height; None if they are not stated, or as zero, as some tools write."""
-    sides = [content.findtext(f"size/{side}") for side in SIDES]
-    if None in sides or all(float(side) == 0 for side in sides if is_text_number(side)):
+    texts = [content.findtext(f"size/{side}") for side in SIDES]
+    width, height = map(read_number, texts)
+    if None in texts or width == height == 0:
         return None
-    if not all(is_text_number(side) and float(side) > 0 for side in sides):
-        raise Refused(f"{file}: expected pixels as <width> and <height>, not {quote(sides, 60)}")
-    return float(sides[0]), float(sides[1])
+    if not (width and height and width > 0 and height > 0):
+        raise Refused(f"{file}: expected pixels as <width> and <height>, not {quote(texts, 60)}")
+    return width, height
 
 
 def read_object(file: Path, index: int, entry: ElementTree.Element) -> tuple[str, list[float], bool]:
     """Read an object: its name, its box as left, top, width and height in pixels, and whether it is difficult."""
     name = (entry.findtext("name") or "").strip()
-    corners = [entry.findtext(f"bndbox/{corner}") for corner in CORNERS]
-    if not name or not all(map(is_text_number, corners)):
+    left, top, right, bottom = (read_number(entry.findtext(f"bndbox/{corner}")) for corner in CORNERS)
+    if not name or left is None or top is None or right is None or bottom is None:
         raise Refused(f"{file}, object {index}: expected <name> and <bndbox> with {', '.join(CORNERS)} in pixels")
-    left, top, right, bottom = (float(corner) for corner in corners)
     box = [left - 1, top - 1, right - left + 1, bottom - top + 1]
     return name, box, (entry.findtext("difficult") or "").strip() == "1"
 
 
-def is_text_number(text: str | None) -> bool:
-    """Whether a text is a finite number."""
+def read_number(text: str | None) -> float | None:
+    """Read a finite number; None for anything else."""
     try:
-        return bool(np.isfinite(float(text or "")))
+        number = float(text or "")
     except ValueError:
-        return False
+        return None
+    return number if math.isfinite(number) else None

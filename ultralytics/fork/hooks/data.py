@@ -137,7 +137,7 @@ def load_image(original: Any, self: Any, i: int, *args: Any, **kwargs: Any) -> t
 def get_labels(original: Any, self: Any, *args: Any, **kwargs: Any) -> list[dict]:
     """Say in one line what is wrong with a data set, and what would be lost of its images."""
     with explain_dataset_errors(self):
-        is_annotated = hasattr(self, "annotations")
+        is_annotated, listed = hasattr(self, "annotations"), len(self.im_files)
         labels = annotations.read_labels(self) if is_annotated else original(self, *args, **kwargs)
-        look_at_images(self, labels)
+        look_at_images(self, labels, listed)
         return labels
