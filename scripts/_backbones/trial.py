@@ -19,6 +19,7 @@ from _shared.flops import count_gflops
 from ultralytics import RTDETR
 from ultralytics.nn.AddModules.Timm import Timm
 from ultralytics.nn.tasks import RTDETRDetectionModel, yaml_model_load
+from ultralytics.utils.export.engine import best_onnx_opset
 
 MODEL = "rtdetr-tiny-timm.yaml"
 SIZES = (640, 640), (480, 640)  # pixels, of the training steps
@@ -160,6 +161,7 @@ def fuse(model: Any) -> None:
 
 def export_to_onnx(model: Any) -> None:
     """Export the backbone to ONNX for one size, and run it; raise an error if its maps differ."""
+    import onnx
     import onnxruntime
 
     image, backbone = torch.rand(1, 3, *SMALL), model.model[0]
@@ -168,7 +170,7 @@ def export_to_onnx(model: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
         with discard_output():
-            torch.onnx.export(Maps(backbone), (image,), str(file), opset_version=17, dynamo=False)
+            torch.onnx.export(Maps(backbone), (image,), str(file), opset_version=best_onnx_opset(onnx), dynamo=False)
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         found = session.run(None, {session.get_inputs()[0].name: image.numpy()})
     compare([torch.from_numpy(x) for x in found], expected)

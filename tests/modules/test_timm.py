@@ -14,6 +14,7 @@ from torch import nn
 from ultralytics import RTDETR
 from ultralytics.fork.errors import Refused
 from ultralytics.fork.pretrained import timm_rows, timm_weights
+from ultralytics.nn.AddModules.layers.fold_norms import fold_norms
 from ultralytics.nn.AddModules.Timm import Timm
 from ultralytics.nn.tasks import RTDETRDetectionModel, yaml_model_load
 from ultralytics.utils import SETTINGS, YAML
@@ -157,6 +158,23 @@ def test_norms_are_timm_s(tmp_path):
     with torch.no_grad():
         expected = model.half().float().eval()(image)[0]  # a checkpoint has half precision
         torch.testing.assert_close(again.float().eval()(image)[0], expected)
+
+
+def test_a_convolution_that_serves_no_map_is_not_folded():
+    """HRNet has such: their weights are buffers."""
+
+    class Net(nn.Sequential):
+        def forward(self, x):
+            self[2](x)
+            return self[1](self[0](x))
+
+    branch = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    net = Net(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), branch).eval()
+    for key in ("weight", "bias"):
+        held = getattr(branch[0], key).detach()
+        delattr(branch[0], key)
+        branch[0].register_buffer(key, held)
+    assert fold_norms(net, torch.rand(1, 3, 8, 8)) == 1 and isinstance(branch[1], nn.BatchNorm2d)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_byobnet", "test_nfnet"])

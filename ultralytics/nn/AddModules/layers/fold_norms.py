@@ -79,9 +79,12 @@ def find_pairs(net: nn.Module, image: torch.Tensor) -> list[tuple[Any, Any, Any,
 
 
 def has_plain_weight(conv: Any) -> bool:
-    """Whether a convolution uses its weight as it is: torch's own, or one that only pads its input."""
+    """Whether a convolution uses its weight as it is: torch's own, or one that only pads its input.
+
+    One that serves no output has its weight as a buffer, and is left.
+    """
     padded = type(conv).forward is not nn.Conv2d.forward
-    return not padded or type(conv).__name__ == "Conv2dSame"
+    return "weight" in conv._parameters and (not padded or type(conv).__name__ == "Conv2dSame")
 
 
 def has_activation(norm: Any) -> bool:
