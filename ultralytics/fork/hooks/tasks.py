@@ -118,6 +118,16 @@ def init_criterion(original: Any, self: Any) -> Any:
     return make_criterion(original, self)
 
 
+@override("ultralytics.nn.tasks.RTDETRDetectionModel")
+def loss(original: Any, self: Any, batch: dict[str, Any], preds: Any = None) -> tuple:
+    """Learn from a teacher, too, if the training has one."""
+    if "distillation" not in self._modules:
+        return original(self, batch, preds)
+    from ultralytics.fork.training.distillation import add_loss
+
+    return add_loss(original, self, batch, preds)
+
+
 @override(FUSION, until="8.3.40")
 def __init__(original: Any, self: Any, c1: int, c2: int, n: int = 3, e: float = 1.0) -> None:
     """Let both entrances have the width that is used inside, which earlier releases give the output's."""

@@ -18,7 +18,7 @@ from ultralytics.fork.layer_numbers import choose_frozen_places
 from ultralytics.fork.pretrained.transfer_report import write_transfer_report
 from ultralytics.fork.pretrained.weight_kinds import is_foreign_detector
 from ultralytics.fork.rtdetr import find_head, unwrap_model
-from ultralytics.fork.training import losses, nonfinite_steps, recipe, resume
+from ultralytics.fork.training import distillation, losses, nonfinite_steps, recipe, resume
 from ultralytics.fork.training.activation_checkpoints import checkpoint_activations
 from ultralytics.fork.training.batch_transforms import transform_batches
 from ultralytics.fork.training.compiled_training import give_targets
@@ -101,6 +101,8 @@ def setup_model(original: Any, self: Any) -> Any:
         checkpoint_activations(model)
     elif self.args.checkpoint_activations and not self.args.compile:  # a compiled model plans its own recomputation
         recompute_norms(model)
+    if self.fork.teacher:
+        distillation.attach_teacher(self, model)
     return checkpoint
 
 
@@ -133,12 +135,13 @@ def _setup_train(original: Any, self: Any, *args: Any) -> None:
     """Say what a checkpoint will not keep; watch each loss; give batch norms on a CPU gradients in their layout."""
     freeze = self.args.freeze
     choose_precision(self)
-    try:
-        original(self, *args)
-    finally:
-        self.args.freeze = freeze  # which `setup_model` has translated
+    with distillation.take_teacher(self):
+        try:
+            original(self, *args)
+        finally:
+            self.args.freeze = freeze  # which `setup_model` has translated
     if RANK in (-1, 0):
-        check_model_to_save(unwrap_model(self.model), "Each checkpoint of this run")
+        check_model_to_save(self.ema.ema, "Each checkpoint of this run")
     recipe.warn_of_start_from_scratch(self)
     if find_head(unwrap_model(self.model)):
         if RANK in (-1, 0):

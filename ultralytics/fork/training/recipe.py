@@ -26,12 +26,13 @@ RANGES = {  # of the switches: kind, least and most
     "warmup_steps": (int, 0, math.inf),
     "freeze_at": (int, -1, 4),
     **dict.fromkeys(("photometric", "zoom_out", "iou_crop"), (float, 0, 1)),
+    **dict.fromkeys(("distill_logits", "distill_boxes", "distill_features"), (float, 0, math.inf)),
     **dict.fromkeys(("base_size_repeat", "no_aug_epochs"), (int, 0, math.inf)),
 }
 ABOVE = "backbone_lr", "clip_grad"  # the least value itself is out of range
 RTDETR_ONLY = (
     *("loss", "photometric", "zoom_out", "iou_crop", "aug_policy", "no_aug_epochs", "base_size_repeat"),
-    *("checkpoint_activations", "fast_kernels"),
+    *("checkpoint_activations", "fast_kernels", "distill_logits", "distill_boxes", "distill_features"),
 )
 SWITCHES = tuple(dict.fromkeys((*RANGES, *RTDETR_ONLY, "bias_decay", "freeze_norm", "lr_schedule")))
 HGNET_WEIGHTS = {48: "timm/hgnetv2_b4", 64: "timm/hgnetv2_b5"}  # that fit a PP-HGNetV2, by the channels of its stem
@@ -70,6 +71,8 @@ def check_recipe(trainer: Any, overrides: dict) -> None:
         raise Refused(f"aug_policy={args.aug_policy} plans photometric, zoom_out and iou_crop, which are all 0")
     if args.checkpoint_activations is True and args.compile:
         raise Refused("checkpoint_activations=True compile=True: torch cannot compile these checkpoints; choose one")
+    if getattr(args, "distill_model", None) and args.compile:
+        raise Refused(f"distill_model={args.distill_model} compile=True: a taught model is not compiled; choose one")
     if args.lr_schedule and args.cos_lr:
         raise Refused(f"lr_schedule={args.lr_schedule} cos_lr=True: these are two schedules; choose one")
     planned = [key for key in ("no_aug_epochs", "aug_policy", "lr_schedule") if getattr(args, key)]

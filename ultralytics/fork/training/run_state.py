@@ -14,6 +14,7 @@ class RunState:
     has_saved: bool = False  # a checkpoint was written, and tried as another process would open it
     has_pretrained_weights: bool = False
     trains_new_backbone: bool = False  # all of it, at the full rate, where the recipe is for a pretrained one
+    teacher: str | None = None  # the file that `distill_model=` names
     is_complete: bool = False  # the launcher restarted workers whose run was over
     resumed: dict | None = None  # training state of the checkpoint, until the first epoch begins
 
