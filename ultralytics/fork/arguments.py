@@ -28,7 +28,7 @@ TRAINING = (
     *("amp", "aug_policy", "backbone_lr", "base_size_repeat", "bgr", "bias_decay", "box", "checkpoint_activations"),
     *("clip_grad", "close_mosaic", "cls", "cls_pw", "cls_remap", "copy_paste", "cos_lr", "cutmix", "degrees"),
     *("deterministic", "dfl", "dis", "distill_boxes", "distill_features", "distill_logits", "distill_model", "epochs"),
-    *("fast_kernels", "fliplr", "flipud", "freeze"),
+    *("export_check", "fast_kernels", "fliplr", "flipud", "freeze"),
     *("freeze_at", "freeze_norm", "hsv_h", "hsv_s", "hsv_v", "iou_crop", "loss", "lr0", "lr_schedule", "lrf"),
     *("mixup", "momentum", "mosaic", "multi_scale", "nbs", "no_aug_epochs", "optimizer", "patience", "perspective"),
     *("photometric", "pretrained", "resume", "save_period", "scale", "seed", "shear", "time", "translate"),

@@ -23,6 +23,7 @@ from ultralytics.fork.training.activation_checkpoints import checkpoint_activati
 from ultralytics.fork.training.batch_transforms import transform_batches
 from ultralytics.fork.training.compiled_training import give_targets
 from ultralytics.fork.training.explain_interruption import explain_interruption
+from ultralytics.fork.training.export_check import try_exports
 from ultralytics.fork.training.fast_kernels import use_fast_kernels
 from ultralytics.fork.training.frozen_backbone import freeze_backbone, keep_offsets_frozen, train_new_backbone
 from ultralytics.fork.training.inference_tensors import thaw
@@ -154,6 +155,7 @@ def _setup_train(original: Any, self: Any, *args: Any) -> None:
         recipe.name_official_recipe(self)
         transform_batches(self)
         give_targets(self)
+    try_exports(self)
     count_warm_up_in_steps(self, len(self.train_loader))
     warn_of_long_warm_up(self)
     square_warm_up(self)
