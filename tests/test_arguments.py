@@ -158,6 +158,7 @@ def test_a_typo_is_one_line(monkeypatch, shapes):
         assert e.value.plain and "\n" not in str(e.value)
 
 
+@pytest.mark.nightly
 def test_denoising_with_compile(monkeypatch, shapes, tmp_path):
     """The compiler is replaced by the identity: what matters is what the decoder sees."""
     from ultralytics.engine import trainer

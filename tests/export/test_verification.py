@@ -69,7 +69,7 @@ def metadata(file) -> dict:
     return ast.literal_eval(found) if isinstance(found, str) else found  # an ONNX property is text
 
 
-REPEATED = "onnx-int8", "openvino-int8", "mnn", "mnn-dynamic", "onnx-dynamic-17"
+REPEATED = "onnx-int8", "openvino-int8", "mnn", "mnn-dynamic", "onnx-dynamic", "onnx-dynamic-17"
 TURNS = "rtdetr-tiny-FLA", "rtdetr-tiny-Biformer", "rtdetr-tiny-MQA", "rtdetr-tiny"
 
 
@@ -323,6 +323,7 @@ def test_formats_that_cannot_say_why(files, monkeypatch):
     assert e.value.plain
 
 
+@pytest.mark.nightly
 def test_int8_is_calibrated_on_what_the_model_was_trained_on(files, trained, tmp_path, capsys, caplog):
     model = YOLO(shutil.copy(trained, tmp_path / "mine.pt"))
     found = metadata(model.export(format="openvino", quantize=8, imgsz=64))

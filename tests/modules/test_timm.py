@@ -52,6 +52,14 @@ def test_maps(name, native, widths):
     assert [key for key, p in backbone.named_parameters() if p.grad is None] == []
 
 
+def test_a_backbone_that_takes_squares_only():
+    """NesT is built for the longer side, to which images are resized, and its maps are resized to the strides."""
+    backbone = Timm("nest_tiny", img_size=[64, 96])
+    assert backbone.image_size == (96, 96) and backbone.fixed_size is None
+    maps = backbone(torch.rand(1, 3, 64, 96))
+    assert [tuple(m.shape[2:]) for m in maps] == [(64 // s, 96 // s) for s in (4, 8, 16, 32)]
+
+
 def test_what_serves_no_map_is_a_buffer():
     """EfficientViM weighs the logits of its stages; the keys of the state dict stay timm's."""
     backbone = Timm("efficientvim_m1", img_size=64)

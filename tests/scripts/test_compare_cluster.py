@@ -76,6 +76,7 @@ def nodes(tmp_path_factory):
             yield address, second
 
 
+@pytest.mark.nightly
 def test_a_node_is_lost(nodes, shapes, tmp_path):
     """What it ran goes on from its checkpoint on the other."""
     address, second = nodes

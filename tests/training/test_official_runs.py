@@ -16,6 +16,7 @@ def settings(recipe, **more):
     return {**YAML.load(check_yaml(recipe)), **SHORT, **more}
 
 
+@pytest.mark.nightly
 def test_a_resumed_run_of_deim_ends_like_one_that_was_never_stopped(data, tmp_path):
     """Four plain epochs, one of mosaics, in which the run is stopped within a step, and a plain one."""
     plans = {}

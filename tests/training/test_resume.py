@@ -45,6 +45,7 @@ def test_a_moved_run_goes_on_where_it_is(whole, data, tmp_path):
     assert model.trainer.args.save_dir == str(tmp_path / "moved")
 
 
+@pytest.mark.nightly
 def test_a_run_goes_on_after_images_were_removed(data, tmp_path):
     root = shutil.copytree(data.parent / "data", tmp_path / "data")
     file = tmp_path / "mine.yaml"

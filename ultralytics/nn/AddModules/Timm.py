@@ -13,8 +13,8 @@ Channels and strides are those of timm's `feature_info`. Only what later rows re
 - a stride that the backbone lacks below its finest map is that map through one 2x2 transposed convolution for each
   factor of two, which halves the channels; one above its coarsest map is that map through 3x3 convolutions of stride 2
 - a backbone of another stride, such as a patch of 14 pixels, gets an image that is resized by 14 / 16
-- a backbone that is built for one size is built for `img_size`; if it has a size of its own only, the image is resized
-  to that, and its maps are resized to the strides
+- a backbone that is built for one size is built for `img_size`, or if it takes squares only, for the longer side; if it
+  has a size of its own only, the image is resized to that. Its maps are resized to the strides
 - maps of valid convolutions, which are a few pixels smaller than the stride says, are resized
 - parameters that serve none of the maps, such as those of a last class token, are buffers
 - `mean` and `std` are those of pretrained weights, and 0 and 1 without such. They are buffers, so that they go with the
@@ -266,20 +266,32 @@ class FeatureBuilder:
         if not config.get("fixed_input_size") and self.takes(features, size):
             return info
         for way in {"dynamic_img_size": True, "img_size": size}, {"dynamic_img_size": True}, {"img_size": size}:
-            try:
-                found = self.create_for_trial(**way)
-            except TypeError:  # not an argument of this model
-                continue
-            if self.takes(found, size):
-                self.way = way
+            found = self.try_way(way, size)
+            if found:
                 self.fixed_size = None if self.takes(found, other) else self.size
                 return found.feature_info
+        square = (max(size), max(size))
+        found = self.try_way({"img_size": square}, square) if size != square else None
+        if found:
+            self.image_size = square
+            return found.feature_info
         self.scale, own = 1.0, tuple(config["input_size"][-2:])  # its maps are resized, whatever their strides
         for size in (self.size, tuple(math.ceil(side / unit) * unit for side, unit in zip(self.size, own)), own):
             if self.takes(features, size):
                 self.image_size = size if size != self.size else None
                 return info
         raise RowError(f"Timm: {self.name} takes images of neither {self.size} nor {own} pixels")
+
+    def try_way(self, way: dict[str, Any], size: tuple[int, int]) -> Any:
+        """Try options; give the feature extractor and note them, if it takes images of a size with them."""
+        try:
+            found = self.create_for_trial(**way)
+        except (TypeError, RowError):  # no argument of this model, or a value that it does not take
+            return None
+        if not self.takes(found, size):
+            return None
+        self.way = way
+        return found
 
     def create_for_trial(self, **way: Any) -> Any:
         """Create the feature extractor without numbers, or where it needs them, without pretrained ones."""
