@@ -121,6 +121,19 @@ def plot_classes(rows: list[dict]) -> str | None:
     return save_svg(figure)
 
 
+def plot_calibration(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """Draw how often detections are right against their scores, one line a model."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    axis.plot([0, 1], [0, 1], color="0.6", lw=1.2, label="a score that is its precision")
+    for i, (label, (scores, right)) in enumerate(curves.items()):
+        axis.plot(scores, right, **model_style(i), ms=5, lw=1.6, label=escape_name(label))
+    axis.set(xlabel="score", ylabel="precision at IoU 0.5", xlim=(0, 1), ylim=(0, 1))
+    axis.grid(True, alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return save_svg(figure)
+
+
 def save_svg(figure: Any) -> str:
     """Return a figure as SVG, with its text as text, as the reader's fonts have more letters."""
     plt = pyplot()

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from _compare import architecture, figures, pictures, tables
+from _compare import architecture, errors, figures, pictures, tables
 from _compare.study_folder import FOUND, Run, Study, collect_versions
 from _compare.training_run import read_epochs
 from _compare.validation import Validation
@@ -20,6 +20,7 @@ from ultralytics.utils import LOGGER
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 IMAGES, HEATED = 6, 2  # numbers of validation images, and of those with heat maps
+WORST, CONFUSIONS = 3, 5  # images with errors and confusions of classes of each model
 
 
 def write_report(study: Study, rows: list[dict], effects: list[dict], command: str) -> None:
@@ -42,6 +43,7 @@ def write_report(study: Study, rows: list[dict], effects: list[dict], command: s
         "curves": training(study, [row["model"] for row in known]),
         "class_figures": class_plots(known),
         **shown(study, ready),
+        "errors": describe_errors(study, ready),
     }
     page = jinja2.Environment(autoescape=True, trim_blocks=False).from_string(TEMPLATE.read_text(encoding="utf-8"))
     html = page.render(
@@ -72,6 +74,7 @@ def sections(parts: dict, known: list[dict]) -> list[tuple[str, str]]:
         ("cost", "Accuracy against cost", parts["costs"]),
         ("training", "Training", parts["curves"]),
         ("classes", "Classes", any(row["classes"] for row in known)),
+        ("errors", "Errors", parts["errors"]["rows"]),
         ("images", "The same images", parts["images"]),
         ("heat", "Heat maps", parts["heat"]),
         ("architecture", "Architectures", True),
@@ -185,6 +188,47 @@ def shown(study: Study, ready: dict[str, Run]) -> dict[str, list[dict[str, Any]]
         if len(heat) < HEATED:
             heat.append({"name": name, "pictures": list(heat_maps(image, name, ready))})
     return {"images": images, "heat": [row for row in heat if row["pictures"]]}
+
+
+def describe_errors(study: Study, ready: dict[str, Run]) -> dict[str, Any]:
+    """Count the errors of each model, find the best thresholds, and draw the images with the surest wrong detections.
+
+    Of each such image there are the pictures of the model whose errors they are, and of the first one.
+    """
+    validations = {label: Validation.load(run.folder / FOUND) for label, run in ready.items()}
+    found = {label: errors.find_errors(validation) for label, validation in validations.items()}
+    curves = {label: errors.calibrate(validation) for label, validation in validations.items()}
+    drawn = {label: (scores, right) for label, (scores, right, *_) in curves.items()}
+    spoken = "; ".join(f"{label}: expected calibration error {curve[3]:.3f}" for label, curve in curves.items())
+    root, first = Path(check_det_dataset(study.settings["data"])["path"]), next(iter(ready))
+    images = []
+    for label, mine in found.items():
+        validation = validations[label]
+        for index in list(dict.fromkeys(validation.image[mine.detections].tolist()))[:WORST]:
+            try:
+                image = pictures.read_image(validation, index, root)
+            except OSError:  # `shown` has said so
+                continue
+            shown_pictures = []
+            for other in dict.fromkeys([label, first]):
+                jpeg, said = pictures.draw_errors(validations[other], found[other], index, image)
+                shown_pictures.append(picture(jpeg, f"{other}: {said}", f"{validation.images[index]}, {other}: {said}"))
+            images.append({"name": f"{label}: {validation.images[index]}", "pictures": shown_pictures})
+    return {
+        "rows": [{"model": label, **mine.counts(), "calibration": curves[label][3]} for label, mine in found.items()],
+        "confusions": {label: list_confusions(mine, validations[label]) for label, mine in found.items()},
+        "thresholds": {label: errors.best_thresholds(validation) for label, validation in validations.items()},
+        "figures": [plot(figures.plot_calibration(drawn), "Precision against score", spoken)] if drawn else [],
+        "images": images,
+    }
+
+
+def list_confusions(found: errors.Errors, validation: Validation) -> list[str]:
+    """List the most frequent confusions of classes."""
+    pairs = [tuple(map(int, pair)) for pair in np.argwhere(found.confusions)]
+    pairs.sort(key=lambda pair: -found.confusions[pair])
+    names = validation.names
+    return [f"{names[a]} taken for {names[b]}: {found.confusions[a, b]}" for a, b in pairs[:CONFUSIONS]]
 
 
 def picture(jpeg: bytes, caption: str, alt: str) -> dict[str, str]:

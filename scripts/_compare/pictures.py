@@ -8,13 +8,15 @@ import cv2
 import numpy as np
 import torch
 
+from _compare.errors import CONFIDENCE, KINDS, Errors
 from _compare.study_folder import FOUND, Run
 from _compare.validation import Validation
 from _explain.layer_cam import layer_cam
 from ultralytics.engine.results import Results
+from ultralytics.utils.plotting import Annotator
 
 SIDE = 420  # pixels of a picture's longer side
-CONFIDENCE = 0.25  # the default threshold of `yolo predict`
+RED, BLUE = (48, 59, 213), (177, 114, 0)  # BGR
 
 
 def choose_images(found: Validation, count: int) -> list[int]:
@@ -49,6 +51,22 @@ def draw_detections(run: Run, index: int, image: np.ndarray) -> tuple[bytes, str
     right, objects = int(found.tp[mine, 0].sum()), int((found.target_image == index).sum())
     said = f"{right} of {objects} objects found, {int(mine.sum()) - right} boxes wrong or double"
     return draw_boxes(image, found, found.box[mine], found.conf[mine], found.cls[mine]), said
+
+
+def draw_errors(found: Validation, errors: Errors, index: int, image: np.ndarray) -> tuple[bytes, str]:
+    """Draw what is wrong in an image, as JPEG: wrong detections in red, missed objects in blue; and count both."""
+    scale = image_scale(image)
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    annotator = Annotator(np.ascontiguousarray(image), line_width=2, font_size=9)
+    missed = [place for place in errors.missed if found.target_image[place] == index]
+    for place in missed:
+        name = found.names[found.target_cls[place]]
+        annotator.box_label((found.target_box[place] * scale).tolist(), f"{name} missed", BLUE)
+    wrong = [(p, kind) for p, kind in zip(errors.detections, errors.kinds) if found.image[p] == index]
+    for place, kind in wrong:
+        text = f"{found.names[found.cls[place]]} {found.conf[place]:.2f}, {KINDS[kind]}"
+        annotator.box_label((found.box[place] * scale).tolist(), text, RED)
+    return encode_jpeg(annotator.result()), f"{len(wrong)} wrong detections, {len(missed)} objects missed"
 
 
 def draw_heat_map(run: Run, image: np.ndarray) -> bytes:

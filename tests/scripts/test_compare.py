@@ -309,9 +309,9 @@ def test_the_page_in_chromium(folder, browser, tmp_path):
                 [i.closest("section").id, i.complete && i.naturalWidth > 50, i.alt.length > 10])"""
         )
         assert all(loaded and described for _, loaded, described in pictures)
-        assert Counter(section for section, *_ in pictures) == {
-            "cost": 2, "training": 2, "classes": 1, "images": 6 * 3, "heat": 2 * 2
-        }  # fmt: skip
+        sections = Counter(section for section, *_ in pictures)
+        assert 1 <= sections.pop("errors") <= 1 + html_report.WORST * (1 + 2)  # of the first model, and beside it
+        assert sections == {"cost": 2, "training": 2, "classes": 1, "images": 6 * 3, "heat": 2 * 2}
         shot = base64.b64decode(
             browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})["data"]
         )
