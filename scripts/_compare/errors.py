@@ -85,12 +85,12 @@ def name_kind(iou: np.ndarray, same: np.ndarray) -> int:
 
 
 def best_thresholds(found: Validation) -> dict[str, tuple[float, float]]:
-    """Find for each class that has objects the score from which F1 at IoU 0.5 is highest, and that F1."""
+    """Find for each class of which an object is found the score from which F1 at IoU 0.5 is highest, and that F1."""
     best = {}
     for number, name in enumerate(found.names):
         objects = int((found.target_cls == number).sum())
         mine = found.cls == number
-        if not objects or not mine.any():
+        if not objects or not found.tp[mine, 0].any():
             continue
         order = np.argsort(-found.conf[mine], kind="stable")
         hits = found.tp[mine, 0][order].cumsum()

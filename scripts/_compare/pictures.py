@@ -16,6 +16,7 @@ from ultralytics.engine.results import Results
 from ultralytics.utils.plotting import Annotator
 
 SIDE = 420  # pixels of a picture's longer side
+DRAWN = 8  # wrong detections of an image, the surest
 RED, BLUE = (48, 59, 213), (177, 114, 0)  # BGR
 
 
@@ -63,7 +64,7 @@ def draw_errors(found: Validation, errors: Errors, index: int, image: np.ndarray
         name = found.names[found.target_cls[place]]
         annotator.box_label((found.target_box[place] * scale).tolist(), f"{name} missed", BLUE)
     wrong = [(p, kind) for p, kind in zip(errors.detections, errors.kinds) if found.image[p] == index]
-    for place, kind in wrong:
+    for place, kind in wrong[:DRAWN]:
         text = f"{found.names[found.cls[place]]} {found.conf[place]:.2f}, {KINDS[kind]}"
         annotator.box_label((found.box[place] * scale).tolist(), text, RED)
     return encode_jpeg(annotator.result()), f"{len(wrong)} wrong detections, {len(missed)} objects missed"

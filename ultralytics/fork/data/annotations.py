@@ -78,7 +78,7 @@ def list_images(get_img_files: Callable, dataset: Any, img_path: Any, *args: Any
     others = [path for path in paths if not is_annotations(path)]
     if others:
         raise Refused(f"{others[0]} stands beside annotations, {paths[0]}: name images and labels, or annotations only")
-    if getattr(dataset, "use_segments", False) or getattr(dataset, "use_keypoints", False) or dataset.use_obb:
+    if any(getattr(dataset, key, False) for key in ("use_segments", "use_keypoints", "use_obb")):
         raise Refused(
             f"{paths[0]}: only boxes are read of annotations; upstream's convert_coco() writes labels of others"
         )
