@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from filelock import FileLock, Timeout  # noqa: E402
 
-from _compare import data_sets, existing_runs, local_runs, ray_cluster, tables  # noqa: E402
+from _compare import data_sets, existing_runs, local_runs, ray_cluster, tables, tuning  # noqa: E402
 from _compare.cost import measure_costs  # noqa: E402
 from _compare.grid import list_switches, name_variant, parse_grid  # noqa: E402
 from _compare.html_report import write_report  # noqa: E402
@@ -79,6 +79,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--from", dest="taken", nargs="+", default=[], type=Path, metavar="RUN", help=existing_runs.__doc__
     )
+    search = parser.add_argument_group("search for arguments, in place of a comparison")
+    search.add_argument("--tune", type=int, metavar="N", help="trials of one model, by Optuna")
+    search.add_argument("--space", default="", metavar='"KEY=LOW..HIGH KEY=VALUE,VALUE …"', help="what is searched")
     nodes = parser.add_argument_group("on a Ray cluster")
     nodes.add_argument("--on", choices=["here", "ray"], default="here", help="where runs are done (here)")
     nodes.add_argument("--address", default="auto", metavar="HOST:PORT", help="the cluster (this machine's)")
@@ -90,7 +93,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         trainer.add_argument(f"--{key}", dest=f"train {key}", metavar="VALUE", help=argparse.SUPPRESS)
     parser.add_argument("pairs", nargs="*", metavar="KEY=VALUE", help="any argument of yolo train")
     given = {}
-    factors = {place + 1 for place, token in enumerate(argv) if token == "--grid"}
+    factors = {place + 1 for place, token in enumerate(argv) if token in {"--grid", "--space"}}
     for token in [t for i, t in enumerate(argv) if PAIR.match(t) and i not in factors]:  # at any place in the command
         argv.remove(token)
         key, value = token.split("=", 1)
@@ -284,11 +287,36 @@ def list_studies(args: argparse.Namespace) -> dict[str, tuple[Path, dict]]:
     return {name: check_settings(args, data, args.out / name) for name, data in zip(names, args.data)}
 
 
+def search_arguments(args: argparse.Namespace) -> str:
+    """Do the trials that are not done, and return their table.
+
+    Raises:
+        Refused: If something is missing, unknown or wrong.
+        Timeout: If another process is at work in the folder.
+    """
+    if len(args.models) != 1 or len(args.data) > 1 or args.taken or args.grid or args.on != "here" or args.tune < 1:
+        raise Refused("--tune N searches for one model on one data set, here: --models FILE --data YAML --space …")
+    data = next(iter(args.data), None)
+    folder, settings = check_settings(args, data, args.out or Path("runs", "tuning", Path(data or "search").stem))
+    settings["seeds"] = settings["seeds"][:1]
+    asked = check_arguments(args, args.arguments)
+    space = tuning.parse_space(args.space, args.arguments, asked)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock", timeout=0):
+        return tuning.tune(folder, settings, space, args.tune, asked.epochs)
+
+
 def main() -> int:
     """Do the runs that are not done, and show the results; return 1 if a run has failed."""
     folder = None
     try:
         args = parse_arguments(sys.argv[1:])
+        if args.tune is not None:
+            folder = args.out
+            print(search_arguments(args))
+            return 0
+        if args.space:
+            raise Refused("--space is what --tune searches; --grid varies arguments as factors")
         studies = list_studies(args)
         for folder, settings in studies.values():
             Study(folder, settings)  # checks before a folder is made

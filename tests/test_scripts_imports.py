@@ -69,7 +69,8 @@ def test_a_circle_is_found(tmp_path, files):
 
 
 OF_DEPENDENCIES = {"huggingface_hub", "safetensors"}  # come with timm
-GUARDED = {"MNN", "onnx", "openvino_telemetry"}  # imported where a format has made the user install them
+# Imported where a format has made the user install them, or where a line says that they are missing
+GUARDED = {"MNN", "faster_coco_eval", "onnx", "openvino_telemetry"}
 IMPORTED_AS = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml"}
 
 

@@ -12,12 +12,13 @@ import cv2
 import numpy as np
 import pytest
 from conftest import draw_shapes
+from PIL import Image
 
 from ultralytics import RTDETR
 from ultralytics.cfg import get_cfg
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.fork.data import annotations, coco_evaluation
-from ultralytics.fork.data.annotated_images import AnnotatedImage, Annotations
+from ultralytics.fork.data.annotated_images import AnnotatedImage
 from ultralytics.fork.data.coco_json import read_coco_json
 from ultralytics.fork.data.voc_xml import read_voc_folder
 from ultralytics.fork.errors import Refused
@@ -177,7 +178,7 @@ def test_what_is_left_out_is_told(coco, monkeypatch):
     assert f"4 images with {count + 2} objects" in line and len(dataset) == 4
     for text in ("1 regions of many", "1 boxes beyond", "2 boxes without an area", "1 objects that are named twice"):
         assert text in line
-    assert "1 images that cannot be read" in line
+    assert "1 images that cannot be used" in line
 
 
 def test_boxes_are_relative_to_the_size_that_is_stated(coco):
@@ -251,7 +252,7 @@ def test_other_files_are_named(tmp_path, text, says):
         ("<root/>", "expected Pascal VOC's <annotation>, not <root>"),
         ("<annotation/>", "<filename> is missing"),
         ("<annotation><filename>a.jpg</filename><object/></annotation>", "object 1: expected <name> and <bndbox>"),
-        ("<!DOCTYPE a><annotation/>", "declares entities"),
+        ("<!DOCTYPE a><annotation/>", "declares a document type"),
         (
             "<annotation><filename>a.jpg</filename><size><width>x</width><height>2</height></size></annotation>",
             "expected pixels as <width> and <height>",
@@ -312,6 +313,130 @@ def test_names_of_other_systems(tmp_path, name):
     assert Path(read_coco_json(file, tmp_path).images[0].file) == tmp_path / "cam" / "1.jpg"
 
 
+def write_coco(file: Path, *images: tuple[str, tuple[int, int] | None, list], **more) -> None:
+    """Write a file of images with names, sizes and boxes of one category."""
+    entries, objects = [], []
+    for name, size, boxes in images:
+        sides = {"width": size[0], "height": size[1]} if size else {}
+        entries.append({"id": len(entries), "file_name": name, **sides})
+        for box in boxes:
+            objects.append({"id": len(objects), "image_id": len(entries) - 1, "category_id": 4, "bbox": box})
+    content = {"images": entries, "annotations": objects, "categories": [{"id": 4, "name": "x"}]}
+    file.write_text(json.dumps({**content, **more}))
+
+
+@pytest.mark.parametrize("name", ["val", "val_coco", "instances_val", "my_val_set"])
+def test_each_split_gets_its_own_images(tmp_path, name):
+    """Where each split counts its images from 0."""
+    (tmp_path / "annotations").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        (tmp_path / "images" / split / "0.jpg").write_bytes(b"")
+    file = tmp_path / "annotations" / f"{name}.json"
+    write_coco(file, ("0.jpg", None, []))
+    assert Path(read_coco_json(file, tmp_path).images[0].file) == tmp_path / "images" / "val" / "0.jpg"
+    write_coco(tmp_path / "annotations" / "all.json", ("0.jpg", None, []))
+    with pytest.raises(Refused, match=r"the image 0\.jpg may be .*0\.jpg or .*0\.jpg; put the annotations beside"):
+        read_coco_json(tmp_path / "annotations" / "all.json", tmp_path)
+
+
+def test_images_of_other_proportions_are_left_out(tmp_path, monkeypatch):
+    """As one that a camera has turned by its EXIF data, of which the boxes are not."""
+    image = Image.new("RGB", (40, 20))
+    image.save(tmp_path / "plain.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    write_coco(tmp_path / "a.json", ("plain.jpg", (40, 20), [[0, 0, 9, 9]]), ("turned.jpg", (40, 20), [[0, 0, 9, 9]]))
+    (tmp_path / "d.yaml").write_text(f"path: {tmp_path}\ntrain: a.json\nval: a.json\n")
+    said = []
+    monkeypatch.setattr(LOGGER, "warning", said.append)
+    assert [Path(label["im_file"]).name for label in load(tmp_path / "d.yaml", "train").labels] == ["plain.jpg"]
+    assert any("turned.jpg: it is left out" in line and "turned by its EXIF data" in line for line in said)
+
+
+def test_images_of_other_endings_are_told(tmp_path, monkeypatch):
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg")
+    write_coco(tmp_path / "a.json", ("a.jpg", None, []), ("b.gif", None, []))
+    (tmp_path / "d.yaml").write_text(f"path: {tmp_path}\ntrain: a.json\nval: b.json\n")
+    write_coco(tmp_path / "b.json", ("b.gif", None, []))
+    said = []
+    monkeypatch.setattr(LOGGER, "warning", said.append)
+    assert len(load(tmp_path / "d.yaml", "train")) == 1
+    assert any("1 of 2 images are left out for their ending, such as" in line for line in said)
+    with pytest.raises(Refused, match="none of its images has an ending of an image"):
+        load(tmp_path / "d.yaml", "val")
+
+
+def test_names_without_an_ending(tmp_path):
+    """As some tools write them into XML files."""
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "a.xml").write_text("<annotation><filename>a</filename></annotation>")
+    assert read_voc_folder(tmp_path, tmp_path).images[0].file == str(tmp_path / "a.png")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    (tmp_path / "d.yaml").write_text(f"path: {tmp_path}\ntrain: typo.json\nval: typo.json\n")
+    with pytest.raises(Refused, match=r"`train:` names .*typo\.json, and there is no such file"):
+        check_det_dataset(str(tmp_path / "d.yaml"))
+
+
+def test_one_class_for_all(coco):
+    """As upstream's trainer names it before the data set is opened."""
+    data = check_det_dataset(str(coco))
+    data["names"], data["nc"] = {0: "item"}, 1
+    found = RTDETRDataset(img_path=data["train"], imgsz=64, data=data, hyp=get_cfg(), augment=False, single_cls=True)
+    assert {int(c) for label in found.labels for c in label["cls"].flat} == {0}
+
+
+def evaluate(tmp_path, sources, detections, names=("x",), **args):
+    """Evaluate detections (file, class, box, in pixels of the image) as a validation of 100 x 100 pixels does."""
+    found = [read_coco_json(source, tmp_path) for source in sources]
+    files = [image.file for one in found for image in one.images]
+    data = {"names": dict(enumerate(names))}
+    dataset = SimpleNamespace(annotations=found, im_files=files, data=data)
+    validator = SimpleNamespace(
+        dataloader=SimpleNamespace(dataset=dataset), class_map=[1, 2, 3], names={0: "x", 1: "y", 2: "z"}, jdict=[],
+        save_dir=tmp_path, args=SimpleNamespace(**{"classes": None, "single_cls": False, **args}),
+    )  # fmt: skip
+    for file, cls, box in detections:
+        validator.jdict.append({"image_id": 0, "category_id": cls + 1, "bbox": box, "score": 0.9})
+        batch = {"im_file": [str(tmp_path / file)], "ori_shape": [(100, 100)]}
+        coco_evaluation.name_images(validator, len(validator.jdict) - 1, batch, [[0]])
+    kept = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coco_evaluation, "score", lambda *a, **k: kept.update(SCORE(*a, **k)) or kept)
+        coco_evaluation.evaluate(validator, {})
+    return kept["AP_50"], json.loads((tmp_path / "predictions.json").read_text())
+
+
+SCORE = coco_evaluation.score
+
+
+def test_evaluation_in_the_size_that_is_stated(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (100, 100)).save(tmp_path / name)
+    write_coco(tmp_path / "a.json", ("a.jpg", (200, 200), [[20, 40, 60, 80]]))
+    ap, rows = evaluate(tmp_path, [tmp_path / "a.json"], [("a.jpg", 0, [10, 20, 30, 40])])
+    assert ap == pytest.approx(1) and rows[0]["bbox"] == [20, 40, 60, 80] and rows[0]["category_id"] == 4
+
+
+def test_evaluation_of_several_files_and_some_classes(tmp_path):
+    """Two files count their images from 0; a class of the model that no file has; all classes as one."""
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (100, 100)).save(tmp_path / name)
+    write_coco(tmp_path / "a.json", ("a.jpg", None, [[0, 0, 10, 10]]))
+    write_coco(tmp_path / "b.json", ("b.jpg", None, [[50, 50, 10, 10]]), categories=[{"id": 4, "name": "y"}])
+    sources = [tmp_path / "a.json", tmp_path / "b.json"]
+    wrong = [("a.jpg", 0, [50, 50, 10, 10]), ("b.jpg", 1, [0, 0, 10, 10]), ("b.jpg", 2, [0, 0, 10, 10])]
+    ap, rows = evaluate(tmp_path, sources, wrong, ["x", "y"])
+    assert ap == 0 and rows[0]["image_id"] == str(tmp_path / "a.jpg") and rows[2]["category_id"] == "z"
+    right = [("a.jpg", 0, [0, 0, 10, 10]), ("b.jpg", 0, [50, 50, 10, 10])]
+    assert evaluate(tmp_path, sources, right, ["x", "y"])[0] == pytest.approx(0.5)  # y is never found
+    assert evaluate(tmp_path, sources, right, ["x", "y"], classes=[0])[0] == pytest.approx(1)
+    assert evaluate(tmp_path, sources, right, ["item"], single_cls=True)[0] == pytest.approx(1)
+
+
 def test_detections_bear_the_ids_of_the_annotations(coco, tmp_path, monkeypatch):
     """As numbers and text, with gaps; COCO's own evaluation takes them."""
     model = RTDETR("rtdetr-tiny.yaml")
@@ -333,16 +458,15 @@ def test_crowd_regions_are_neither_right_nor_wrong():
     """A detection in a region of many is a false one where the region is not marked as that."""
     boxes = np.array([[0.0, 0, 10, 10], [20, 20, 60, 60]])
     detections = [
-        {"image_id": "a", "category_id": 9, "bbox": [25, 25, 10, 10], "score": 0.9},
-        {"image_id": "a", "category_id": 9, "bbox": [0, 0, 10, 10], "score": 0.8},
+        {"file": "a.jpg", "class": "x", "bbox": [25, 25, 10, 10], "score": 0.9},
+        {"file": "a.jpg", "class": "x", "bbox": [0, 0, 10, 10], "score": 0.8},
     ]
 
     def ap(is_crowd: bool) -> float:
         image = AnnotatedImage(
             "a.jpg", "a", None, ["x", "x"], boxes, np.array([False, is_crowd]), boxes[:, 2] * boxes[:, 3]
         )
-        source = Annotations(Path("a.json"), [image], {"x": 9}, "crowd regions", "")
-        return coco_evaluation.score([image], [source], [9], detections, lambda *_: None)["AP_50"]
+        return coco_evaluation.score([image], ["x"], detections, lambda *_: None)["AP_50"]
 
     assert ap(True) == pytest.approx(1) and ap(False) < 0.3
 

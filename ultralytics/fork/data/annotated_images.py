@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,41 +58,50 @@ class Annotations:
 
 
 class ImageFinder:
-    """Finds the images that annotations name: in the data set's folder, beside the annotations, or in a folder below.
+    """Finds the images that annotations name: in the data set's folder, beside the annotations, or in any folder below.
 
     Args:
         source: The annotations.
         root: The data set's folder.
-        split: What its images' folder may be called, such as train2017.
     """
 
-    def __init__(self, source: Path, root: Path, split: str = ""):
+    def __init__(self, source: Path, root: Path):
         self.source, self.root = source, root
+        stem = source.stem if source.is_file() else source.name
+        splits = dict.fromkeys([stem, *(part for part in stem.split("_") if part)])  # instances_train2017: train2017
+        names = [os.path.join(place, split) for split in splits for place in ("", *IMAGE_FOLDERS[1:])]
         parents = [root, source.parent, source.parent.parent]
-        names = [*IMAGE_FOLDERS, *([split, os.path.join("images", split)] if split else [])]
-        self.folders = list(dict.fromkeys(parent / name for parent in parents for name in names))
-        self.first: Path | None = None  # the folder in which the last one was
+        self.folders = list(dict.fromkeys(parent / name for name in [*names, *IMAGE_FOLDERS] for parent in parents))
 
     def find(self, name: str) -> str:
-        """Find an image; the first folder in which it might be, if it is in none.
+        """Find an image; the first place where it might be, if it is nowhere.
 
         Raises:
-            Refused: For a name that leads out of the folders.
+            Refused: For a name that leads out of the folders, or that several files below the root have.
         """
+        if Path(name).is_absolute() and Path(name).is_file():
+            return name
         parts = Path(name.replace("\\", "/")).parts
-        if ".." in parts:
+        parts = parts[-1:] if parts[0].endswith(("/", ":")) else parts  # of another machine
+        if ".." in parts or not name.isprintable():
             raise Refused(f"{self.source}: the image {quote(name, 100)} lies outside of the data set's folder")
-        for folder in [self.first, *self.folders] if self.first else self.folders:
+        for folder in self.folders:
             for file in (folder / name, folder.joinpath(*parts)):  # a backslash may be a part of a name
                 if file.is_file():
-                    self.first = folder
                     return str(file)
-        if self.first is None:
-            self.first = next((file.parents[len(parts) - 1] for file in self.search(parts)), None)
-            if self.first is not None:
-                return self.find(name)
-        return str((self.first or self.folders[0]).joinpath(*parts))
+        found = [file for file in self.files.get(parts[-1], []) if file.parts[-len(parts) :] == parts]
+        if len(found) > 1:
+            raise Refused(
+                f"{self.source}: the image {quote(name, 100)} may be {found[0]} or {found[1]}; put the annotations "
+                "beside their images, or name the folder in file_name"
+            )
+        return str(found[0] if found else self.folders[0].joinpath(*parts))
 
-    def search(self, parts: tuple[str, ...]) -> list[Path]:
-        """Search all folders of the data set for an image."""
-        return sorted(self.root.rglob(os.path.join(*parts))) if self.root.is_dir() and parts else []
+    @functools.cached_property
+    def files(self) -> dict[str, list[Path]]:
+        """All files below the data set's folder, by name."""
+        found: dict[str, list[Path]] = {}
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                found.setdefault(name, []).append(Path(folder, name))
+        return found

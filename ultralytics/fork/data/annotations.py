@@ -20,6 +20,8 @@ from ultralytics.fork.data.coco_json import read_coco_json
 from ultralytics.fork.data.voc_xml import is_voc_folder, read_voc_folder
 from ultralytics.fork.errors import Refused
 
+SAME_PROPORTIONS = 0.01  # by which the proportions of an image may differ from those that are stated
+
 
 def is_annotations(path: Any) -> bool:
     """Whether a path of a data YAML names annotations, not images.
@@ -49,7 +51,11 @@ def read_annotations(path: Path, root: Path) -> Annotations:
 
 
 def fill_class_names(data: dict) -> None:
-    """Take the class names of a data YAML that has none from the annotations of its training images."""
+    """Take the class names of a data YAML that has none from the annotations of its training images.
+
+    Raises:
+        Refused: If they are not there.
+    """
     from ultralytics.utils import DATASETS_DIR
 
     if data.get("names") is not None or "nc" in data or not data.get("train"):
@@ -58,6 +64,9 @@ def fill_class_names(data: dict) -> None:
     if not root.exists() and not root.is_absolute():
         root = DATASETS_DIR / root  # where upstream looks
     paths = [root / path for path in (data["train"] if isinstance(data["train"], list) else [data["train"]])]
+    lacking = next((path for path in paths if path.suffix.lower() == ".json" and not path.exists()), None)
+    if lacking is not None:
+        raise Refused(f"{data.get('yaml_file')}, `train:` names {lacking}, and there is no such file")
     if all(path.exists() and is_annotations(path) for path in paths):
         names = dict.fromkeys(name for path in paths for name in read_annotations(path, root).categories)
         data["names"] = dict(enumerate(names))
@@ -82,8 +91,19 @@ def list_images(get_img_files: Callable, dataset: Any, img_path: Any, *args: Any
         raise Refused(
             f"{paths[0]}: only boxes are read of annotations; upstream's convert_coco() writes labels of others"
         )
+    from ultralytics.data.utils import IMG_FORMATS
+    from ultralytics.utils import LOCAL_RANK, LOGGER
+
     dataset.annotations = [read_annotations(Path(path), Path(dataset.data["path"])) for path in paths]
     files = [image.file for found in dataset.annotations for image in found.images]
+    others = [file for file in files if Path(file).suffix.lower().lstrip(".") not in IMG_FORMATS]
+    if len(others) == len(files):
+        raise Refused(f"{paths[0]}: none of its images has an ending of an image, such as {files[0]}")
+    if others and LOCAL_RANK in {-1, 0}:
+        LOGGER.warning(
+            f"{dataset.prefix}{paths[0]}: {len(others)} of {len(files)} images are left out for their ending, such as "
+            f"{others[0]}"
+        )
     twice = [file for file, count in Counter(files).items() if count > 1]
     if twice:
         raise Refused(f"{paths[0]}: {twice[0]} is named {files.count(twice[0])} times; each image has one entry")
@@ -107,11 +127,15 @@ def read_labels(dataset: Any) -> list[dict[str, Any]]:
     labels, notes = [], Counter()
     for file in dataset.im_files:
         if file in shapes:
-            labels.append(make_label(by_file[file], shapes[file], numbers, notes))
+            problem = find_shape_problem(by_file[file], shapes[file])
+            if problem:
+                messages = [*messages, f"{dataset.prefix}{file}: it is left out: {problem}"]
+            else:
+                labels.append(make_label(by_file[file], shapes[file], numbers, notes))
     if not labels:
         raise Refused(f"{sources[0].source}: none of its images can be read: {messages[0] if messages else ''}")
     if LOCAL_RANK in {-1, 0}:
-        notes["images that cannot be read, and are left out"] = len(dataset.im_files) - len(labels)
+        notes["images that cannot be used, and are left out"] = len(dataset.im_files) - len(labels)
         boxes = sum(len(label["cls"]) for label in labels)
         told = "".join(f"; {count} {what}" for what, count in notes.items() if count)
         named = ", ".join(str(found.source) for found in sources)
@@ -123,11 +147,13 @@ def read_labels(dataset: Any) -> list[dict[str, Any]]:
 
 
 def number_classes(dataset: Any) -> dict[str, int]:
-    """Number the classes of a data set by name.
+    """Number the classes of a data set by name; with `single_cls` all are one, which upstream has named by then.
 
     Raises:
         Refused: If an object is of a category that the data YAML lacks.
     """
+    if getattr(dataset, "single_cls", False):
+        return {name: 0 for found in dataset.annotations for name in found.categories}
     numbers = {name: number for number, name in dataset.data["names"].items()}
     for found in dataset.annotations:
         used = {name for image in found.images for name in image.names}
@@ -136,6 +162,23 @@ def number_classes(dataset: Any) -> dict[str, int]:
             known = ", ".join(map(str, numbers))
             raise Refused(f"{found.source} has objects of {lacking!r}, and `names:` of the data YAML lacks it: {known}")
     return numbers
+
+
+def find_shape_problem(image: AnnotatedImage, shape: Sequence[int]) -> str | None:
+    """Say why the boxes of an image cannot be placed in it, if it has other proportions than the annotations state.
+
+    Args:
+        image: What the annotations say of it.
+        shape: Its height and width in pixels.
+    """
+    if image.size is None:
+        return None
+    width, height = image.size
+    factors = shape[1] / width, shape[0] / height
+    if abs(factors[0] / factors[1] - 1) <= SAME_PROPORTIONS or max(abs(shape[1] - width), abs(shape[0] - height)) <= 1:
+        return None
+    turned = "; it is turned by its EXIF data" if (width, height) == (shape[0], shape[1]) else ""
+    return f"it has {shape[1]}x{shape[0]} pixels, and its annotations are for {width:g}x{height:g}{turned}"
 
 
 def make_label(image: AnnotatedImage, shape: Sequence[int], numbers: dict[str, int], notes: Counter) -> dict[str, Any]:
@@ -202,7 +245,8 @@ def check_images(dataset: Any) -> tuple[dict[str, list[int]], list[str]]:
             return known["shapes"], known["msgs"]
     except Exception:  # missing, or another's
         pass
-    arguments = ((file, "", dataset.prefix, False, 1, 0, 0, False) for file in files)  # without a label file
+    others = list_last_arguments(utils.verify_image_label)
+    arguments = ((file, "", dataset.prefix, False, 1, 0, 0, *others) for file in files)  # without a label file
     shapes, messages = {}, []
     with ThreadPool(NUM_THREADS) as pool:
         found = pool.imap(utils.verify_image_label, arguments)
@@ -216,3 +260,12 @@ def check_images(dataset: Any) -> tuple[dict[str, list[int]], list[str]]:
         found = {"hash": digest, "shapes": shapes, "msgs": messages}
         utils.save_dataset_cache_file(dataset.prefix, cache, found, DATASET_CACHE_VERSION)
     return shapes, messages
+
+
+def list_last_arguments(verify: Callable) -> tuple:
+    """List what `verify_image_label` takes behind its first seven arguments: `single_cls`, in later releases."""
+    try:
+        verify(("", "", "", False, 1, 0, 0, False))
+    except ValueError:  # too many values to unpack
+        return ()
+    return (False,)

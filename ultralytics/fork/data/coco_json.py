@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from ultralytics.fork.data.annotated_images import AnnotatedImage, Annotations, ImageFinder
 from ultralytics.fork.errors import Refused, quote
 
+LARGEST = 1e12  # of coordinates and areas
 LISTS = "images", "annotations", "categories"
 
 
@@ -36,7 +36,7 @@ def read_coco_json(file: Path, root: Path) -> Annotations:
         raise Refused(f"{file}: expected COCO's lists {', '.join(LISTS)}, and this is {kind}")
     if not content["images"]:
         raise Refused(f"{file} has no images")
-    reader = CocoReader(file, ImageFinder(file, root, file.stem.partition("_")[2]))
+    reader = CocoReader(file, ImageFinder(file, root))
     categories = reader.read_categories(content["categories"])
     images = reader.read_images(content["images"])
     reader.read_objects(content["annotations"], images, categories)
@@ -136,5 +136,5 @@ class CocoReader:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a finite number, of a size that pixels may have."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST

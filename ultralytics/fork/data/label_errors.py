@@ -18,7 +18,8 @@ def name_wrong_row(args: tuple, result: Any) -> Any:
         args: Arguments of `verify_image_label`.
         result: Its result; the last two items are whether the image is left out, and the message.
     """
-    _, file, _, has_keypoints, classes, points, dims, is_single_class = args
+    _, file, _, has_keypoints, classes, points, dims, *others = args
+    is_single_class = bool(others and others[0])  # which earlier releases do not pass
     is_corrupt, problem = result[-2], None
     if is_corrupt and os.path.isfile(file):
         columns = 5 + points * dims if has_keypoints else None

@@ -14,6 +14,7 @@ from ultralytics.fork.errors import Refused, quote
 
 ENDING = ".xml"
 CORNERS = "xmin", "ymin", "xmax", "ymax"  # pixels counted from 1
+ENDINGS = ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"
 SIDES = "width", "height"
 
 
@@ -32,7 +33,7 @@ def read_voc_folder(folder: Path, root: Path) -> Annotations:
     Raises:
         Refused: With the file and the object that is wrong and what is expected.
     """
-    finder, digest = ImageFinder(folder, root, folder.name), hashlib.sha256()
+    finder, digest = ImageFinder(folder, root), hashlib.sha256()
     images = []
     for file in sorted(file for file in folder.iterdir() if file.suffix.lower() == ENDING):
         data = file.read_bytes()
@@ -53,18 +54,18 @@ def read_voc_file(file: Path, data: bytes, finder: ImageFinder) -> AnnotatedImag
     Raises:
         Refused: With the object that is wrong and what is expected.
     """
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        raise Refused(f"{file} declares entities, which annotations do not need; remove them")
     try:
-        content = ElementTree.fromstring(data)
+        content = ElementTree.fromstring(data, parser=ElementTree.XMLParser(target=TreeWithoutTypes()))
     except ElementTree.ParseError as e:
         raise Refused(f"{file} is not XML: {quote(e, 100)}") from None
+    except ValueError:
+        raise Refused(f"{file} declares a document type, which annotations do not need; remove it") from None
     if content.tag != "annotation":
         raise Refused(f"{file}: expected Pascal VOC's <annotation>, not <{quote(content.tag, 60)}>")
     name = (content.findtext("filename") or "").strip()
     if not name:
         raise Refused(f"{file}: <filename> is missing, the name of the image")
-    image = AnnotatedImage(finder.find(name), Path(name).stem, read_size(file, content))
+    image = AnnotatedImage(find_image(name, finder), Path(name).stem, read_size(file, content))
     rows = [read_object(file, index, entry) for index, entry in enumerate(content.iter("object"), 1)]
     if rows:
         image.names = [name for name, *_ in rows]
@@ -72,6 +73,22 @@ def read_voc_file(file: Path, data: bytes, finder: ImageFinder) -> AnnotatedImag
         image.is_ignored = np.array([is_difficult for *_, is_difficult in rows])
         image.areas = image.boxes[:, 2] * image.boxes[:, 3]
     return image
+
+
+class TreeWithoutTypes(ElementTree.TreeBuilder):
+    """Builds a tree, but none with a document type, in which entities could be declared."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        """Refuse a document type."""
+        raise ValueError(name)
+
+
+def find_image(name: str, finder: ImageFinder) -> str:
+    """Find an image, whose name some tools write without its ending."""
+    if Path(name).suffix.lower() in ENDINGS:
+        return finder.find(name)
+    found = [finder.find(name + ending) for ending in ENDINGS]
+    return next((file for file in found if Path(file).is_file()), found[0])
 
 
 def read_size(file: Path, content: ElementTree.Element) -> tuple[float, float] | None:

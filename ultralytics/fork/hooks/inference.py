@@ -59,7 +59,7 @@ def update_metrics(original: Any, self: Any, preds: list, batch: dict[str, Any])
     """Note detections under the ids of the annotations that the data set was read from."""
     before = len(self.jdict)
     original(self, preds, batch)
-    coco_evaluation.name_images(self, before, batch["im_file"], preds)
+    coco_evaluation.name_images(self, before, batch, preds)
 
 
 @override(DETECTION_VALIDATOR)
