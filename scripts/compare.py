@@ -39,7 +39,7 @@ from filelock import FileLock, Timeout  # noqa: E402
 
 from _compare import data_sets, existing_runs, local_runs, ray_cluster, tables, tuning  # noqa: E402
 from _compare.cost import measure_costs  # noqa: E402
-from _compare.grid import list_switches, name_variant, parse_grid  # noqa: E402
+from _compare.grid import list_switches, name_values, name_variant, parse_grid  # noqa: E402
 from _compare.html_report import write_report  # noqa: E402
 from _compare.results import check_images, summarise_effects, summarise_study  # noqa: E402
 from _compare.study_folder import (  # noqa: E402
@@ -144,10 +144,10 @@ def check_settings(args: argparse.Namespace, data: str | None, folder: Path | No
             raise Refused(f"split={split}: {data} names no images for it")
     folder = folder or Path("runs", "studies", Path(data).stem)
     files = [absolute_path(model) for model in args.models]
-    models, chosen = {}, {}
+    models, chosen, names = {}, {}, name_values(factors)
     for label, file in zip(label_models(files, known_labels(folder)), files):
         for switches in list_switches(factors):
-            variant = name_variant(label, switches)
+            variant = name_variant(label, switches, names)
             models[variant], chosen[variant] = file, switches
     for label in models.keys() & found:
         raise Refused(f"--models and --from both have a {label}; one of them is enough")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from _compare.study_folder import RESERVED_ARGUMENTS, absolute_path
+from _compare.study_folder import RESERVED_ARGUMENTS, absolute_path, label_models
 from ultralytics.cfg import smart_value
 from ultralytics.fork.errors import Refused
 from ultralytics.utils import DEFAULT_CFG_DICT
 
+OUTSIDE_BRACKETS = re.compile(r",(?![^\[(]*[\])])")
+VALIDATION_FACTORS = {"split", "classes", "single_cls", "max_det", "conf", "iou"}
 Switches = dict[str, Any]
 
 
@@ -37,7 +40,9 @@ def parse_grid(texts: list[str], arguments: dict[str, Any]) -> dict[str, list[An
             raise Refused(f"--grid {factor}: expected KEY=VALUE,VALUE with an argument of yolo train")
         if key in factors or key in arguments:
             raise Refused(f"--grid {factor}: {key} is given twice; its values stand in one place")
-        found = [absolute_path(smart_value(value)) for value in values.split(",") if value]
+        if key in VALIDATION_FACTORS:
+            raise Refused(f"--grid {factor}: {key} changes what is validated, and such figures are not comparable")
+        found = [absolute_path(smart_value(value)) for value in OUTSIDE_BRACKETS.split(values) if value]
         if len(found) < 2 or len({repr(value) for value in found}) < len(found):
             raise Refused(
                 f"--grid {factor}: expected two values or more, each once; a single one stands as {key}=VALUE"
@@ -46,19 +51,30 @@ def parse_grid(texts: list[str], arguments: dict[str, Any]) -> dict[str, list[An
     return factors
 
 
+def name_values(factors: dict[str, list[Any]]) -> dict[str, dict[str, str]]:
+    """Name the values of factors: files by their stems, with as many folders as tell them apart, others as they are."""
+    names: dict[str, dict[str, str]] = {}
+    for key, values in factors.items():
+        files = [value for value in values if isinstance(value, str) and Path(value).suffix]
+        known = dict(zip(files, label_models(files, what=f"--grid {key}")))
+        names[key] = {repr(value): known.get(value, str(value)) if value in files else str(value) for value in values}
+    return names
+
+
 def list_switches(factors: dict[str, list[Any]]) -> list[Switches]:
     """List the combinations of the factors' values, the baseline's first."""
     return [dict(zip(factors, values)) for values in itertools.product(*factors.values())]
 
 
-def name_variant(label: str, switches: Switches) -> str:
-    """Name a model with its switches."""
-    return " ".join([label, *(f"{key}={name_value(value)}" for key, value in switches.items())])
+def name_variant(label: str, switches: Switches, names: dict[str, dict[str, str]]) -> str:
+    """Name a model with its switches.
 
-
-def name_value(value: Any) -> str:
-    """Name a value of a switch; that of a file is its stem."""
-    return Path(value).stem if isinstance(value, str) and ("/" in value or "\\" in value) else str(value)
+    Args:
+        label: Of the model.
+        switches: Its values of the factors.
+        names: Of all values, as `name_values` returns them.
+    """
+    return " ".join([label, *(f"{key}={names[key][repr(value)]}" for key, value in switches.items())])
 
 
 def pair_levels(settings: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
@@ -73,6 +89,7 @@ def pair_levels(settings: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """
     factors, models, switches = settings.get("grid", {}), settings["models"], settings.get("switches", {})
     by_place = {(models[label], json.dumps(switches.get(label, {}))): label for label in models}
+    names = name_values(factors)
     found: dict[str, list[tuple[str, str]]] = {}
     for key, (first, *others) in factors.items():
         for value in others:
@@ -82,5 +99,5 @@ def pair_levels(settings: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
                 if switches[label][key] == value
             ]
             if len(pairs) > 1:
-                found[f"{key}={name_value(value)} over {key}={name_value(first)}"] = pairs
+                found[f"{key}={names[key][repr(value)]} over {key}={names[key][repr(first)]}"] = pairs
     return found

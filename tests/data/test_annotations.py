@@ -11,14 +11,14 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
+from coco_writer import write_coco
 from conftest import draw_shapes
 from PIL import Image
 
 from ultralytics import RTDETR
 from ultralytics.cfg import get_cfg
 from ultralytics.data.utils import check_det_dataset
-from ultralytics.fork.data import annotations, coco_evaluation
-from ultralytics.fork.data.annotated_images import AnnotatedImage
+from ultralytics.fork.data import annotations
 from ultralytics.fork.data.coco_json import read_coco_json
 from ultralytics.fork.data.voc_xml import read_voc_folder
 from ultralytics.fork.errors import Refused
@@ -303,7 +303,7 @@ def test_images_are_found_where_people_put_them(tmp_path, place):
     assert Path(read_coco_json(file, tmp_path).images[0].file) == tmp_path / place / name
 
 
-@pytest.mark.parametrize("name", [r"cam\1.jpg", "cam/1.jpg"])
+@pytest.mark.parametrize("name", [r"cam\1.jpg", "cam/1.jpg", "/elsewhere/1.jpg", r"C:\x\1.jpg"])
 def test_names_of_other_systems(tmp_path, name):
     (tmp_path / "cam").mkdir()
     (tmp_path / "cam" / "1.jpg").write_bytes(b"")
@@ -311,18 +311,6 @@ def test_names_of_other_systems(tmp_path, name):
     content = {"images": [{"id": 1, "file_name": name}], "annotations": [], "categories": [{"id": 1, "name": "x"}]}
     file.write_text(json.dumps(content))
     assert Path(read_coco_json(file, tmp_path).images[0].file) == tmp_path / "cam" / "1.jpg"
-
-
-def write_coco(file: Path, *images: tuple[str, tuple[int, int] | None, list], **more) -> None:
-    """Write a file of images with names, sizes and boxes of one category."""
-    entries, objects = [], []
-    for name, size, boxes in images:
-        sides = {"width": size[0], "height": size[1]} if size else {}
-        entries.append({"id": len(entries), "file_name": name, **sides})
-        for box in boxes:
-            objects.append({"id": len(objects), "image_id": len(entries) - 1, "category_id": 4, "bbox": box})
-    content = {"images": entries, "annotations": objects, "categories": [{"id": 4, "name": "x"}]}
-    file.write_text(json.dumps({**content, **more}))
 
 
 @pytest.mark.parametrize("name", ["val", "val_coco", "instances_val", "my_val_set"])
@@ -389,54 +377,6 @@ def test_one_class_for_all(coco):
     assert {int(c) for label in found.labels for c in label["cls"].flat} == {0}
 
 
-def evaluate(tmp_path, sources, detections, names=("x",), **args):
-    """Evaluate detections (file, class, box, in pixels of the image) as a validation of 100 x 100 pixels does."""
-    found = [read_coco_json(source, tmp_path) for source in sources]
-    files = [image.file for one in found for image in one.images]
-    data = {"names": dict(enumerate(names))}
-    dataset = SimpleNamespace(annotations=found, im_files=files, data=data)
-    validator = SimpleNamespace(
-        dataloader=SimpleNamespace(dataset=dataset), class_map=[1, 2, 3], names={0: "x", 1: "y", 2: "z"}, jdict=[],
-        save_dir=tmp_path, args=SimpleNamespace(**{"classes": None, "single_cls": False, **args}),
-    )  # fmt: skip
-    for file, cls, box in detections:
-        validator.jdict.append({"image_id": 0, "category_id": cls + 1, "bbox": box, "score": 0.9})
-        batch = {"im_file": [str(tmp_path / file)], "ori_shape": [(100, 100)]}
-        coco_evaluation.name_images(validator, len(validator.jdict) - 1, batch, [[0]])
-    kept = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coco_evaluation, "score", lambda *a, **k: kept.update(SCORE(*a, **k)) or kept)
-        coco_evaluation.evaluate(validator, {})
-    return kept["AP_50"], json.loads((tmp_path / "predictions.json").read_text())
-
-
-SCORE = coco_evaluation.score
-
-
-def test_evaluation_in_the_size_that_is_stated(tmp_path):
-    for name in ("a.jpg", "b.jpg"):
-        Image.new("RGB", (100, 100)).save(tmp_path / name)
-    write_coco(tmp_path / "a.json", ("a.jpg", (200, 200), [[20, 40, 60, 80]]))
-    ap, rows = evaluate(tmp_path, [tmp_path / "a.json"], [("a.jpg", 0, [10, 20, 30, 40])])
-    assert ap == pytest.approx(1) and rows[0]["bbox"] == [20, 40, 60, 80] and rows[0]["category_id"] == 4
-
-
-def test_evaluation_of_several_files_and_some_classes(tmp_path):
-    """Two files count their images from 0; a class of the model that no file has; all classes as one."""
-    for name in ("a.jpg", "b.jpg"):
-        Image.new("RGB", (100, 100)).save(tmp_path / name)
-    write_coco(tmp_path / "a.json", ("a.jpg", None, [[0, 0, 10, 10]]))
-    write_coco(tmp_path / "b.json", ("b.jpg", None, [[50, 50, 10, 10]]), categories=[{"id": 4, "name": "y"}])
-    sources = [tmp_path / "a.json", tmp_path / "b.json"]
-    wrong = [("a.jpg", 0, [50, 50, 10, 10]), ("b.jpg", 1, [0, 0, 10, 10]), ("b.jpg", 2, [0, 0, 10, 10])]
-    ap, rows = evaluate(tmp_path, sources, wrong, ["x", "y"])
-    assert ap == 0 and rows[0]["image_id"] == str(tmp_path / "a.jpg") and rows[2]["category_id"] == "z"
-    right = [("a.jpg", 0, [0, 0, 10, 10]), ("b.jpg", 0, [50, 50, 10, 10])]
-    assert evaluate(tmp_path, sources, right, ["x", "y"])[0] == pytest.approx(0.5)  # y is never found
-    assert evaluate(tmp_path, sources, right, ["x", "y"], classes=[0])[0] == pytest.approx(1)
-    assert evaluate(tmp_path, sources, right, ["item"], single_cls=True)[0] == pytest.approx(1)
-
-
 def test_detections_bear_the_ids_of_the_annotations(coco, tmp_path, monkeypatch):
     """As numbers and text, with gaps; COCO's own evaluation takes them."""
     model = RTDETR("rtdetr-tiny.yaml")
@@ -452,23 +392,6 @@ def test_detections_bear_the_ids_of_the_annotations(coco, tmp_path, monkeypatch)
     assert all(row["image_id"] == f"no. {row['file_name']}" for row in rows)
     assert {row["category_id"] for row in rows} <= set(IDS.values()) and len(rows) == 60 * 4
     assert any("COCO's evaluation on" in line for line in said) and any("area= small" in line for line in said)
-
-
-def test_crowd_regions_are_neither_right_nor_wrong():
-    """A detection in a region of many is a false one where the region is not marked as that."""
-    boxes = np.array([[0.0, 0, 10, 10], [20, 20, 60, 60]])
-    detections = [
-        {"file": "a.jpg", "class": "x", "bbox": [25, 25, 10, 10], "score": 0.9},
-        {"file": "a.jpg", "class": "x", "bbox": [0, 0, 10, 10], "score": 0.8},
-    ]
-
-    def ap(is_crowd: bool) -> float:
-        image = AnnotatedImage(
-            "a.jpg", "a", None, ["x", "x"], boxes, np.array([False, is_crowd]), boxes[:, 2] * boxes[:, 3]
-        )
-        return coco_evaluation.score([image], ["x"], detections, lambda *_: None)["AP_50"]
-
-    assert ap(True) == pytest.approx(1) and ap(False) < 0.3
 
 
 def test_labels_of_other_tasks_are_refused(coco):

@@ -20,7 +20,11 @@ GRID = "loss=None,official,mal backbone_lr=0.1,1"
 def settings_of(*models: str, text: str = GRID) -> dict:
     """Return the settings of a study with a grid, as compare.py makes them."""
     factors = grid.parse_grid([text], {})
-    chosen = {grid.name_variant(m, switches): (m, switches) for m in models for switches in grid.list_switches(factors)}
+    chosen = {
+        grid.name_variant(m, switches, grid.name_values(factors)): (m, switches)
+        for m in models
+        for switches in grid.list_switches(factors)
+    }
     return {
         "models": {label: f"{model}.yaml" for label, (model, _) in chosen.items()},
         "switches": {label: switches for label, (_, switches) in chosen.items()},
@@ -50,6 +54,19 @@ def test_variants_and_their_commands(tmp_path):
     assert study_folder.known_labels(tmp_path) == {"rtdetr-tiny.yaml": "rtdetr-tiny"}
 
 
+def test_files_of_one_stem_are_told_apart(tmp_path):
+    """As the checkpoints of two runs are, all of which are best.pt."""
+    files = [tmp_path / run / "weights" / "best.pt" for run in "ab"]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    factors = grid.parse_grid([f"distill_model=None,{files[0]},{files[1]} freeze=[0],[1,2]"], {})
+    assert factors == {"distill_model": [None, *map(str, files)], "freeze": [[0], [1, 2]]}
+    names = grid.name_values(factors)
+    variants = [grid.name_variant("x", switches, names) for switches in grid.list_switches(factors)]
+    assert len(set(variants)) == 6 and "x distill_model=a-weights-best freeze=[1, 2]" in variants
+
+
 def test_effects_are_of_one_factor_each():
     pairs = grid.pair_levels(settings_of("a", "b"))
     assert list(pairs) == [
@@ -76,6 +93,7 @@ def test_effects_are_of_one_factor_each():
         ("seed=0,1", "the study sets seed"),
         ("loss=None,mal loss=None,official", "given twice"),
         ("imgsz=64,96", "imgsz is given twice"),
+        ("split=val,test", "changes what is validated"),
     ],
 )
 def test_wrong_grids(text, says):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from short_runs import Crash, data, train, weights  # noqa: F401 - a fixture
 from torch import nn
 
@@ -115,10 +116,10 @@ def test_projections_where_channels_differ():
     same = Distillation(teacher, student, CLASSES, GAINS)
     assert same.strides == [8, 16, 32] and not same.projections
     wide = copy.deepcopy(teacher)
-    assert distillation.measure_inputs(teacher) == {8: 96, 16: 96, 32: 96}
+    assert distillation.measure_inputs(teacher, 128) == {8: 96, 16: 96, 32: 96}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            distillation, "measure_inputs", lambda m: {8: 96, 16: 96} if m is student else {8: 64, 16: 96, 32: 9}
+            distillation, "measure_inputs", lambda m, _: {8: 96, 16: 96} if m is student else {8: 64, 16: 96, 32: 9}
         )
         other = Distillation(wide, student, CLASSES, GAINS)
     assert other.strides == [8, 16] and {k: p.weight.shape for k, p in other.projections.items()} == {
@@ -146,7 +147,9 @@ def test_classes_are_matched_by_name():
 @pytest.fixture(scope="module")
 def teacher(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
-    train(folder, data, "rtdetr-tiny.yaml", epochs=1)
+    text = (ROOT / "cfg_custom" / "models" / "rtdetr-tiny.yaml").read_text()
+    (folder / "wide.yaml").write_text(text.replace("96", "64"))  # its decoder has other inputs than the student's
+    train(folder, data, str(folder / "wide.yaml"), epochs=1)
     return folder / "run" / "weights" / "last.pt"
 
 
@@ -157,6 +160,7 @@ def test_a_taught_run_goes_on_to_the_bit_and_leaves_no_trace(data, teacher, tmp_
         train(tmp_path / "part", data, "rtdetr-tiny.yaml", stop=(1, 1), **settings)
     last = tmp_path / "part" / "run" / "weights" / "last.pt"
     assert not hasattr(load_checkpoint(last)["ema"], "distillation")
+    assert any("distillation.projections" in key for key in load_checkpoint(last)["training"]["model"])
     RTDETR(last).train(resume=True)
     whole, part = weights(tmp_path / "whole" / "run" / "weights" / "last.pt"), weights(last)
     assert whole.keys() == part.keys() and all(torch.equal(whole[key], part[key]) for key in whole)

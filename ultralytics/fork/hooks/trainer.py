@@ -187,13 +187,15 @@ def save_model(original: Any, self: Any) -> Any:
 @override(TRAINER)
 def resume_training(original: Any, self: Any, ckpt: dict | None) -> None:
     """Keep the training state of the checkpoint for `begin_epoch`."""
-    resume.keep_training_state(original, self, ckpt)
+    with distillation.set_aside(self):
+        resume.keep_training_state(original, self, ckpt)
 
 
 @override(TRAINER, since="8.3.213")
 def _handle_nan_recovery(original: Any, self: Any, epoch: int) -> bool:
     """Run an epoch again only if it had no finite loss at all."""
-    return nonfinite_steps.recover_epoch(original, self, epoch)
+    with distillation.set_aside(self):
+        return nonfinite_steps.recover_epoch(original, self, epoch)
 
 
 @override(TRAINER)

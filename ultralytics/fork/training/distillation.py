@@ -5,7 +5,8 @@ object: by the divergence of the scores of all classes, and by the distance of t
 of the teacher's box with the object, so that an object which the teacher misses teaches nothing. The inputs of the
 decoder are compared by their correlation in each channel, which does not depend on their scale ("PKD: General
 Distillation Framework for Object Detectors via Pearson Correlation Coefficient", NeurIPS 2022,
-https://arxiv.org/abs/2207.02039).
+https://arxiv.org/abs/2207.02039; there over the images of a batch, here in each image, so that many processes find what
+one would).
 
     loss = distill_logits sum(w KL(teacher, student)) / objects
          + distill_boxes sum(w (5 L1 + 2 (1 - GIoU))) / objects + distill_features mean(1 - correlation)
@@ -20,11 +21,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from ultralytics.fork.distributed.global_batch import shared_step
 from ultralytics.fork.errors import Refused
-from ultralytics.fork.rtdetr import find_head, get_head
+from ultralytics.fork.rtdetr import find_head, get_head, unwrap_model
 from ultralytics.fork.training.criterion import overlap
 
 TERMS = {"logits": "dis_logits", "boxes": "dis_boxes", "features": "dis_feats"}  # and what progress calls them
@@ -40,15 +43,18 @@ class Distillation(nn.Module):
         student: An RT-DETR.
         classes: For each class of the student the teacher's.
         gains: Of the terms, by name.
+        imgsz: Pixels a side of the training's images, as some backbones take one size only.
     """
 
     teacher: Any
 
-    def __init__(self, teacher: nn.Module, student: nn.Module, classes: list[int], gains: dict[str, float]):
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, classes: list[int], gains: dict[str, float], imgsz: int = 256
+    ):
         super().__init__()
         object.__setattr__(self, "teacher", teacher)  # not a layer of the student
         self.classes, self.gains = classes, gains
-        ours, theirs = (measure_inputs(model) for model in (student, teacher))
+        ours, theirs = (measure_inputs(model, imgsz) for model in (student, teacher))
         self.strides = sorted(ours.keys() & theirs.keys())
         device = next(student.parameters()).device
         self.projections = nn.ModuleDict(
@@ -73,7 +79,7 @@ class Distillation(nn.Module):
         image, objects = batch["img"], list_objects(batch)
         theirs, boxes, logits = self.ask_teacher(image)
         own_boxes, own_logits = last_layer(seen.outputs)
-        matcher, count = student.criterion.matcher, max(len(objects[1]), 1)
+        matcher, (count, share) = student.criterion.matcher, share_batch(len(objects[1]), len(image))
         taught, learned = assign(matcher, boxes, logits, objects), assign(matcher, own_boxes, own_logits, objects)
         both = (taught >= 0) & (learned >= 0)  # there may be more objects than queries
         boxes, logits = boxes.flatten(0, 1)[taught[both]], logits.flatten(0, 1)[taught[both]]
@@ -82,9 +88,9 @@ class Distillation(nn.Module):
         terms = {
             "logits": (weights * diverge(logits, own_logits).sum(1)).sum() / count,
             "boxes": (weights * box_distance(own_boxes, boxes)).sum() / count,
-            "features": self.compare_features(seen.inputs, theirs, image.shape[2]),
+            "features": share * self.compare_features(seen.inputs, theirs, image.shape[2]),
         }
-        return {name: self.gains[name] * term for name, term in terms.items()}
+        return {name: self.gains[name] * term for name, term in zip(terms, sum_over_processes([*terms.values()]))}
 
     def ask_teacher(self, image: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
         """Run the teacher; give the inputs of its decoder, and boxes (B, N, 4) and logits (B, N, classes)."""
@@ -95,7 +101,7 @@ class Distillation(nn.Module):
         return seen.inputs, boxes.float(), logits.float()[..., self.classes]
 
     def compare_features(self, ours: list[torch.Tensor], theirs: list[torch.Tensor], height: int) -> torch.Tensor:
-        """Average one minus the correlation of each channel over channels and levels."""
+        """Average one minus the correlation of each channel of each image over channels, images and levels."""
         own, other = ({round(height / x.shape[2]): x for x in maps} for maps in (ours, theirs))
         found = []
         for stride in self.strides:
@@ -134,16 +140,16 @@ def last_layer(outputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return boxes[-1], logits[-1]
 
 
-def measure_inputs(model: nn.Module) -> dict[int, int]:
-    """Give the channels of the inputs of a model's decoder by their strides."""
-    side, was_training = 256, model.training
+def measure_inputs(model: nn.Module, side: int) -> dict[int, int]:
+    """Give the channels of the inputs of a model's decoder by their strides, for a square image."""
+    was_training = model.training
     first = next(model.parameters())
     channels = getattr(model, "yaml", {}).get("channels", 3)
     image = torch.zeros(1, channels, side, side, device=first.device, dtype=first.dtype)
     with torch.no_grad(), watch_head(model.eval()) as seen:
         model(image)
     model.train(was_training)
-    return {side // x.shape[2]: x.shape[1] for x in seen.inputs}
+    return {round(side / x.shape[2]): x.shape[1] for x in seen.inputs}
 
 
 def list_objects(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
@@ -151,6 +157,26 @@ def list_objects(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, lis
     image, owners = batch["img"], batch["batch_idx"].view(-1)
     groups = [int((owners == i).sum()) for i in range(len(image))]
     return batch["cls"].to(image.device).long().view(-1), batch["bboxes"].to(image.device), groups
+
+
+def share_batch(objects: int, images: int) -> tuple[int, float]:
+    """Give the number of objects of the batch of all processes, at least 1, and this process's share of its images."""
+    if not shared_step.is_active:
+        return max(objects, 1), 1.0
+    local = torch.tensor([0.0, 0.0] if shared_step.is_idle else [float(objects), float(images)])
+    total = local.clone()
+    dist.all_reduce(total)
+    return max(int(total[0]), 1), float(local[1] / total[1])
+
+
+def sum_over_processes(terms: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Give terms the value of the batch of all processes, and the gradient of this one's share, which DDP sums."""
+    if not shared_step.is_active:
+        return terms
+    local = torch.stack(terms) * (not shared_step.is_idle)
+    total = local.detach().clone()
+    dist.all_reduce(total)
+    return [*(local + (total - local.detach()))]
 
 
 def assign(matcher: Any, boxes: torch.Tensor, logits: torch.Tensor, objects: tuple) -> torch.Tensor:
@@ -192,8 +218,8 @@ def box_distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
 
 
 def standardise(x: torch.Tensor) -> torch.Tensor:
-    """Give each channel of maps (B, C, H, W) the mean 0 and the deviation 1, over images and places."""
-    deviation, mean = torch.std_mean(x, (0, 2, 3), keepdim=True, correction=0)
+    """Give each channel of each image's maps (B, C, H, W) the mean 0 and the deviation 1 over its places."""
+    deviation, mean = torch.std_mean(x, (2, 3), keepdim=True, correction=0)
     return (x - mean) / (deviation + EPS)
 
 
@@ -232,6 +258,18 @@ def take_teacher(trainer: Any) -> Iterator[None]:
         trainer.ema.ema._modules.pop("distillation", None)
 
 
+@contextmanager
+def set_aside(trainer: Any) -> Iterator[None]:
+    """Take the teacher out of a trainer's model while upstream loads a checkpoint, which holds none, into it."""
+    layers = unwrap_model(trainer.model)._modules
+    held = layers.pop("distillation", None)
+    try:
+        yield
+    finally:
+        if held is not None:
+            layers["distillation"] = held
+
+
 def attach_teacher(trainer: Any, student: Any) -> None:
     """Make the teacher that `distill_model=` names a part of the training of a student.
 
@@ -251,7 +289,7 @@ def attach_teacher(trainer: Any, student: Any) -> None:
     teacher = teacher.float().eval().requires_grad_(False).fuse(verbose=False)
     teacher = teacher.half() if trainer.device.type == "cuda" else teacher
     gains = {term: float(getattr(trainer.args, f"distill_{term}")) for term in TERMS}
-    student.distillation = Distillation(teacher, student.to(trainer.device), classes, gains)
+    student.distillation = Distillation(teacher, student.to(trainer.device), classes, gains, trainer.args.imgsz)
     if RANK in {-1, 0}:
         LOGGER.info(
             f"{file} teaches by {', '.join(f'{term} ({gain:g})' for term, gain in gains.items())}, the features at "
