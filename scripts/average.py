@@ -30,11 +30,13 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.fork.atomic_write import write_atomically
 from ultralytics.fork.checkpoints.load import load_checkpoint
 from ultralytics.fork.errors import Refused, is_plain
+from ultralytics.fork.rtdetr import find_head
 from ultralytics.models.rtdetr.val import RTDETRDataset
 from ultralytics.utils import LOGGER
 from ultralytics.utils.patches import torch_save
 
 FITNESS = "metrics/mAP50-95(B)"  # by which the best epochs are chosen
+STATISTIC = ".running_mean"  # ends the name of a batch norm's
 BATCH = 8  # images of a step in which statistics are estimated
 
 
@@ -83,36 +85,46 @@ def choose_files(sources: list[Path], best: int | None, last: int | None) -> lis
     return chosen
 
 
-def average_models(files: list[Path]) -> nn.Module:
+def average_models(files: list[Path]) -> tuple[nn.Module, set[str]]:
     """Average the weights of checkpoints.
 
+    Returns:
+        The model, and the names of its batch norms whose statistics are equal in all of them, as those of frozen ones.
+
     Raises:
-        Refused: If they are not of the same model.
+        Refused: If they are not of the same RT-DETR.
     """
-    average: Any = None
+    average, first = None, {}
     total: dict[str, torch.Tensor] = {}
+    frozen: set[str] = set()
     for file in files:
         checkpoint = load_checkpoint(file)
         model = (checkpoint.get("ema") or checkpoint["model"]).float()
         state = model.state_dict()
         if average is None:
+            if find_head(model) is None:
+                raise Refused(f"{file} is not an RT-DETR, on whose images statistics are estimated here")
             average = copy.deepcopy(model)
+            frozen = {key.removesuffix(STATISTIC) for key in state if key.endswith(STATISTIC)}
+            first = {key: state[f"{key}{STATISTIC}"] for key in frozen}
             total = {key: value.double() for key, value in state.items() if value.is_floating_point()}
             continue
         shapes, known = ({key: value.shape for key, value in one.items()} for one in (state, average.state_dict()))
         if shapes != known or getattr(model, "names", None) != getattr(average, "names", None):
             raise Refused(f"{file} is another model than {files[0]}, or of other classes")
+        frozen = {key for key in frozen if torch.equal(state[f"{key}{STATISTIC}"], first[key])}
         for key, value in total.items():
             value += state[key]
     average.load_state_dict({key: value / len(files) for key, value in total.items()}, strict=False)
-    return average
+    return average, frozen
 
 
-def estimate_statistics(model: Any, data: dict[str, Any], imgsz: int, images: int) -> int:
+def estimate_statistics(model: Any, frozen: set[str], data: dict[str, Any], imgsz: int, images: int) -> int:
     """Estimate the running statistics of a model's batch norms on training images, all else in evaluation mode.
 
     Args:
         model: The model, which is changed.
+        frozen: Names of batch norms that keep theirs, which they were trained with.
         data: The data set, as `check_det_dataset` returns it.
         imgsz: Pixels a side.
         images: How many at most.
@@ -120,7 +132,7 @@ def estimate_statistics(model: Any, data: dict[str, Any], imgsz: int, images: in
     Returns:
         How many images there were.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and name not in frozen]
     dataset = RTDETRDataset(img_path=data["train"], imgsz=imgsz, data=data, augment=False, rect=False)
     places = torch.linspace(0, len(dataset) - 1, min(images, len(dataset))).long().tolist()
     model.eval()
@@ -167,16 +179,20 @@ def average(args: argparse.Namespace) -> str:
     Raises:
         Refused: If something cannot be averaged; nothing is written.
     """
+    if args.images < 0 or args.images == 1:
+        raise Refused(
+            f"--images {args.images}: statistics need two images or more; 0 averages those of the checkpoints"
+        )
     if args.out.exists():
         raise Refused(f"{args.out} exists; name another --out")
     files = choose_files(args.sources, args.best, args.last)
-    model: Any = average_models(files)
+    model, frozen = average_models(files)
     checkpoint = load_checkpoint(files[-1])
     training = checkpoint["train_args"]
     name = args.data or training.get("data")
     LOGGER.setLevel(logging.WARNING)
     data = check_det_dataset(name)
-    used = estimate_statistics(model, data, training["imgsz"], args.images) if args.images else 0
+    used = estimate_statistics(model, frozen, data, training["imgsz"], args.images) if args.images else 0
     args.out.parent.mkdir(parents=True, exist_ok=True)
     kept = {"model": model.half(), "train_args": training, "version": checkpoint.get("version"), "epoch": -1}
     scratch = args.out.with_name(f".{args.out.name}.pt")
@@ -193,7 +209,8 @@ def average(args: argparse.Namespace) -> str:
     finally:
         scratch.unlink(missing_ok=True)
     table = format_markdown_table(["checkpoint", "mAP50-95", "mAP50"], rows, "---:")
-    norms = f"; batch norms of {used} images" if used else "; batch norms averaged"
+    norms = f"; statistics of the batch norms of {used} images" if used else "; statistics of the batch norms averaged"
+    norms += f", but of {len(frozen)} frozen ones" if used and frozen else ""
     return f"{table}\n\n{args.out}: the average of {len(files)} checkpoints{norms}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ def find_all(splits: list[Split], names: dict[int, str], channels: int, bits: in
         found += find_duplicates_within(split)
     found += find_duplicates_across(splits)
     found += find_missing_classes(splits, names)
+    found += find_orphans(splits)
     return sorted(found, key=lambda finding: not finding.is_wrong)
 
 
@@ -64,17 +66,27 @@ def find_left_out(split: Split) -> list[Finding]:
             share = count / len(split.pictures)
             found.append(Finding(True, f"{split.name}: {count} images ({share:.1%}) are {what}: {reason}", files))
     found += [Finding(True, f"{split.name}: {count} {what}") for what, count in split.notes.items() if count]
-    if split.orphans:
-        text = (
-            f"{split.name}: {len(split.orphans)} label files belong to no image, such as {Path(split.orphans[0]).name}"
-        )
-        found.append(Finding(False, text))
     return found
 
 
+def find_orphans(splits: list[Split]) -> list[Finding]:
+    """Find label files that belong to no image, beside those of all splits."""
+    known = {label for split in splits for label in split.labels}
+    folders = sorted({Path(label).parent for label in known})
+    orphans = [
+        file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.txt")) if str(file) not in known
+    ]
+    if not orphans:
+        return []
+    return [Finding(False, f"{len(orphans)} label files belong to no image, such as {orphans[0]}")]
+
+
 def shorten(problem: str, file: str) -> str:
-    """Shorten a reason so that it is the same for all images that have it."""
-    text = problem.replace(file, Path(file).name).replace(Path(file).stem, "*")
+    """Shorten a reason so that it is the same for all images that have it: without names and numbers of one file."""
+    text = re.sub(r"[\w:./\\-]*\b" + re.escape(Path(file).stem) + r"(\.[a-zA-Z]+)", r"*\1", problem)
+    text = re.sub(r"row \d+", "a row", re.sub(r", not .*", "", text))
+    text = re.sub(r"a row: class \S+ is", "a row: a class is", text)
+    text = re.sub(r"a row: .* is not finite", "a row: a value is not finite", text)
     return " ".join(text.split())[:160]
 
 

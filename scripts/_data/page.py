@@ -44,13 +44,13 @@ def make_page(data: str, names: dict[int, str], rows: list[dict], splits: list[S
 def draw(picture: Picture, names: dict[int, str]) -> dict[str, Any]:
     """Draw an image with its labels as a JPEG in a URL; without a picture, if it cannot be read."""
     caption = f"{Path(picture.file).name}: {picture.problem or f'{len(picture.boxes)} objects'}"
-    image = (
-        cv2.imdecode(np.fromfile(picture.file, np.uint8), cv2.IMREAD_COLOR) if Path(picture.file).is_file() else None
-    )
+    data = np.fromfile(picture.file, np.uint8) if Path(picture.file).is_file() else np.zeros(0, np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
     if image is None:
         return {"caption": caption, "source": None}
     scale = SIDE / max(image.shape[:2])
-    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    sides = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+    image = cv2.resize(image, sides, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     height, width = image.shape[:2]
     annotator = Annotator(np.ascontiguousarray(image), line_width=1, font_size=9)
     for cls, (x, y, w, h) in zip(picture.classes, picture.boxes * [width, height, width, height]):

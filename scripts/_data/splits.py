@@ -61,13 +61,13 @@ class Split:
         name: Such as train.
         pictures: Its images.
         notes: Counts of what is left out of annotations.
-        orphans: Label files without an image.
+        labels: Its label files, whether they are there or not.
     """
 
     name: str
     pictures: list[Picture]
     notes: Counter[str]
-    orphans: list[str]
+    labels: list[str]
 
     @property
     def used(self) -> list[Picture]:
@@ -93,13 +93,12 @@ def read_split(data: dict[str, Any], name: str) -> Split:
     with ThreadPool(NUM_THREADS) as pool:
         if hasattr(listing, "annotations"):
             listing.im_files = files
-            pictures, orphans = read_annotated(listing, notes), []
+            pictures, labels = read_annotated(listing, notes), []
         else:
             labels = utils.img2label_paths(files)
             pictures = pool.starmap(read_labelled, [(file, label, data["nc"]) for file, label in zip(files, labels)])
-            orphans = find_orphans(labels)
         pool.map(read_content, pictures)
-    return Split(name, pictures, notes, orphans)
+    return Split(name, pictures, notes, labels)
 
 
 def read_labelled(file: str, label: str, classes: int) -> Picture:
@@ -125,15 +124,6 @@ def read_annotated(listing: Any, notes: Counter[str]) -> list[Picture]:
         label = annotations.make_label(by_file[file], shapes[file], numbers, notes)
         pictures.append(Picture(file, tuple(shapes[file]), label["cls"][:, 0].astype(int), label["bboxes"]))
     return pictures
-
-
-def find_orphans(labels: list[str]) -> list[str]:
-    """Find the label files beside those of a split that belong to no image."""
-    known = set(labels)
-    folders = {Path(label).parent for label in labels}
-    return sorted(
-        str(file) for folder in folders if folder.is_dir() for file in folder.glob("*.txt") if str(file) not in known
-    )
 
 
 def read_content(picture: Picture) -> None:

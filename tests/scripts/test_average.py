@@ -62,7 +62,9 @@ def test_statistics_are_those_of_the_images(data):
     torch.manual_seed(0)
     model = RTDETR("rtdetr-tiny.yaml").model
     settings = check_det_dataset(str(data))
-    assert average.estimate_statistics(model, settings, 64, 100) == 4
+    frozen = {"model.0.stem2a.bn"}
+    assert average.estimate_statistics(model, frozen, settings, 64, 100) == 4
+    assert not model.model[0].stem2a.bn.running_mean.any()  # as it was made
     images = RTDETRDataset(img_path=settings["train"], imgsz=64, data=settings, augment=False, rect=False)
     batch = torch.stack([images[i]["img"] for i in range(4)]).float() / 255
     stem = model.model[0].stem1
@@ -71,6 +73,19 @@ def test_statistics_are_those_of_the_images(data):
     torch.testing.assert_close(stem.bn.running_mean, maps.mean((0, 2, 3)))
     torch.testing.assert_close(stem.bn.running_var, maps.transpose(0, 1).flatten(1).var(1), rtol=1e-4, atol=1e-6)
     assert stem.bn.momentum == RTDETR("rtdetr-tiny.yaml").model.model[0].stem1.bn.momentum and not stem.bn.training
+
+
+def test_frozen_norms_are_known_by_their_statistics(data, tmp_path):
+    files = [tmp_path / f"{seed}.pt" for seed in range(2)]
+    for seed, file in enumerate(files):
+        write(file, data, seed)
+        checkpoint = torch.load(file, weights_only=False)
+        for name, m in checkpoint["model"].named_modules():
+            if isinstance(m, nn.BatchNorm2d) and not name.startswith("model.0."):
+                m.running_mean.fill_(seed)
+        torch.save(checkpoint, file)
+    frozen = average.average_models(files)[1]
+    assert "model.0.stem1.bn" in frozen and all(name.startswith("model.0.") for name in frozen)
 
 
 def test_epochs_are_chosen_by_their_figures(tmp_path):
@@ -102,6 +117,7 @@ def test_what_cannot_be_averaged_is_named(data, tmp_path, monkeypatch, capsys):
         ([one, other, "--best", 2, "--out", tmp_path / "x.pt"], "name its folder"),
         ([tmp_path, "--out", tmp_path / "x.pt"], "train with save_period=1"),
         ([one, other, "--out", one], "exists; name another --out"),
+        ([one, other, "--images", 1, "--out", tmp_path / "x.pt"], "statistics need two images or more"),
     ]:
         with pytest.raises(SystemExit, match=says):
             run(monkeypatch, *argv)

@@ -69,13 +69,13 @@ def test_what_is_wrong_is_found(shapes, monkeypatch, capsys, tmp_path):
         return next(finding for text, finding in texts.items() if all(word in text for word in words))
 
     assert status == 1 and ok
-    assert finding("class 7 is out of range 0-2")["files"] == [str(images / "train" / "0002.jpg")]
+    assert finding("a class is out of range 0-2")["files"] == [str(images / "train" / "0002.jpg")]
     assert finding("left out", "cannot identify")["files"] == [str(images / "train" / "no image.jpg")]
     assert finding("9 of", "less than 2 pixels", "imgsz=640")["files"] == [str(images / "train" / "long.png")]
     assert "4 levels of 256" in finding("16 bits", "`bits: 10`")["text"]
     assert "2 images" in finding("train and val share", "2 of them as the same file")["text"]
     assert finding("train: 1 images are copies of another, 1 of them with other labels")["is_wrong"]
-    assert not finding("1 label files belong to no image, such as orphan.txt")["is_wrong"]
+    assert not finding("1 label files belong to no image, such as", "orphan.txt")["is_wrong"]
     assert finding("several pages")["files"] == [str(images / "val" / "pages.tiff")]
     page = (tmp_path / "page.html").read_text()
     assert (
@@ -89,6 +89,23 @@ def test_boxes_are_measured_at_the_size_of_the_training(shapes, monkeypatch, cap
     file.write_text("0 .5 .5 .01 .5\n")
     assert check(monkeypatch, capsys, shapes, "--imgsz", "640")[1]["splits"][0]["below 2 px"] == 0
     assert check(monkeypatch, capsys, shapes, "--imgsz", "160")[1]["splits"][0]["below 2 px"] == 1
+
+
+def test_a_mistake_in_many_files_is_one_finding(shapes, monkeypatch, capsys, tmp_path):
+    """Whatever the row and its numbers; and a page shows files that are empty or a pixel high."""
+    labels = shapes.parent / "data" / "labels" / "train"
+    (labels / "0000.txt").write_text("0 .5 .5 1.2 .2\n")
+    (labels / "0001.txt").write_text("0 .5 .5 .2 .2\n1 .5 .5 7.5 .2\n")
+    (labels / "0002.txt").write_text("9 .5 .5 .2 .2\n")
+    (labels / "0003.txt").write_text("0 .5 .5 .2 .2\n8 .5 .5 .2 .2\n")
+    images = shapes.parent / "data" / "images" / "train"
+    (images / "empty.jpg").write_bytes(b"")
+    cv2.imwrite(str(images / "line.png"), np.zeros((1, 900, 3), np.uint8))
+    status, found = check(monkeypatch, capsys, shapes, "--html", tmp_path / "page.html")
+    texts = [finding["text"] for finding in found["findings"] if "left out" in finding["text"]]
+    assert sum("2 images" in text for text in texts) == 2 and status == 1
+    assert any("a row: a class is out of range 0-2" in text for text in texts)
+    assert "line.png" in (tmp_path / "page.html").read_text()
 
 
 def test_classes_without_objects(shapes, monkeypatch, capsys):

@@ -1,6 +1,9 @@
 """A teacher's losses: those of a naive form, nothing where both models are the same, no trace in a checkpoint."""
 
 import copy
+import csv
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -169,6 +172,26 @@ def test_a_taught_run_goes_on_to_the_bit_and_leaves_no_trace(data, teacher, tmp_
     assert len(rows) == 3 and "train/dis_logits,train/dis_boxes,train/dis_feats" in rows[0]
     column = rows[0].split(",").index("train/dis_logits")
     assert all(float(row.split(",")[column]) > 0 for row in rows[1:])
+
+
+@pytest.mark.nightly
+def test_two_processes_learn_what_one_does(data, teacher, tmp_path):
+    """The same figures of the first epoch, with a last batch of one image, which one of them has not."""
+    still = dict.fromkeys(("mosaic", "mixup", "fliplr", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "erasing"), 0)
+    settings = {**still, "epochs": 1, "imgsz": 64, "batch": 3, "nbs": 3, "loss": "official", "device": "cpu"}
+    settings |= {"optimizer": "SGD", "lr0": 1e-3, "plots": False, "workers": 0, "distill_model": str(teacher)}
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys\nfrom ultralytics import RTDETR\n"
+        f"RTDETR('rtdetr-tiny.yaml').train(data={str(data)!r}, project={str(tmp_path)!r}, name=sys.argv[1], **{settings})\n"
+    )
+    subprocess.run([sys.executable, script, "one"], check=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*launcher, script, "two"], check=True)
+    one, two = (next(csv.DictReader((tmp_path / name / "results.csv").open())) for name in ("one", "two"))
+    losses = [key for key in one if key.startswith("train/")]
+    assert len(losses) == 6
+    assert [float(two[key]) for key in losses] == pytest.approx([float(one[key]) for key in losses], rel=1e-3)
 
 
 @pytest.mark.parametrize(

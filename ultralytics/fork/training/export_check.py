@@ -49,7 +49,7 @@ def export(trainer: Any, form: str, folder: Path) -> None:
     settings = {
         "format": form,
         "imgsz": trainer.args.imgsz,
-        "device": "cpu",
+        "device": "0" if form == "engine" and trainer.device.type == "cuda" else "cpu",
         "mode": "export",
         "task": trainer.args.task,
     }
