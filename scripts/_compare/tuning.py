@@ -126,10 +126,10 @@ def tune(folder: Path, settings: dict, space: dict[str, Range | Choice], trials:
         study_name="search",
         storage=storage,
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=0),
         pruner=pruner,
         load_if_exists=True,
     )
+    search.sampler = optuna.samplers.TPESampler(seed=len(search.get_trials(deepcopy=False)))  # or it begins again
     running = optuna.trial.TrialState.RUNNING
     for trial in search.get_trials(deepcopy=False, states=[running]):  # of a command that was stopped
         search.tell(trial.number, state=optuna.trial.TrialState.FAIL)
