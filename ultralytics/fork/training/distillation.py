@@ -28,7 +28,6 @@ from torch import nn
 from ultralytics.fork.distributed.global_batch import shared_step
 from ultralytics.fork.errors import Refused
 from ultralytics.fork.rtdetr import find_head, get_head, unwrap_model
-from ultralytics.fork.training.criterion import overlap
 
 TERMS = {"logits": "dis_logits", "boxes": "dis_boxes", "features": "dis_feats"}  # and what progress calls them
 GAINS = {"L1": 5, "GIoU": 2}  # of boxes, as in the loss of objects
@@ -76,6 +75,8 @@ class Distillation(nn.Module):
         Returns:
             The terms by name, each multiplied with its gain.
         """
+        from ultralytics.fork.training.criterion import overlap  # not at the head: it imports all models
+
         image, objects = batch["img"], list_objects(batch)
         theirs, boxes, logits = self.ask_teacher(image)
         own_boxes, own_logits = last_layer(seen.outputs)
@@ -213,6 +214,8 @@ def diverge(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
 
 def box_distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     """Give the distance of pairs of boxes, (n,), by L1 and by the generalised IoU."""
+    from ultralytics.fork.training.criterion import overlap
+
     giou = overlap(ours, theirs, GIoU=True).view(-1)
     return GAINS["L1"] * (ours.float() - theirs).abs().sum(1) + GAINS["GIoU"] * (1 - giou)
 
