@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from filelock import FileLock, Timeout  # noqa: E402
 
-from _compare import data_sets, existing_runs, local_runs, ray_cluster, tables, tuning  # noqa: E402
+from _compare import data_sets, existing_runs, local_runs, ray_cluster, tables, tuning, watch  # noqa: E402
 from _compare.cost import measure_costs  # noqa: E402
 from _compare.grid import list_switches, name_values, name_variant, parse_grid  # noqa: E402
 from _compare.html_report import write_report  # noqa: E402
@@ -79,6 +79,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--from", dest="taken", nargs="+", default=[], type=Path, metavar="RUN", help=existing_runs.__doc__
     )
+    parser.add_argument(
+        "--watch", type=Path, metavar="FOLDER", help="show a running study in a browser, and do nothing"
+    )
+    parser.add_argument("--port", type=int, default=8765, metavar="N", help="of --watch (8765)")
     search = parser.add_argument_group("search for arguments, in place of a comparison")
     search.add_argument("--tune", type=int, metavar="N", help="trials of one model, by Optuna")
     search.add_argument("--space", default="", metavar='"KEY=LOW..HIGH KEY=VALUE,VALUE …"', help="what is searched")
@@ -311,6 +315,9 @@ def main() -> int:
     folder = None
     try:
         args = parse_arguments(sys.argv[1:])
+        if args.watch:
+            watch.watch(args.watch, args.port)
+            return 0
         if args.tune is not None:
             folder = args.out
             print(search_arguments(args))
