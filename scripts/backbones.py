@@ -24,6 +24,7 @@ import torch
 from _backbones.trial import Trial, try_backbone
 from _bench.report import describe_environment, format_table
 from ultralytics.fork.atomic_write import write_atomically
+from ultralytics.fork.pretrained.timm_rows import create_bare_model
 
 RECORD = Path(__file__).resolve().parents[1] / "benchmarks" / "timm.json"
 FOR_TESTS = "test_"  # begins the names of timm's models for tests
@@ -43,12 +44,7 @@ def count_parameters(name: str) -> int:
     """Count the parameters of a model; 0 for one of timm's models for tests."""
     if name.startswith(FOR_TESTS):
         return 0
-    try:
-        with torch.device("meta"):
-            model = timm.create_model(name)
-    except (NotImplementedError, RuntimeError):  # it needs numbers
-        model = timm.create_model(name)
-    return sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in create_bare_model(name).parameters())
 
 
 def try_apart(name: str, export: bool) -> Trial:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from ultralytics.fork.errors import Refused
+from ultralytics.fork.pretrained.timm_rows import create_bare_model
 from ultralytics.fork.pretrained.timm_weights import PREFIX, SUFFIXES, fetch_tensors, find_file, read_tensors
 
 SAME_COMPUTATION = r"hgnetv2_b\d|(wide_)?resnet\d+(_\d)?"  # others, with anti-aliasing for one, may have equal tensors
@@ -140,8 +141,7 @@ def check_name(name: str) -> None:
         near = difflib.get_close_matches(name.partition(".")[0], known, n=3) or ["hgnetv2_b4", "resnet50"]
         raise Refused(f"timm has no model {name!r}; did you mean {' or '.join(near)}? (or a file that does not exist)")
     try:
-        with torch.device("meta"):
-            bare: Any = timm.create_model(name)
+        bare = create_bare_model(name)
     except RuntimeError as e:  # a tag that the model has not
         raise Refused(f"timm/{name}: {e}") from None
     build_rows(bare.state_dict(), PREFIX + name)

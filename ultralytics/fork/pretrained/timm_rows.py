@@ -12,6 +12,22 @@ NAME_KEY = "backbone_name"  # of a model YAML, for the name that its first row t
 DEFAULT_SIZE = 640  # pixels, of the module's `img_size`
 
 
+def create_bare_model(name: str) -> Any:
+    """Create a model of timm without numbers, or where it computes with numbers, without pretrained ones.
+
+    Raises:
+        RuntimeError: For a tag that the model has not.
+    """
+    import timm
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name)
+    except (NotImplementedError, RuntimeError):  # earlier releases of timm read drop rates from a tensor
+        return timm.create_model(name)
+
+
 def list_timm_layers(model: Any) -> list[Any]:
     """List the layers of a model that are backbones of timm."""
     return [m for m in model.modules() if type(m).__name__ == "Timm"] if isinstance(model, nn.Module) else []

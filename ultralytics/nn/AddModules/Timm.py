@@ -316,7 +316,9 @@ class FeatureBuilder:
             if set(way) & set(str(e).split("'")):
                 raise
             raise RowError(f"Timm: {self.name}: {e}") from None
-        except (AttributeError, AssertionError) as e:
+        except (AttributeError, AssertionError, RuntimeError) as e:
+            if isinstance(e, RuntimeError) and "features_only" not in str(e):
+                raise
             raise RowError(f"Timm: {self.name} gives no maps: {' '.join(str(e).split())[:200]}") from None
 
     def takes(self, features: Any, size: tuple[int, int]) -> bool:
