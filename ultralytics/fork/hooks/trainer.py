@@ -142,7 +142,8 @@ def _setup_train(original: Any, self: Any, *args: Any) -> None:
         finally:
             self.args.freeze = freeze  # which `setup_model` has translated
     if RANK in (-1, 0):
-        check_model_to_save(self.ema.ema, "Each checkpoint of this run")
+        with distillation.set_aside(self):
+            check_model_to_save(unwrap_model(self.model), "Each checkpoint of this run")
     recipe.warn_of_start_from_scratch(self)
     if find_head(unwrap_model(self.model)):
         if RANK in (-1, 0):
