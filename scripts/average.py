@@ -165,12 +165,16 @@ def main() -> None:
     )
     parser.add_argument("--out", required=True, type=Path, help="file to write")
     args = parser.parse_args()
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)  # upstream says much of each validation
     try:
         print(average(args))
     except (OSError, ValueError, TypeError) as e:
         if isinstance(e, OSError) or is_plain(e):
             sys.exit(f"average.py: {e}")
         raise
+    finally:
+        LOGGER.setLevel(level)
 
 
 def average(args: argparse.Namespace) -> str:
@@ -190,7 +194,6 @@ def average(args: argparse.Namespace) -> str:
     checkpoint = load_checkpoint(files[-1])
     training = checkpoint["train_args"]
     name = args.data or training.get("data")
-    LOGGER.setLevel(logging.WARNING)
     data = check_det_dataset(name)
     used = estimate_statistics(model, frozen, data, training["imgsz"], args.images) if args.images else 0
     args.out.parent.mkdir(parents=True, exist_ok=True)
