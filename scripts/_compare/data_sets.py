@@ -10,7 +10,7 @@ from _compare import tables
 from _compare.results import add_corrections
 from _compare.statistics import Difference, combine_data_sets
 from _compare.study_folder import STUDY
-from _compare.tables import Column, metric_column, show_difference, show_p
+from _compare.tables import Column, metric_column, show_difference
 from ultralytics.fork.atomic_write import write_atomically
 
 FIELDS = "value", "low", "high", "seeds", "error", "p"  # of a difference
@@ -46,15 +46,15 @@ def combine_rows(found: dict[str, list[dict]]) -> list[dict[str, Any]]:
 
 def list_columns(names: list[str]) -> list[Column]:
     """List the columns of the table over several data sets."""
-    over_all, *others = [column for column in tables.COLUMNS if column.title in {"difference [95 %]", "p (Holm)"}]
+    difference, p = [column for column in tables.COLUMNS if column.title in {"difference [95 %]", "p (Holm)"}]
     columns = [
         tables.COLUMNS[0],
         Column("data sets", lambda row: str(len(row["sets"])), lambda row: {"data sets": " ".join(row["sets"])}),
-        Column("difference over all [95 %]", show_difference, over_all.figures),
-        Column("p (Holm)", show_p, others[0].figures),
+        Column("difference over all [95 %]", show_difference, difference.figures),
+        p,
     ]
     for name in names:
-        for column in (metric_column("mAP50-95"), over_all):
+        for column in (metric_column("mAP50-95"), difference):
             columns.append(move_column(column, name))
     return columns
 

@@ -46,14 +46,12 @@ class Annotations:
         source: The file, or the folder.
         images: Its images.
         categories: The identity of each category by its name.
-        ignored: What it calls objects that are ignored.
         digest: Of the content.
     """
 
     source: Path
     images: list[AnnotatedImage]
     categories: dict[str, Any]
-    ignored: str
     digest: str
 
 

@@ -42,7 +42,7 @@ def read_coco_json(file: Path, root: Path) -> Annotations:
     reader.read_objects(content["annotations"], images, categories)
     names = {name: identity for identity, name in categories.items()}
     digest = hashlib.sha256(data).hexdigest()
-    return Annotations(file, list(images.values()), names, "crowd regions", digest)
+    return Annotations(file, list(images.values()), names, digest)
 
 
 class CocoReader:

@@ -40,7 +40,7 @@ def read_voc_folder(folder: Path, root: Path) -> Annotations:
         digest.update(data)
         images.append(read_voc_file(file, data, finder))
     names = sorted({name for image in images for name in image.names})
-    return Annotations(folder, images, {name: name for name in names}, "difficult objects", digest.hexdigest())
+    return Annotations(folder, images, {name: name for name in names}, digest.hexdigest())
 
 
 def read_voc_file(file: Path, data: bytes, finder: ImageFinder) -> AnnotatedImage:
