@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
-from _upstream.pin import Pin, UpstreamError
-from _upstream.queue.release_trees import write_untouched_tree
+from _bench.release_trees import OURS, UNTOUCHED, lay_down_trees, run_python
 
 CODE = """
 import json, time
-start = time.perf_counter()
+start = time.process_time()
 from ultralytics import RTDETR
-imported = time.perf_counter()
+imported = time.process_time()
 RTDETR("rtdetr-l.yaml")
-print(json.dumps([imported - start, time.perf_counter() - imported]))
+print(json.dumps([imported - start, time.process_time() - imported]))
 """
 BACKBONE = """
 import json, statistics, time
@@ -41,39 +35,24 @@ def measure_startup(root: Path, rounds: int) -> dict[str, float]:
         rounds: Processes of each side, in turn.
 
     Returns:
-        Median ratios of import and build, and the milliseconds that `EMO_1M()` takes, and
+        Median ratios of import and build (processor time), and the milliseconds that `EMO_1M()` takes, and
         that the first takes.
     """
-    repo = root / ".upstream" / "repo"
-    if not repo.is_dir():
-        raise UpstreamError("the untouched release is not in .upstream: run `python scripts/upstream.py apply`")
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        untouched = Path(folder)
-        write_untouched_tree(repo, Pin.read(root).release, untouched)
-        samples: dict[str, list[list[float]]] = {"ours": [], "untouched": []}
+    samples: dict[str, list[list[float]]] = {OURS: [], UNTOUCHED: []}
+    with lay_down_trees(root) as trees:
         for i in range(rounds + 1):
-            sides = [("ours", root), ("untouched", untouched)]
-            for side, tree in sides[:: 1 if i % 2 else -1]:
-                seconds = run_timed(CODE, tree)
+            for side, tree in list(trees.items())[:: 1 if i % 2 else -1]:
+                seconds = run_python(tree, ["-c", CODE]).read_result()
                 if i:  # the first ones write byte code and warm the disk's cache
                     samples[side].append(seconds)
-    ratios = [[a / b for a, b in zip(*pair)] for pair in zip(samples["ours"], samples["untouched"])]
+        first, median = run_python(root, ["-c", BACKBONE]).read_result()
+    ratios = [[a / b for a, b in zip(*pair)] for pair in zip(samples[OURS], samples[UNTOUCHED])]
     imports, builds = zip(*ratios)
-    first, median = run_timed(BACKBONE, root)
     return {
         "import_over_untouched": statistics.median(imports),
         "build_over_untouched": statistics.median(builds),
-        "import_ms": 1e3 * statistics.median(s[0] for s in samples["ours"]),
-        "build_ms": 1e3 * statistics.median(s[1] for s in samples["ours"]),
+        "import_ms": 1e3 * statistics.median(seconds[0] for seconds in samples[OURS]),
+        "build_ms": 1e3 * statistics.median(seconds[1] for seconds in samples[OURS]),
         "EMO_1M_ms": 1e3 * median,
         "EMO_1M_first_ms": 1e3 * first,
     }
-
-
-def run_timed(code: str, tree: Path) -> list[float]:
-    """Run code in a process that imports ultralytics from `tree`; return the figures in its last line."""
-    env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": ""}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tree, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise UpstreamError(f"ultralytics in {tree.name} does not start: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])

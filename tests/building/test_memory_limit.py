@@ -342,9 +342,37 @@ def test_what_is_predictable():
     assert not is_predictable(-1, 1, "Pose", ["nc", "kpt_shape"], kpt_shape=[17, 3])
 
 
+@pytest.fixture
+def deterministic():
+    """Deterministic algorithms, as upstream's trainer asks for them."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_decoder_of_many_queries_is_counted_in_its_summary(monkeypatch):
+    """The summary takes an image of at least as many cells."""
+    seen = []
+    monkeypatch.setattr(memory_limit.MemoryLimit, "count_registered_tensors", lambda self: seen.append(self))
+    model = nn.Sequential(nn.Linear(1, 1))
+    with limit_memory():
+        memory_limit.summarise_within_limit(lambda _: None, model)
+        assert len(seen) == 1
+        model.num_queries = memory_limit.FIRST_IMAGE_ANCHORS + 1
+        memory_limit.summarise_within_limit(lambda _: None, model)
+        assert len(seen) == 1
+        monkeypatch.undo()
+
+
 @pytest.mark.parametrize("name", ["rtdetr-l.yaml", "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"])
-def test_a_usual_model_is_hardly_counted_and_comes_out_the_same(name, monkeypatch):
-    """Each operation that is counted costs time; all of them, a fifth of the build."""
+@pytest.mark.parametrize("as_in_training", [False, True])
+def test_a_usual_model_is_hardly_counted_and_comes_out_the_same(name, as_in_training, monkeypatch, request):
+    """Each operation that is counted costs time; all of them, a fifth of the build.
+
+    A training uses deterministic algorithms, and prints a summary.
+    """
+    if as_in_training:
+        request.getfixturevalue("deterministic")
     counted = []
     dispatch = MemoryLimit.__torch_dispatch__
     monkeypatch.setattr(MemoryLimit, "__torch_dispatch__", lambda *args: counted.append(1) or dispatch(*args))
@@ -354,8 +382,9 @@ def test_a_usual_model_is_hardly_counted_and_comes_out_the_same(name, monkeypatc
         monkeypatch.setattr(rows, "find_predictable_rows", find)
         counted.clear()
         torch.manual_seed(0)
-        models.append(model(yaml_model_load(name), verbose=False))
+        models.append(model(yaml_model_load(name), verbose=as_in_training))
         counts.append(len(counted))
+        assert torch.utils.deterministic.fill_uninitialized_memory
     assert counts[0] < counts[1] / 10
     assert torch.equal(models[0].stride, models[1].stride)
     first, second = (m.state_dict() for m in models)

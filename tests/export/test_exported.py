@@ -1,6 +1,8 @@
 """An exported model is what its metadata says, whatever its name, and runs in the precision that it was exported in."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -144,3 +146,16 @@ def test_what_was_exported_in_fp32_runs_in_fp32(exported, monkeypatch):
 )
 def test_only_rtdetr_in_fp32_keeps_fp32(metadata, expected):
     assert keeps_fp32(metadata) is expected
+
+
+@pytest.mark.parametrize("suffix", [".pt", pytest.param(".onnx", marks=pytest.mark.slow)])
+def test_a_first_prediction_on_a_cpu_does_not_wait_for_torchvision(suffix, exported, tmp_path):
+    """Which takes a second, and whose NMS an RT-DETR does not use."""
+    code = (
+        "import sys; from ultralytics import RTDETR\n"
+        "results = RTDETR(sys.argv[1]).predict(sys.argv[2], imgsz=96, save=True, project=sys.argv[3])\n"
+        "print(len(results), [name for name in ('torchvision', 'torch._dynamo') if name in sys.modules])"
+    )
+    given = [str(exported[suffix]), str(ASSETS / "zidane.jpg"), str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "1 []" and list(tmp_path.rglob("zidane.jpg"))

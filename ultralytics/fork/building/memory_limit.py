@@ -40,6 +40,7 @@ REHEARSED_BYTES = 2**29  # bytes beyond which rows are rehearsed
 MAX_ROW_OPERATIONS = 40_000  # of its rows; the largest published model has 7,600, one on timm's PNASNet 25,000
 MAX_OPERATIONS = 200_000  # older releases copy the model twice, and run the copies, for its summary: 79,000
 MAX_MULTIPLICATIONS = 10**12  # multiplications for the first image; the same needs 3 * 10 ** 10
+FIRST_IMAGE_ANCHORS = 1344  # of strides 8, 16 and 32 on an image of 256 pixels, on which a new model runs first
 MAX_PASSED_BYTES = 2**37  # bytes of all results together, kept or not, so that no build takes for ever
 
 _building: contextvars.ContextVar[MemoryLimit | None] = contextvars.ContextVar("building", default=None)
@@ -85,7 +86,7 @@ def limit_memory() -> Iterator[MemoryLimit]:
     try:
         yield active
     finally:
-        active.count_registered_tensors()
+        active.finish()
         BuildsInProgress.add(-1)
         _building.reset(token)
 
@@ -137,6 +138,25 @@ def construct_within_limit(init: Callable) -> Callable:
             init(self, *args, **kwargs)
 
     return build
+
+
+def summarise_within_limit(summarise: Callable, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Summarise a model that may be under construction.
+
+    The summary runs the model on an image of some cells, and earlier releases copy it. Where no decoder asks for more
+    cells than the first image has, a model of a usual size has room for that, and nothing is counted: that would need
+    several times as long.
+    """
+    active = _building.get() if BuildsInProgress.count else None
+    is_usual = active is not None and active.registered + active.bytes <= REHEARSED_BYTES
+    queries = (getattr(m, "num_queries", 0) for m in model.modules())
+    if active is None or not is_usual or max(queries) > FIRST_IMAGE_ANCHORS:
+        return summarise(model, *args, **kwargs)
+    active.count_registered_tensors()
+    try:
+        return summarise(model, *args, **kwargs)
+    finally:
+        active.count_operations()
 
 
 def run_within_limit(m: nn.Module, x: Any) -> Any:
@@ -191,9 +211,8 @@ class MemoryLimit(TorchDispatchMode):
         self.is_entered = False
         self.predictable_rows: dict[int, bool] = {}
         self.predictable_layers: set[nn.Module] = set()
+        self.fills_new_tensors = torch.utils.deterministic.fill_uninitialized_memory
         register_hooks()
-        # With deterministic algorithms, torch fills each new tensor, and the memory is taken before it is registered
-        self.may_skip = not torch.are_deterministic_algorithms_enabled()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -214,13 +233,23 @@ class MemoryLimit(TorchDispatchMode):
         """See each operation from now on."""
         if not self.is_entered:
             self.is_entered = True
+            torch.utils.deterministic.fill_uninitialized_memory = self.fills_new_tensors
             self.__enter__()
 
     def count_registered_tensors(self) -> None:
-        """See registered tensors only from now on."""
+        """See registered tensors only from now on.
+
+        With deterministic algorithms torch would fill each new tensor, and take its memory before it is registered.
+        """
         if self.is_entered:
             self.is_entered = False
             self.__exit__(None, None, None)
+            torch.utils.deterministic.fill_uninitialized_memory = False
+
+    def finish(self) -> None:
+        """Count nothing any more."""
+        self.count_registered_tensors()
+        torch.utils.deterministic.fill_uninitialized_memory = self.fills_new_tensors
 
     @contextlib.contextmanager
     def rows_counted(self) -> Iterator[None]:
@@ -239,7 +268,7 @@ class MemoryLimit(TorchDispatchMode):
     def begin_row(self) -> None:
         """Choose how the row is counted that comes next."""
         self.row_numbers = 0
-        if self.may_skip and self.row in self.predictable_rows:
+        if self.row in self.predictable_rows:
             self.count_registered_tensors()
         else:
             self.count_operations()
@@ -346,7 +375,7 @@ def rehearse_rows(parse_model: Callable, d: dict, ch: int) -> None:
     except Exception:  # the row is wrong, or needs numbers: what is built next says which
         pass
     finally:
-        rehearsal.count_registered_tensors()
+        rehearsal.finish()
         _building.reset(token)
 
 

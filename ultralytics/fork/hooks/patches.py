@@ -6,7 +6,6 @@ called.
 
 from __future__ import annotations
 
-import io
 import os
 from typing import Any
 
@@ -32,9 +31,7 @@ def torch_save(original: Any, obj: Any, f: Any, *args: Any, **kwargs: Any) -> No
         return
     from ultralytics.fork.checkpoints import own_checkpoints
 
-    buffer = io.BytesIO()
-    original(obj, buffer, *args, **kwargs)
     is_own = own_checkpoints.is_own(f)  # upstream strips a run's last checkpoints
-    write_atomically(f, buffer.getbuffer())
+    write_atomically(f, lambda file: original(obj, file, *args, **kwargs))
     if is_own:
         own_checkpoints.add(f)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ultralytics.fork.building.memory_limit import construct_within_limit
+from ultralytics.fork.building.memory_limit import construct_within_limit, summarise_within_limit
 from ultralytics.fork.building.norms import keep_timm_layers, set_norms
 from ultralytics.fork.checkpoints.contents import load_checked
 from ultralytics.fork.hooks import downloads
@@ -94,6 +94,12 @@ def initialize_weights(original: Any, model: Any) -> None:
     with keep_timm_layers(model):
         original(model)
         set_norms(model)
+
+
+@override("ultralytics.nn.tasks.BaseModel")
+def info(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Summarise a model of a usual size without counting operations."""
+    return summarise_within_limit(original, self, *args, **kwargs)
 
 
 @override("ultralytics.nn.tasks.BaseModel")

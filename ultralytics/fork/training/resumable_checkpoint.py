@@ -17,7 +17,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from ultralytics.fork.atomic_write import write_atomically
+from ultralytics.fork.atomic_write import link_atomically, write_atomically
 from ultralytics.fork.checkpoints import own_checkpoints
 from ultralytics.fork.checkpoints.model_to_save import check_model_to_save
 from ultralytics.fork.rtdetr import unwrap_model
@@ -29,27 +29,30 @@ TRAINING_STATE_KEY = "training"  # of a checkpoint: what a resume needs beside w
 def save_resumable_checkpoint(save_model: Callable, trainer: Any) -> Any:
     """Let upstream's `save_model` write checkpoints atomically, with the training state in them."""
     save, state = torch.save, training_state(trainer)
+    checkpoint: dict = {}
+    written: list[Path] = []
 
-    def save_with_state(obj: dict, *args: Any, **kwargs: Any) -> None:
+    def keep(obj: dict, *_: Any, **__: Any) -> None:
         if isinstance(obj.get("ema"), torch.nn.Module):
             obj["ema"].to(memory_format=torch.contiguous_format)  # earlier releases keep the layout of the training
-        save({**obj, **state}, *args, **kwargs)
+        if "optimizer" in state.get(TRAINING_STATE_KEY, ()):
+            obj["optimizer"] = state[TRAINING_STATE_KEY]["optimizer"]  # in full, and thus once
+        checkpoint.update(obj, **state)
 
-    with (
-        patch.object(torch, "save", save_with_state),
-        patch.object(Path, "write_bytes", write_own_checkpoint),
-    ):
+    def write(file: Path, _: bytes) -> None:
+        if written:
+            link_atomically(written[0], file)
+        else:  # straight from the tensors: upstream's detour over memory takes the size of the file twice
+            write_atomically(file, lambda f: save(checkpoint, f))
+            written.append(file)
+        own_checkpoints.add(file)
+
+    with patch.object(torch, "save", keep), patch.object(Path, "write_bytes", write):
         saved = save_model(trainer)
     if not trainer.fork.has_saved and trainer.last.exists():
         trainer.fork.has_saved = True
         check_model_to_save(trainer.ema.ema, "The next checkpoint of this run")  # what its forward passes have added
     return saved
-
-
-def write_own_checkpoint(file: Path, data: bytes) -> None:
-    """Write a checkpoint of this process's training."""
-    write_atomically(file, data)
-    own_checkpoints.add(file)
 
 
 def training_state(trainer: Any) -> dict:
@@ -58,16 +61,18 @@ def training_state(trainer: Any) -> dict:
     if hasattr(model, "teacher_model"):
         return {}  # knowledge distillation: upstream's own resume, which rebuilds the teacher
     restore_spoiled_statistics(trainer)
+    if has_ended(trainer):  # what is left is the last validation, of weights that upstream keeps
+        return {TRAINING_STATE_KEY: {"epochs": trainer.epoch + 1, "done": True, "is_best": is_best(trainer)}}
     loader, run = trainer.train_loader, trainer.fork
     numpy_state: Any = np.random.get_state()
     gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
     state = {
         "epochs": trainer.epoch + 1 if run.has_begun else 0,
-        "done": has_ended(trainer),
-        "is_best": trainer.fitness == trainer.best_fitness,
+        "done": False,
+        "is_best": is_best(trainer),
         "seconds": time.time() - trainer.train_time_start,
         "model": model.state_dict(),
-        "ema": trainer.ema.ema.state_dict(),
+        "ema": (trainer.ema.ema if run.has_begun else model).state_dict(),  # equal before the first step: kept once
         "optimizer": trainer.optimizer.state_dict(),
         "trains_new_backbone": run.trains_new_backbone,
         "pending": run.accumulated_batches,
@@ -83,6 +88,11 @@ def training_state(trainer: Any) -> dict:
         "buffer": list(mosaic_buffer(loader.dataset)),
     }
     return {TRAINING_STATE_KEY: state}
+
+
+def is_best(trainer: Any) -> bool:
+    """Whether the epoch is the best so far, of which upstream writes best.pt, too."""
+    return trainer.fitness == trainer.best_fitness
 
 
 def has_ended(trainer: Any) -> bool:

@@ -102,6 +102,7 @@ def keep_training_state(resume_training: Callable, trainer: Any, checkpoint: dic
     """
     state = (checkpoint or {}).get(TRAINING_STATE_KEY) if trainer.resume else None
     if state and state["done"]:
+        restore_best(trainer, state)
         raise AllEpochsDone
     if state and not state["epochs"]:
         LOGGER.info(f"Resuming training {trainer.args.model} from its first epoch")
@@ -164,11 +165,16 @@ def restore_training_state(trainer: Any, state: dict) -> None:
         trainer.train_time_start = time.time() - state["seconds"]
     if is_first:
         trim_results(trainer.csv, trainer.start_epoch)
-        if state["is_best"]:  # the kill may have come between the two files
-            write_atomically(trainer.best, Path(trainer.args.resume).read_bytes())
+        restore_best(trainer, state)
         restore_generators(trainer, state)
     if (is_first or is_shared) and state["loader"] is not None and loader.generator is not None:
         loader.generator.set_state(state["loader"])
+
+
+def restore_best(trainer: Any, state: dict) -> None:
+    """Write best.pt, if the last epoch was the best: the kill may have come between the two files."""
+    if RANK in {-1, 0} and state["is_best"]:
+        write_atomically(trainer.best, Path(trainer.args.resume).read_bytes())
 
 
 def restore_loader(trainer: Any, loader: Any, state: dict) -> None:
