@@ -6,6 +6,8 @@
     python scripts/bench.py shelf                the modules of the shelf against the passes that they cannot leave out
     python scripts/bench.py depth --model FILE   a trained RT-DETR with fewer decoder layers and queries: latency, mAP
     python scripts/bench.py deploy               every model in each runtime that it is exported to: latency, file size
+    python scripts/bench.py train                the parts of a training step and epoch, against the untouched release
+    python scripts/bench.py commands             whole `yolo` commands against the untouched release
     python scripts/bench.py startup              import and build against the untouched release
     python scripts/bench.py peers                RT-DETR-R18 against Hugging Face's, the same weights: time, memory
     python scripts/bench.py profile --only FLA   the operations that a case's time goes to
@@ -45,13 +47,16 @@ from _bench import (  # noqa: E402
     shelf,
     startup,
     training_memory,
+    training_steps,
     transformers_peer,
+    whole_commands,
 )
 from _shared import timing  # noqa: E402
 from _shared.flops import count_flops  # noqa: E402
 from _shared.progress import Progress  # noqa: E402
 from _upstream.pin import UpstreamError  # noqa: E402
 
+ROUNDS = {"train": 3, "commands": 5}  # of processes, which take minutes; 20 samples of all else
 TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -191,6 +196,22 @@ def bench_shelf(args: argparse.Namespace) -> list[dict]:
     return shelf.measure_shelf(names, args.device, args.rounds, args.seconds)
 
 
+def bench_train(args: argparse.Namespace) -> list[dict]:
+    """Measure training steps, and the epoch around them."""
+    names = [name for name in training_steps.NAMES if args.only in name]
+    with Progress("models", len(names)) as progress:
+        return training_steps.measure_steps(
+            ROOT, names, str(args.device), args.imgsz or models.SIZE, args.batch, args.steps, args.rounds, progress.step
+        )
+
+
+def bench_commands(args: argparse.Namespace) -> list[dict]:
+    """Measure whole commands."""
+    imgsz = args.imgsz or whole_commands.IMGSZ
+    with Progress("commands", len(list_names("commands"))) as progress:
+        return whole_commands.measure_commands(ROOT, cases.BASELINE, args.only, args.rounds, progress.step, imgsz)
+
+
 def show_modules(results: dict) -> None:
     """Print the tables of `modules`."""
     plain = ["Conv 3x3 ms", "AIFI ms", "MHA ms", "HGNet ms"]
@@ -226,6 +247,11 @@ def show_deploy(results: list[dict]) -> None:
     print(*report.summarise_deploy(results), sep="\n\n")
 
 
+def show_train(results: list[dict]) -> None:
+    """Print the tables of `train`."""
+    print(*report.summarise_train(results), sep="\n\n")
+
+
 def show_startup(results: dict) -> None:
     """Print the table of `startup`."""
     print(report.format_table([results], list(results)))
@@ -259,6 +285,8 @@ BENCHES = {
     "deploy": (bench_deploy, show_deploy),
     "profile": (bench_profile, show_rows),
     "peers": (lambda args: transformers_peer.measure_peers(args.rounds), show_rows),
+    "train": (bench_train, show_train),
+    "commands": (bench_commands, show_rows),
     "startup": (lambda args: startup.measure_startup(ROOT, args.rounds), show_startup),
 }
 
@@ -273,23 +301,31 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
     parser.add_argument("--dtype", choices=TYPES, default="fp32", help="what autocast gives products; fp32: none")
     parser.add_argument("--compile", action="store_true", help="compile the modules with torch.compile")
-    parser.add_argument("--rounds", type=int, default=20, help="samples of each side (20)")
+    parser.add_argument("--rounds", type=int, help="samples of each side (20; train 3, commands 5 processes)")
     parser.add_argument("--seconds", type=float, default=20, help="for a comparison, unless it needs three rounds (20)")
     parser.add_argument("--model", metavar="FILE", help="for depth: a trained RT-DETR's checkpoint")
     parser.add_argument(
         "--data", default="shapes.yaml", help="for depth: gives mAP; for deploy: calibrates INT8 (shapes.yaml)"
     )
-    parser.add_argument("--imgsz", type=int, metavar="PIXELS", help="for depth: image size (what it was trained with)")
+    parser.add_argument(
+        "--imgsz",
+        type=int,
+        metavar="PIXELS",
+        help="for depth (what it was trained with), train (640) and commands (320): image size",
+    )
+    parser.add_argument("--batch", type=int, default=2, help="for train: images a step (2)")
+    parser.add_argument("--steps", type=int, default=3, help="for train: steps that count, in each process (3)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--save", action="store_true", help="keep them in benchmarks/, with pictures")
     args = parser.parse_args()
-    if args.rounds < 1 or args.seconds <= 0:
-        parser.error("--rounds and --seconds must be positive")
+    args.rounds = args.rounds if args.rounds is not None else ROUNDS.get(args.what, 20)
+    if min(args.rounds, args.seconds, args.batch, args.steps) <= 0 or (args.imgsz or 32) < 32:
+        parser.error("--rounds, --seconds, --batch and --steps must be positive, --imgsz at least 32")
     if args.what == "deploy" and args.device.type != "cpu":
         parser.error("deploy: the runtimes of the `export` extra are those of the CPU")
     if args.device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")
-    if args.what in ("modules", "models", "memory", "deploy", "profile") and not has_matches(args):
+    if args.what in ("modules", "models", "memory", "deploy", "profile", "train", "commands") and not has_matches(args):
         parser.error(f"--only {args.only!r} is in no name; there are {', '.join(list_names(args.what))}")
     if args.what == "depth" and not (args.model and Path(args.model).is_file()):
         problem = f"{args.model} does not exist" if args.model else "none is named"
@@ -304,6 +340,10 @@ def list_names(what: str) -> list[str]:
         return [*cases.PUBLISHED, *cases.LARGER]
     if what == "memory":
         return training_memory.NAMES
+    if what == "train":
+        return training_steps.NAMES
+    if what == "commands":
+        return [command.name for command in whole_commands.list_commands(cases.BASELINE, whole_commands.IMGSZ)]
     if what == "deploy":
         return deploy.NAMES
     return [case.name for case in (measure.iterate_cases() if what == "modules" else cases.CASES)]
@@ -331,6 +371,8 @@ def save_results(args: argparse.Namespace, results: dict) -> None:
         plots.plot_depth(results, picture)
     elif args.what == "deploy":
         plots.plot_deploy(results, picture)
+    elif args.what == "train":
+        plots.plot_steps(results, picture)
     print(f"\nkept in {file.relative_to(ROOT)}", file=sys.stderr)
 
 

@@ -77,3 +77,21 @@ def plot_deploy(rows: list[dict], file: Path) -> None:
     figure.legend(loc="outside right center", fontsize=8)
     figure.savefig(file, dpi=110)
     plt.close(figure)
+
+
+def plot_steps(rows: list[dict], file: Path) -> None:
+    """Draw the parts of a training step of each model and side as stacked bars."""
+    from _bench.training_steps import STEPS
+
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(9, 0.35 * len(rows) + 1.5), layout="constrained")
+    labels = [f"{row['model']}, {row['side']}" for row in rows]
+    left = [0.0] * len(rows)
+    for i, part in enumerate(STEPS):
+        axis.barh(labels, [row[part] for row in rows], left=left, label=part, color=plt.get_cmap("tab20")(i))
+        left = [start + row[part] for start, row in zip(left, rows)]
+    axis.invert_yaxis()
+    axis.set(xlabel="processor time of a step, s")
+    figure.legend(loc="outside right center", fontsize=8)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)

@@ -83,7 +83,8 @@ def run_python(tree: Path, arguments: list[str], folder: Path | None = None) -> 
         stderr.seek(0)
         if code:
             lines = (stderr.read().strip() or stdout.read().strip() or "killed").splitlines()
-            raise RuntimeError(f"{' '.join(arguments)[-200:]} in {tree.name} ends with {code}: {lines[-1]}")
+            short = " ".join(argument for argument in arguments if len(argument) < 80)
+            raise RuntimeError(f"{short} on {tree.name} ends with {code}: {lines[-1]}")
         return Finished(used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1024, stdout.read())
 
 

@@ -146,6 +146,34 @@ def summarise_depth(results: dict) -> list[str]:
     return ["`{model}` on `{data}` at {imgsz} px, one image, fused:".format(**results), format_renamed(rows, columns)]
 
 
+def summarise_train(results: list[dict]) -> list[str]:
+    """Format a table of steps and one of their parts and of the epoch around them, in seconds."""
+    whole = {
+        "model": "model",
+        "side": "side",
+        "step s": "step, s",
+        "of the time": "of the first's time",
+        "MiB": "peak, MiB",
+        "of the memory": "of the first's memory",
+    }
+    known = ("losses", *list(whole)[2:])
+    parts = {key: key.removesuffix(" s") for key in results[0] if key not in known}
+    return [format_renamed(results, whole), format_renamed(results, parts)]
+
+
+def summarise_commands(results: list[dict]) -> list[str]:
+    """Format the table of whole commands."""
+    columns = {
+        "command": "command",
+        "ours cpu": "processor, s",
+        "untouched cpu": "untouched, s",
+        "of cpu": "of its time",
+        "ours peak": "peak, MiB",
+        "of peak": "of its memory",
+    }
+    return [format_renamed(results, columns)]
+
+
 def summarise_deploy(results: list[dict]) -> list[str]:
     """Format a table of latencies and one of sizes, with a row for each model and a column for each runtime."""
     runtimes = list(dict.fromkeys(row["runtime"] for row in results))
@@ -170,6 +198,8 @@ SUMMARIES = {
     "models": summarise_models,
     "depth": summarise_depth,
     "deploy": summarise_deploy,
+    "train": summarise_train,
+    "commands": summarise_commands,
     **dict.fromkeys(
         ("memory", "peers", "backbones", "shelf"), lambda results: [format_table(results, list(results[0]))]
     ),

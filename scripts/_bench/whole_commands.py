@@ -50,12 +50,11 @@ class Command:
 def list_commands(model: str, imgsz: int) -> list[Command]:
     """List the commands: the start, a first prediction of each kind, a validation and a training."""
     common = [f"imgsz={imgsz}", "project=runs", "exist_ok=True", "verbose=False"]
+    image = ["source=bus.jpg", *common]
     return [
         Command("yolo version", ["version"]),
-        Command("predict, 1 image, .pt", ["predict", "model=model.pt", "source=bus.jpg", *common]),
-        Command(
-            "predict, 1 image, .onnx", ["predict", "model=model.onnx", "source=bus.jpg", *common], ("onnxruntime",)
-        ),
+        Command("predict, 1 image, .pt", ["predict", "model=model.pt", *image]),
+        Command("predict, 1 image, .onnx", ["predict", "model=model.onnx", *image], ("onnxruntime",)),
         Command(f"val, {VALIDATED} images", ["val", "model=model.pt", "data=shapes.yaml", "batch=4", *common]),
         Command(
             f"train, 1 epoch, {TRAINED} images",
@@ -80,7 +79,7 @@ def measure_commands(
 
     Args:
         root: The checkout.
-        model: A model YAML that the untouched release can build: its name, or a path.
+        model: A model that the untouched release has, by its file's name without `.yaml`.
         only: What the names of the commands have in them.
         rounds: Processes of each side.
         report: Is called with the name of each command that is done.
@@ -90,6 +89,7 @@ def measure_commands(
         A row for each command: ours over the untouched release, medians of the ratios of the same round.
     """
     rows = []
+    model = f"{model}.yaml"
     with lay_down_trees(root) as trees, tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         write_inputs(trees, folder, model, imgsz)

@@ -12,6 +12,7 @@ from _bench import naive_formulas
 from ultralytics.nn.AddModules import EMO, FLA, MQA, Biformer
 from ultralytics.nn.AddModules.Biformer import BiLevelRoutingAttention_nchw, Regions, RoutedAttention
 from ultralytics.nn.AddModules.FLA import FocusedAttention, FocusedLinearAttention
+from ultralytics.nn.AddModules.layers import tokens
 from ultralytics.nn.AddModules.layers.execution_mode import one_size
 from ultralytics.nn.AddModules.MQA import MultiQueryAttentionLayerWithDownSampling
 from ultralytics.nn.tasks import RTDETRDetectionModel
@@ -76,6 +77,30 @@ def test_a_head_a_channel_needs_no_matrix_products(monkeypatch):
         assert not calls
         torch.jit.trace(module, x, check_trace=False)
     assert calls
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Linear(6, 4, bias=False), nn.Conv2d(6, 4, 1)], ids=str)
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_a_product_of_tokens_and_its_gradients_on_each_processor(layer, capability, monkeypatch):
+    """Also the gradients of gradients, and those of a frozen layer; without AVX-512, weights' are matrix products."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    taken, apply = [], tokens.PixelProduct.apply
+    monkeypatch.setattr(tokens.PixelProduct, "apply", lambda *args: taken.append(1) or apply(*args))
+    x = torch.randn(2, 5, 6, requires_grad=True)
+    expected = F.linear(x, layer.weight.flatten(1), layer.bias)
+    found = tokens.project(layer, x)
+    assert torch.allclose(found, expected, atol=1e-5) and len(taken) == (capability == "AVX2")
+    inputs = [x, *layer.parameters()]
+    gradients = [torch.autograd.grad(y.square().sum(), inputs, create_graph=True) for y in (found, expected)]
+    second = [torch.autograd.grad(sum(g.square().sum() for g in each), inputs) for each in gradients]
+    for ours, plain in zip((*gradients[0], *second[0]), (*gradients[1], *second[1]), strict=True):
+        assert torch.allclose(ours, plain, rtol=1e-4, atol=1e-4)
+    layer.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=False):
+        assert torch.allclose(torch.autograd.grad(tokens.project(layer, x).sum(), x)[0], layer.weight.flatten(1).sum(0))
+    layer.requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tokens.project(layer, x).dtype == torch.bfloat16 and len(taken) == (capability == "AVX2")
 
 
 @pytest.mark.parametrize("factor", [3.0, 2.5])

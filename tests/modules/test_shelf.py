@@ -243,7 +243,9 @@ def test_every_parameter_learns(name):
     if getattr(module, "scope", None) is not None:
         nn.init.normal_(module.scope.weight)
     module(torch.randn(2, DIM, 8, 8)).square().mean().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+    gradients = {key: p.grad for key, p in module.named_parameters() if key != "conv_attn.bias"}
+    # The bias of GlobalContext's scores moves all of them alike, which a softmax does not see: only rounding moves it
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients.values())
 
 
 @pytest.mark.parametrize("name", SHELF)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,6 +11,8 @@ from torch import nn
 from ultralytics.nn.AddModules.layers.execution_mode import has_hooks, is_eager
 
 __all__ = ()
+
+DILATION = 2  # of a kernel of one pixel: see `convolve`
 
 
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -56,6 +60,59 @@ def multiply(
     on_cpu = tokens.device.type == "cpu"
     if not (tokens.dtype == torch.float32 if on_cpu else convolution) or not (tokens.numel() and is_eager()):
         return F.linear(tokens, weight, bias)
-    pixels = tokens.reshape(1, -1, 1, tokens.shape[2]).permute(0, 3, 1, 2)  # (1, C, B * N, 1), channels last
-    out = F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    if on_cpu and weight.requires_grad and torch.is_grad_enabled() and has_slow_weight_gradients():
+        return PixelProduct.apply(tokens, weight, bias)  # pyright: ignore[reportReturnType]
+    return convolve(tokens, weight, bias)
+
+
+def convolve(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Multiply (B, N, C) tokens with (C', C) weights by a 1x1 convolution.
+
+    A kernel of one pixel is the same with any dilation. With one, torch takes oneDNN's kernels on one thread, too; they
+    are twice as fast with AVX-512: see findings/torch-pointwise-convolution-on-one-thread.sh.
+    """
+    out = F.conv2d(as_pixels(tokens), weight[:, :, None, None], bias, dilation=DILATION).permute(0, 2, 3, 1)
     return out.reshape(*tokens.shape[:2], len(weight))
+
+
+def as_pixels(tokens: torch.Tensor) -> torch.Tensor:
+    """View (B, N, C) tokens as a map that lies channels last, (1, C, B * N, 1)."""
+    return tokens.reshape(1, -1, 1, tokens.shape[2]).permute(0, 3, 1, 2)
+
+
+def has_slow_weight_gradients() -> bool:
+    """Whether a 1x1 convolution's gradient of its weights takes longer than a matrix product.
+
+    It does without AVX-512: oneDNN computes it in one thread, whatever the number. Under autocast torch chooses.
+    """
+    return torch.backends.cpu.get_cpu_capability() != "AVX512" and not torch.is_autocast_cpu_enabled()
+
+
+class PixelProduct(torch.autograd.Function):
+    """`convolve`, with the gradient of the weights as a matrix product."""
+
+    @staticmethod
+    def forward(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Map (B, N, C) to (B, N, C')."""
+        return convolve(tokens, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+        """Keep the tokens and the weights."""
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore
+        """Give the gradients of tokens, weights and bias."""
+        tokens, weight = ctx.saved_tensors
+        d_tokens = d_weight = d_bias = None
+        if ctx.needs_input_grad[0]:
+            options = [len(weight)], [1, 1], [0, 0], [DILATION] * 2, False, [0, 0], 1, [True, False, False]
+            pixels = as_pixels(grad), as_pixels(tokens), weight[:, :, None, None]
+            d_pixels, _, _ = torch.ops.aten.convolution_backward(*pixels, *options)
+            d_tokens = d_pixels.permute(0, 2, 3, 1).reshape(tokens.shape)
+        if ctx.needs_input_grad[1]:
+            d_weight = grad.flatten(0, 1).t() @ tokens.flatten(0, 1)
+        if ctx.needs_input_grad[2]:
+            d_bias = grad.sum(dim=(0, 1))
+        return d_tokens, d_weight, d_bias
