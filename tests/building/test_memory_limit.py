@@ -391,6 +391,26 @@ def test_a_usual_model_is_hardly_counted_and_comes_out_the_same(name, as_in_trai
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_builds_of_two_threads_leave_what_deterministic_algorithms_do():
+    """One begins while the other lets torch fill nothing, and ends behind it."""
+    inner_began, outer_ended = threading.Event(), threading.Event()
+
+    def build() -> None:
+        with limit_memory():
+            inner_began.set()
+            outer_ended.wait(10)
+
+    thread = threading.Thread(target=build)
+    with limit_memory() as active:
+        active.count_registered_tensors()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+        thread.start()
+        inner_began.wait(10)
+    outer_ended.set()
+    thread.join()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
 def test_each_thread_counts_its_own():
     """Modules that another thread makes in the meantime are not counted."""
     done = threading.Event()

@@ -28,7 +28,7 @@ TRAINING = (
     *("amp", "aug_policy", "backbone_lr", "base_size_repeat", "bgr", "bias_decay", "box", "checkpoint_activations"),
     *("clip_grad", "close_mosaic", "cls", "cls_pw", "cls_remap", "copy_paste", "cos_lr", "cutmix", "degrees"),
     *("deterministic", "dfl", "dis", "distill_boxes", "distill_features", "distill_logits", "distill_model", "epochs"),
-    *("export_check", "fast_kernels", "fliplr", "flipud", "freeze"),
+    *("export_check", "fliplr", "flipud", "freeze"),
     *("freeze_at", "freeze_norm", "hsv_h", "hsv_s", "hsv_v", "iou_crop", "loss", "lr0", "lr_schedule", "lrf"),
     *("mixup", "momentum", "mosaic", "multi_scale", "nbs", "no_aug_epochs", "optimizer", "patience", "perspective"),
     *("photometric", "pretrained", "resume", "save_period", "scale", "seed", "shear", "time", "translate"),
@@ -71,6 +71,7 @@ IGNORED: dict[str, dict[str, str]] = {
         **dict.fromkeys(TRAINING, OF_TRAINING),
         **dict.fromkeys(PREDICTION, OF_PREDICTION),
         **dict.fromkeys(("rect", "augment", "classes", "save_txt", "visualize"), "it is for predict and val"),
+        "fast_kernels": "it is for train, predict and val with PyTorch",
     },
 }
 MIXING = "mosaic", "mixup", "cutmix"  # augmentations that `close_mosaic` ends
@@ -131,6 +132,12 @@ def check_classes(args: Any, names: Any) -> None:
     unknown = [x for x in chosen if not is_class(x, len(names))]
     if unknown:
         raise Refused(f"classes={classes}: there is no class {unknown[0]!r}; there are 0 to {len(names) - 1}")
+
+
+def check_switch(key: str, value: Any) -> None:
+    """Raise `Refused` for a switch that is neither on nor off nor left out."""
+    if value is not None and not isinstance(value, bool):
+        raise Refused(f"{key}={value!r}: expected True or False")
 
 
 def is_class(x: Any, count: int) -> bool:

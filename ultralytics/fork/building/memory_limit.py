@@ -59,12 +59,24 @@ class BuildsInProgress:
 
     count = 0
     lock = threading.Lock()
+    fills_new_tensors = True  # whether deterministic algorithms do, where no build is in progress
 
     @classmethod
     def add(cls, change: int) -> None:
         """Count a build that begins, or ends."""
         with cls.lock:
+            if not cls.count:
+                cls.fills_new_tensors = torch.utils.deterministic.fill_uninitialized_memory
             cls.count += change
+            if not cls.count:
+                torch.utils.deterministic.fill_uninitialized_memory = cls.fills_new_tensors
+
+    @classmethod
+    def let_torch_fill(cls, fills: bool) -> None:
+        """Let deterministic algorithms fill new tensors, as they did before the first build, or not."""
+        with cls.lock:
+            if cls.count:
+                torch.utils.deterministic.fill_uninitialized_memory = fills and cls.fills_new_tensors
 
 
 def is_building() -> bool:
@@ -86,7 +98,7 @@ def limit_memory() -> Iterator[MemoryLimit]:
     try:
         yield active
     finally:
-        active.finish()
+        active.count_registered_tensors()
         BuildsInProgress.add(-1)
         _building.reset(token)
 
@@ -211,7 +223,6 @@ class MemoryLimit(TorchDispatchMode):
         self.is_entered = False
         self.predictable_rows: dict[int, bool] = {}
         self.predictable_layers: set[nn.Module] = set()
-        self.fills_new_tensors = torch.utils.deterministic.fill_uninitialized_memory
         register_hooks()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -233,7 +244,7 @@ class MemoryLimit(TorchDispatchMode):
         """See each operation from now on."""
         if not self.is_entered:
             self.is_entered = True
-            torch.utils.deterministic.fill_uninitialized_memory = self.fills_new_tensors
+            BuildsInProgress.let_torch_fill(True)
             self.__enter__()
 
     def count_registered_tensors(self) -> None:
@@ -244,12 +255,7 @@ class MemoryLimit(TorchDispatchMode):
         if self.is_entered:
             self.is_entered = False
             self.__exit__(None, None, None)
-            torch.utils.deterministic.fill_uninitialized_memory = False
-
-    def finish(self) -> None:
-        """Count nothing any more."""
-        self.count_registered_tensors()
-        torch.utils.deterministic.fill_uninitialized_memory = self.fills_new_tensors
+            BuildsInProgress.let_torch_fill(False)
 
     @contextlib.contextmanager
     def rows_counted(self) -> Iterator[None]:
@@ -375,7 +381,7 @@ def rehearse_rows(parse_model: Callable, d: dict, ch: int) -> None:
     except Exception:  # the row is wrong, or needs numbers: what is built next says which
         pass
     finally:
-        rehearsal.finish()
+        rehearsal.count_registered_tensors()
         _building.reset(token)
 
 

@@ -1,8 +1,9 @@
 """What this fork does to upstream's engine/predictor.py and engine/validator.py.
 
 `predict`, `track` and `val` run the decoder layers and queries that are chosen, and say which arguments do nothing;
-predicted boxes are clipped to their image. In a process of a launcher, `val` outside of a training runs as it does
-without a launcher. Detections on a data set of annotations bear their ids.
+predicted boxes are clipped to their image. Convolutions take the kernels that are fast, unless `fast_kernels=False`. In
+a process of a launcher, `val` outside of a training runs as it does without a launcher. Detections on a data set of
+annotations bear their ids.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ultralytics.fork import arguments, decoder_size
 from ultralytics.fork.data import coco_evaluation
 from ultralytics.fork.distributed import elastic_launch
 from ultralytics.fork.hooks.override import install, install_module, override
+from ultralytics.fork.pointwise_convolutions import use_onednn_on_one_thread
 from ultralytics.fork.rtdetr import find_head
 from ultralytics.utils.ops import clip_boxes
 
@@ -32,10 +34,12 @@ def choose_decoder_size(model: Any, args: Any) -> None:
     """
     install_module(PREDICTOR)  # whose file is imported by now, if it is one
     arguments.check_classes(args, getattr(model, "names", None))
+    arguments.check_switch("fast_kernels", args.fast_kernels)
     arguments.say_precision(args, getattr(model, "device", None))
-    has_head = find_head(getattr(getattr(model, "backend", model), "model", None))
-    if has_head and args.mode != "train":  # the last validation of a training has its arguments
+    module = getattr(getattr(model, "backend", model), "model", None)
+    if find_head(module) and args.mode != "train":  # the last validation of a training has its arguments
         arguments.say_what_is_ignored("val" if args.mode == "val" else "predict", args)
+        use_onednn_on_one_thread(module, args.fast_kernels is not False)
     decoder_size.choose_decoder_size(model, args)
 
 

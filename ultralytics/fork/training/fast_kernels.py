@@ -1,8 +1,8 @@
 """Train in the layouts and by the kernels that are fast, where results differ from Ultralytics' by rounding only.
 
-On a CPU, maps lie in memory channels last where convolutions gain by it; on a GPU, Ultralytics does that. Attention is
-computed as one operation, which keeps no map of weights (https://arxiv.org/abs/2205.14135), and the tokens of the
-decoder lie in memory as its products read them.
+On a CPU, maps lie in memory channels last where convolutions gain by it; on a GPU, Ultralytics does that. On one
+thread, convolutions of one pixel are oneDNN's. Attention is computed as one operation, which keeps no map of weights
+(https://arxiv.org/abs/2205.14135), and the tokens of the decoder lie in memory as its products read them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import nn
 
 from ultralytics.fork.errors import Refused
 from ultralytics.fork.instance_mixin import InstanceMixin, mix_into
+from ultralytics.fork.pointwise_convolutions import use_onednn_on_one_thread
 from ultralytics.fork.rtdetr import find_head
 from ultralytics.fork.training.cpu_memory import map_large_buffers
 from ultralytics.nn.modules.transformer import DeformableTransformerDecoderLayer, TransformerEncoderLayer
@@ -54,6 +55,7 @@ def use_fast_kernels(model: Any, device: torch.device) -> None:
                 mix_into(m, AttentionWithoutWeights)
     if device.type == "cpu":
         map_large_buffers()
+        use_onednn_on_one_thread(model)
     if prefers_channels_last(device):
         model.to(memory_format=torch.channels_last)
 

@@ -54,7 +54,7 @@ def check_recipe(trainer: Any, overrides: dict) -> None:
             raise Refused(f"{key}={getattr(args, key)!r}: expected {' or '.join(known)}, or none for Ultralytics' own")
     for key in ("bias_decay", "freeze_norm", "fast_kernels", "checkpoint_activations"):
         value, words = getattr(args, key), ("norms",) if key == "checkpoint_activations" else ()
-        if not isinstance(value, bool) and value not in words:
+        if not isinstance(value, bool) and value not in words and value != DEFAULT_CFG_DICT[key]:
             raise Refused(f"{key}={value!r}: expected {', '.join([*words, 'True'])} or False")
     if not is_rtdetr_trainer(trainer):
         given = [key for key in RTDETR_ONLY if getattr(args, key) != DEFAULT_CFG_DICT[key]]

@@ -24,6 +24,7 @@ from einops import rearrange
 from torch import nn
 
 from ultralytics.nn.AddModules.layers.execution_mode import has_hooks, is_eager
+from ultralytics.nn.AddModules.layers.tokens import DILATION
 from ultralytics.nn.AddModules.registry import backbone, register
 from ultralytics.utils.torch_utils import fuse_conv_and_bn
 
@@ -300,7 +301,7 @@ class iRMB(nn.Module):
         local = self.conv_local.conv
         parts = []
         for weight, bias, local_weight, local_bias in zip(*parameters):
-            expanded = gelu_(F.conv2d(x, weight, bias))
+            expanded = gelu_(F.conv2d(x, weight, bias, dilation=DILATION))
             options = {"stride": local.stride, "padding": local.padding, "dilation": local.dilation}
             parts.append(gelu_(F.conv2d(expanded, local_weight, local_bias, groups=len(local_bias), **options)))
         return torch.cat(parts, dim=1)
