@@ -198,7 +198,7 @@ def bench_shelf(args: argparse.Namespace) -> list[dict]:
 
 def bench_train(args: argparse.Namespace) -> list[dict]:
     """Measure training steps, and the epoch around them."""
-    names = [name for name in training_steps.NAMES if args.only in name]
+    names = [args.only] if args.only in training_steps.NAMES else [n for n in training_steps.NAMES if args.only in n]
     with Progress("models", len(names)) as progress:
         return training_steps.measure_steps(
             ROOT, names, str(args.device), args.imgsz or models.SIZE, args.batch, args.steps, args.rounds, progress.step
