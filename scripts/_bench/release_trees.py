@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from _upstream.pin import Pin, UpstreamError
 from _upstream.queue.release_trees import write_untouched_tree
@@ -88,7 +88,7 @@ def run_python(tree: Path, arguments: list[str], folder: Path | None = None) -> 
         return Finished(used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1024, stdout.read())
 
 
-def wait_with_usage(process: subprocess.Popen) -> tuple[resource.struct_rusage, int]:
+def wait_with_usage(process: subprocess.Popen) -> tuple[Any, int]:
     """Wait for a process; give what it has used, and its exit code."""
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

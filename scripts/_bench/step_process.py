@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import resource
 import sys
 import time
 import types
@@ -166,6 +165,8 @@ def read_peak(is_cuda: bool) -> float:
     """Read the peak of memory so far, MiB."""
     if is_cuda:
         return torch.cuda.max_memory_allocated() / 2**20
+    import resource  # which Windows has not
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

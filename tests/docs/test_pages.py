@@ -260,6 +260,17 @@ def test_table_of_the_worked_study():
         assert {renamed.get(column, column): cell.strip("`") for column, cell in row.items()}.items() <= record.items()
 
 
+@pytest.mark.parametrize("data", ["shapes", "crowd"])
+def test_tables_of_the_losses(data):
+    """The page has columns of the recorded tables."""
+    recorded = read_table((ROOT / "benchmarks" / "losses" / f"{data}.md").read_text(encoding="utf-8"))
+    shown = read_table(PAGES["docs/losses.md"].partition(f"On `{data}.yaml`")[2])
+    renamed = {"mAP50-95, %": "mAP50-95", "difference, 95 % interval": "difference [95 %]"}
+    assert len(shown) == len(recorded) == 3
+    for row, record in zip(shown, recorded, strict=True):
+        assert {renamed.get(column, column): cell.strip("`") for column, cell in row.items()}.items() <= record.items()
+
+
 def read_table(text: str) -> list[dict[str, str]]:
     """Return the rows of the first Markdown table of models in a text."""
     lines = re.search(r"(?m)^\| model .*\n(?:\|.*\n)+", text)[0].splitlines()

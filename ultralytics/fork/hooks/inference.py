@@ -36,7 +36,7 @@ def choose_decoder_size(model: Any, args: Any) -> None:
     arguments.check_classes(args, getattr(model, "names", None))
     arguments.check_switch("fast_kernels", args.fast_kernels)
     arguments.say_precision(args, getattr(model, "device", None))
-    module = getattr(getattr(model, "backend", model), "model", None)
+    module: Any = getattr(getattr(model, "backend", model), "model", None)
     if find_head(module) and args.mode != "train":  # the last validation of a training has its arguments
         arguments.say_what_is_ignored("val" if args.mode == "val" else "predict", args)
         use_onednn_on_one_thread(module, args.fast_kernels is not False)
