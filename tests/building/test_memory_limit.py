@@ -26,6 +26,7 @@ from ultralytics.nn import tasks
 from ultralytics.nn.AddModules.registry import NAMES, READERS, RowError, backbone
 from ultralytics.nn.tasks import parse_model, yaml_model_load
 from ultralytics.utils import YAML
+from ultralytics.utils.torch_utils import init_seeds, unset_deterministic
 
 
 # Rows one by one ------------------------------------------------------------------------------------------------------
@@ -345,9 +346,9 @@ def test_what_is_predictable():
 @pytest.fixture
 def deterministic():
     """Deterministic algorithms, as upstream's trainer asks for them."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    init_seeds(0, deterministic=True)
     yield
-    torch.use_deterministic_algorithms(False)
+    unset_deterministic()
 
 
 def test_a_decoder_of_many_queries_is_counted_in_its_summary(monkeypatch):
@@ -384,31 +385,10 @@ def test_a_usual_model_is_hardly_counted_and_comes_out_the_same(name, as_in_trai
         torch.manual_seed(0)
         models.append(model(yaml_model_load(name), verbose=as_in_training))
         counts.append(len(counted))
-        assert torch.utils.deterministic.fill_uninitialized_memory
     assert counts[0] < counts[1] / 10
     assert torch.equal(models[0].stride, models[1].stride)
     first, second = (m.state_dict() for m in models)
     assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-def test_builds_of_two_threads_leave_what_deterministic_algorithms_do():
-    """One begins while the other lets torch fill nothing, and ends behind it."""
-    inner_began, outer_ended = threading.Event(), threading.Event()
-
-    def build() -> None:
-        with limit_memory():
-            inner_began.set()
-            outer_ended.wait(10)
-
-    thread = threading.Thread(target=build)
-    with limit_memory() as active:
-        active.count_registered_tensors()
-        assert not torch.utils.deterministic.fill_uninitialized_memory
-        thread.start()
-        inner_began.wait(10)
-    outer_ended.set()
-    thread.join()
-    assert torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_each_thread_counts_its_own():

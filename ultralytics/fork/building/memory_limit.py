@@ -59,24 +59,12 @@ class BuildsInProgress:
 
     count = 0
     lock = threading.Lock()
-    fills_new_tensors = True  # whether deterministic algorithms do, where no build is in progress
 
     @classmethod
     def add(cls, change: int) -> None:
         """Count a build that begins, or ends."""
         with cls.lock:
-            if not cls.count:
-                cls.fills_new_tensors = torch.utils.deterministic.fill_uninitialized_memory
             cls.count += change
-            if not cls.count:
-                torch.utils.deterministic.fill_uninitialized_memory = cls.fills_new_tensors
-
-    @classmethod
-    def let_torch_fill(cls, fills: bool) -> None:
-        """Let deterministic algorithms fill new tensors, as they did before the first build, or not."""
-        with cls.lock:
-            if cls.count:
-                torch.utils.deterministic.fill_uninitialized_memory = fills and cls.fills_new_tensors
 
 
 def is_building() -> bool:
@@ -224,6 +212,10 @@ class MemoryLimit(TorchDispatchMode):
         self.predictable_rows: dict[int, bool] = {}
         self.predictable_layers: set[nn.Module] = set()
         register_hooks()
+        # With deterministic algorithms, torch fills each new tensor, and the memory is taken before it is registered.
+        # Upstream's trainer lets it fill none
+        fills = torch.utils.deterministic.fill_uninitialized_memory
+        self.may_skip = not (torch.are_deterministic_algorithms_enabled() and fills)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -244,18 +236,13 @@ class MemoryLimit(TorchDispatchMode):
         """See each operation from now on."""
         if not self.is_entered:
             self.is_entered = True
-            BuildsInProgress.let_torch_fill(True)
             self.__enter__()
 
     def count_registered_tensors(self) -> None:
-        """See registered tensors only from now on.
-
-        With deterministic algorithms torch would fill each new tensor, and take its memory before it is registered.
-        """
+        """See registered tensors only from now on."""
         if self.is_entered:
             self.is_entered = False
             self.__exit__(None, None, None)
-            BuildsInProgress.let_torch_fill(False)
 
     @contextlib.contextmanager
     def rows_counted(self) -> Iterator[None]:
@@ -274,7 +261,7 @@ class MemoryLimit(TorchDispatchMode):
     def begin_row(self) -> None:
         """Choose how the row is counted that comes next."""
         self.row_numbers = 0
-        if self.row in self.predictable_rows:
+        if self.may_skip and self.row in self.predictable_rows:
             self.count_registered_tensors()
         else:
             self.count_operations()

@@ -22,7 +22,6 @@ from ultralytics.fork.training import distillation, losses, nonfinite_steps, rec
 from ultralytics.fork.training.activation_checkpoints import checkpoint_activations
 from ultralytics.fork.training.batch_transforms import transform_batches
 from ultralytics.fork.training.compiled_training import give_targets
-from ultralytics.fork.training.cpu_memory import leave_new_tensors_unfilled
 from ultralytics.fork.training.explain_interruption import explain_interruption
 from ultralytics.fork.training.export_check import try_exports
 from ultralytics.fork.training.fast_kernels import use_fast_kernels
@@ -202,6 +201,6 @@ def _handle_nan_recovery(original: Any, self: Any, epoch: int) -> bool:
 
 @override(TRAINER)
 def _do_train(original: Any, self: Any, *args: Any) -> None:
-    """End a run that is interrupted with one line that says what is saved and how to go on; fill no new tensor."""
-    with explain_interruption(self), leave_new_tensors_unfilled():
+    """End a run that is interrupted with one line that says what is saved and how to go on."""
+    with explain_interruption(self):
         original(self, *args)

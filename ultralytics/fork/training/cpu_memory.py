@@ -1,4 +1,4 @@
-"""Let a training on a CPU need the memory that its tensors need, and write into it once.
+"""Let a training on a CPU need the memory that its tensors need.
 
 The heap of glibc grows with each size of map that fits in no gap, to almost twice the tensors. A buffer that is mapped
 by itself leaves no gap; it costs page faults, which huge pages make few.
@@ -9,10 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 LARGE = 6 << 20  # bytes; smaller ones gain little memory, and cost more time than the kernels of a training save
@@ -27,17 +23,3 @@ def map_large_buffers() -> None:
 def allow_huge_pages() -> None:
     """Let torch ask for huge pages; it looks when it makes its first tensor."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-
-@contextmanager
-def leave_new_tensors_unfilled() -> Iterator[None]:
-    """Let deterministic algorithms, which upstream's trainer uses, not fill each new tensor before it is computed.
-
-    Torch fills it with NaN, so that what reads numbers that nobody wrote is found. That takes 3 to 4 % of a step.
-    """
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.utils.deterministic.fill_uninitialized_memory = before

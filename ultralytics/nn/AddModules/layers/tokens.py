@@ -44,7 +44,8 @@ def cut(x: torch.Tensor, parts: int, dim: int) -> tuple[torch.Tensor, ...]:
 
 def is_hooked(layer: nn.Module) -> bool:
     """Whether a layer must be called as a module: it was replaced, or hooks, such as profilers', want to see it."""
-    replaced = type(layer).forward not in (nn.Linear.forward, nn.Conv2d.forward) or "forward" in vars(layer)
+    forward = getattr(type(layer), "forward", None)
+    replaced = forward not in (nn.Linear.forward, nn.Conv2d.forward) or "forward" in vars(layer)
     return replaced or has_hooks(layer) or bool(layer._backward_hooks or layer._backward_pre_hooks)
 
 
